@@ -1,0 +1,1 @@
+"""Typed configuration: one frozen pydantic model per stage."""

@@ -1,0 +1,135 @@
+"""Resolve a configuration: preset < YAML file < ``--set key=value`` < explicit flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from fmrisynth.config.base import StageConfig
+from fmrisynth.errors import UsageError
+
+C = TypeVar("C", bound=StageConfig)
+
+
+def preset_names(stage: str) -> list[str]:
+    """Names of the presets of a stage (``train`` -> ``hybrid-38m``, ...)."""
+    folder = resources.files("fmrisynth.config") / "presets" / stage
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(
+    model: type[C],
+    stage: str,
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> C:
+    """Build the configuration of one stage.
+
+    Parameters
+    ----------
+    model : type
+        The configuration class.
+    stage : str
+        The command's name; presets are looked up under it.
+    preset : str, optional
+        Name of a packaged preset.
+    file : Path, optional
+        A user's YAML file.
+    overrides : sequence of str
+        ``a.b=value`` pairs; the value is read as YAML.
+    flags : mapping, optional
+        Dotted key -> value of explicit command-line flags; ``None`` values are skipped.
+
+    Raises
+    ------
+    UsageError
+        Unknown preset or key, unreadable file, value out of range.
+    """
+    values: dict[str, Any] = {}
+    if preset is not None:
+        _merge(values, _load_preset(stage, preset))
+    if file is not None:
+        _merge(values, _load_file(file))
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set {item!r}: expected key=value, for example --set window.delay_s=2.")
+        try:
+            _put(values, key.strip(), yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {item!r}: the value is not valid YAML ({error}).") from None
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _put(values, key, value)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_explain(model, stage, error)) from None
+
+
+def dump_yaml(config: StageConfig) -> str:
+    """The resolved configuration as YAML text."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _load_preset(stage: str, name: str) -> dict[str, Any]:
+    known = preset_names(stage)
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}."
+        raise UsageError(f"There is no {stage} preset named {name!r}: {hint}")
+    return yaml.safe_load((resources.files("fmrisynth.config") / "presets" / stage / f"{name}.yaml").read_text()) or {}
+
+
+def _load_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: the configuration cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: expected a YAML configuration, found text that is not YAML ({error}).") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a YAML mapping of settings, found {type(content).__name__}.")
+    return content
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UsageError(f"--set {dotted}: {parent!r} is a value, not a group of settings.")
+        values = child
+    values[last] = value
+
+
+def _explain(model: type[StageConfig], stage: str, error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(str(first["loc"][-1]), list(model.model_fields), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        return f"{stage}: there is no setting named {key!r}{hint}{more}"
+    return f"{stage}: setting {key!r} = {first.get('input')!r} is not usable: {first['msg']}{more}."
