@@ -1,0 +1,1 @@
+"""BIDS and HCP on disk: names, sidecars, provenance and discovery of inputs."""

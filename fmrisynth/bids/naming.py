@@ -1,0 +1,155 @@
+"""The only place that builds names of files.
+
+Names follow BIDS 1.10 derivatives where the standard has a rule, and fitlins / nilearn where it has none
+yet (stat maps). Entities are written in BIDS order; values are letters and digits.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fmrisynth.errors import UsageError
+
+ENTITY_ORDER = (
+    "sub", "ses", "task", "acq", "dir", "run", "hemi", "space", "res", "seg", "desc", "contrast", "stat",
+)  # fmt: skip
+
+IGNORED_PATTERNS = (
+    "*.html", "*_statmap.nii.gz", "*_statmap.json", "*_timeseries.tsv", "*_design.tsv",
+    "figures", "group", "logs", "*_preview.png", "metrics.json", "ground_truth",
+)  # fmt: skip
+"""Lines of ``.bidsignore``; folders without a trailing slash, which the schema validator needs."""
+
+_VALUE = re.compile(r"^[0-9A-Za-z+]+$")
+
+
+@dataclass(frozen=True)
+class Entities:
+    """The entities of a file name; None where absent. Values must be letters and digits.
+
+    Raises
+    ------
+    UsageError
+        If a value could not stand in a BIDS name (which also keeps paths inside the dataset).
+    """
+
+    sub: str
+    ses: str | None = None
+    task: str | None = None
+    acq: str | None = None
+    dir: str | None = None
+    run: int | None = None
+    space: str | None = None
+    res: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("sub", "ses", "task", "acq", "dir", "space", "res"):
+            value = getattr(self, name)
+            if value is not None and not _VALUE.match(value):
+                raise UsageError(f"{name}-{value}: a BIDS entity value may hold letters and digits only.")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of functional files, relative to the dataset."""
+        session = [f"ses-{self.ses}"] if self.ses else []
+        return Path(f"sub-{self.sub}", *session, "func")
+
+    def name(self, suffix: str, extension: str, **more: str) -> str:
+        """A file name: the entities, `more` entities (``desc="brain"``), suffix and extension."""
+        values = {key: getattr(self, key) for key in self.__dataclass_fields__} | more
+        parts = []
+        for key in ENTITY_ORDER:
+            value = values.get(key)
+            if value is None:
+                continue
+            text = f"{value:02d}" if key == "run" else str(value)
+            if not _VALUE.match(text):
+                raise UsageError(f"{key}-{text}: a BIDS entity value may hold letters and digits only.")
+            parts.append(f"{key}-{text}")
+        return "_".join([*parts, suffix]) + extension
+
+    def path(self, suffix: str, extension: str, **more: str) -> Path:
+        """`name` inside `folder`."""
+        return self.folder / self.name(suffix, extension, **more)
+
+    def without_space(self) -> Entities:
+        """The entities of files that have no image grid (events, confounds)."""
+        return replace(self, space=None, res=None)
+
+
+def parse_entities(name: str) -> dict[str, str]:
+    """Entity -> value of a BIDS file name, plus ``suffix`` and ``extension``.
+
+    Examples
+    --------
+    >>> parse_entities("sub-01_task-rest_run-02_bold.nii.gz")["run"]
+    '02'
+    """
+    stem, dot, extension = name.partition(".")
+    *pairs, suffix = stem.split("_")
+    found = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
+    return found | {"suffix": suffix, "extension": dot + extension}
+
+
+def block_bold(entities: Entities, desc: str) -> Path:
+    """A block's 4D image."""
+    return entities.path("bold", ".nii.gz", desc=desc)
+
+
+def block_companion(bold: Path, kind: str) -> Path:
+    """A file that belongs to a block, from the block's own path.
+
+    Parameters
+    ----------
+    bold : Path
+        The block's 4D image.
+    kind : {"sidecar", "reference", "mask", "events"}
+        JSON sidecar; temporal mean of the source run; brain mask; events table.
+    """
+    stem = bold.name.removesuffix("_bold.nii.gz")
+    if kind == "sidecar":
+        return bold.with_name(f"{stem}_bold.json")
+    parts = stem.split("_")
+    plain = "_".join(part for part in parts if not part.startswith("desc-"))
+    if kind == "reference":
+        return bold.with_name(f"{plain}_boldref.nii.gz")
+    if kind == "mask":
+        return bold.with_name(f"{plain}_desc-brain_mask.nii.gz")
+    if kind == "events":
+        bare = "_".join(p for p in parts if not p.startswith(("desc-", "space-", "res-")))
+        return bold.with_name(f"{bare}_events.tsv")
+    raise ValueError(kind)
+
+
+def subject_scans(subject: str, session: str | None = None) -> Path:
+    """The index of a subject's blocks; written last, so its presence means that the subject is whole."""
+    return Path(f"sub-{subject}", f"sub-{subject}_scans.tsv")
+
+
+def subject_report(subject: str) -> Path:
+    """The HTML report of a participant."""
+    return Path(f"sub-{subject}.html")
+
+
+def subject_latents(subject: str) -> tuple[Path, Path]:
+    """Shard and index of a subject's latents."""
+    return Path(f"sub-{subject}_latents.safetensors"), Path(f"sub-{subject}_latents.tsv")
+
+
+def subject_statmap(entities: Entities, contrast: str, stat: str, extension: str = ".nii.gz") -> Path:
+    """A subject's stat map; `stat` is ``effect``, ``variance``, ``t`` or ``z``."""
+    return entities.path("statmap", extension, contrast=contrast, stat=stat)
+
+
+def group_statmap(task: str | None, space: str, contrast: str, stat: str, extension: str = ".nii.gz") -> Path:
+    """A group stat map, ``group/task-..._space-..._contrast-..._stat-..._statmap.nii.gz``."""
+    parts = [f"task-{task}"] if task else []
+    parts += [f"space-{space}", f"contrast-{contrast}", f"stat-{stat}", "statmap"]
+    return Path("group", "_".join(parts) + extension)
+
+
+def synthetic_subject(index: int) -> str:
+    """Label of a synthetic subject: ``synth0001`` for index 0."""
+    return f"synth{index + 1:04d}"
