@@ -160,7 +160,9 @@ def load_table(extra: Path | None = None) -> ConditionTable:
     try:
         return _parse_table(content)
     except (TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{extra or 'conditions.yaml'}: the condition table is malformed ({error!r}).") from None
+        raise UsageError(
+            f"{extra or 'conditions.yaml'}: the condition table is malformed ({error!r})."
+        ) from None
 
 
 def _parse_table(content: dict[str, Any]) -> ConditionTable:

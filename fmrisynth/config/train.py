@@ -1,0 +1,196 @@
+"""Settings of the `train` stage: the network, the objective, the optimiser and the run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from fmrisynth.config.base import Config, StageConfig
+
+StageKind = Literal["conv", "transformer"]
+
+
+class HybridConfig(Config):
+    """The hybrid CNN-Transformer of the paper (Fig. 4) and its ablations.
+
+    Level 0 is the finest grid; the last level is the bottleneck. The defaults are the 38.1 M model.
+    """
+
+    kind: Literal["hybrid"] = "hybrid"
+    base_ch: int = Field(128, ge=4, description="Width w of level 0; conditioning vectors have width 4 w.")
+    width_multipliers: tuple[int, ...] = Field((1, 2, 4), description="Width of each level in units of base_ch.")
+    stages: tuple[StageKind, ...] = Field(
+        ("conv", "transformer", "transformer"), description="Kind of the blocks at each level."
+    )
+    encoder_blocks: tuple[int, ...] = Field((1, 3), description="Blocks per level on the way down.")
+    bottleneck_blocks: int = Field(3, ge=1)
+    decoder_blocks: tuple[int, ...] = Field((2, 3), description="Blocks per level on the way up, finest first.")
+    num_heads: int | None = Field(None, ge=1, description="Attention heads at every level; default base_ch / 16.")
+    cross_attention: bool = Field(True, description="False is the paper's 'AdaLN-Zero only'.")
+    context_tokens: int = Field(8, ge=1, description="Learned context tokens per condition.")
+    mlp_ratio: int = Field(4, ge=1)
+    checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> HybridConfig:
+        n_levels = len(self.width_multipliers)
+        if n_levels < 2:
+            raise ValueError("width_multipliers needs at least two levels")
+        if len(self.stages) != n_levels:
+            raise ValueError(f"stages needs one kind per level ({n_levels})")
+        if len(self.encoder_blocks) != n_levels - 1 or len(self.decoder_blocks) != n_levels - 1:
+            raise ValueError(f"encoder_blocks and decoder_blocks need one count per level but the last ({n_levels - 1})")
+        for multiplier, stage in zip(self.width_multipliers, self.stages, strict=True):
+            if stage == "transformer" and (multiplier * self.base_ch) % self.heads:
+                raise ValueError(f"width {multiplier * self.base_ch} does not divide by {self.heads} heads")
+        return self
+
+    @property
+    def heads(self) -> int:
+        """Attention heads (Table 3: base_ch / 16)."""
+        return self.num_heads or max(1, self.base_ch // 16)
+
+    @property
+    def downsampling(self) -> int:
+        """Every side of the latent grid must divide by this."""
+        return 2 ** (len(self.width_multipliers) - 1)
+
+
+class UNetConfig(Config):
+    """The paper's baseline: MONAI's ``DiffusionModelUNet`` with the class in the time embedding."""
+
+    kind: Literal["unet"] = "unet"
+    num_channels: tuple[int, ...] = (64, 160, 224)
+    num_head_channels: tuple[int, ...] = (0, 160, 224)
+    attention_levels: tuple[bool, ...] = (False, True, True)
+    num_res_blocks: int = Field(2, ge=1)
+    norm_num_groups: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> UNetConfig:
+        if not len(self.num_channels) == len(self.num_head_channels) == len(self.attention_levels):
+            raise ValueError("num_channels, num_head_channels and attention_levels need the same length")
+        return self
+
+    @property
+    def downsampling(self) -> int:
+        """Every side of the latent grid must divide by this."""
+        return 2 ** (len(self.num_channels) - 1)
+
+
+def _model_kind(value: Any) -> str:
+    return value.get("kind", "hybrid") if isinstance(value, dict) else getattr(value, "kind", "hybrid")
+
+
+ModelConfig = Annotated[
+    Annotated[HybridConfig, Tag("hybrid")] | Annotated[UNetConfig, Tag("unet")], Discriminator(_model_kind)
+]
+
+
+class ObjectiveConfig(Config):
+    """What the network predicts and along which noise schedule."""
+
+    prediction: Literal["epsilon", "v", "flow"] = Field("epsilon", description="The paper predicts epsilon.")
+    schedule: Literal["linear", "scaled_linear"] = Field(
+        "linear", description="Curve of beta: linear, or linear in the square root of beta. Unused by flow."
+    )
+    n_train_steps: int = Field(1000, ge=2, description="Diffusion steps T.")
+    beta_start: float = Field(0.0015, gt=0, lt=1)
+    beta_end: float = Field(0.0195, gt=0, lt=1)
+    min_snr_gamma: float | None = Field(None, gt=0, description="Min-SNR loss weighting (5 is usual); null is off.")
+    flow_time: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="How flow matching draws its times in training."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ObjectiveConfig:
+        if self.prediction == "flow" and self.min_snr_gamma is not None:
+            raise ValueError("min_snr_gamma applies to epsilon and v only")
+        return self
+
+
+class ConditioningConfig(Config):
+    """Named attributes the network is told; the task condition always comes first."""
+
+    dropout: float = Field(0.05, ge=0, lt=1, description="Rate at which the task condition becomes the null row.")
+    attributes: dict[str, float] = Field(
+        default_factory=dict,
+        description="Further columns of the latents' index -> dropout rate, e.g. {phase_encoding: 0.1}.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ConditioningConfig:
+        if "condition" in self.attributes:
+            raise ValueError("'condition' is always an attribute; set conditioning.dropout instead")
+        if any(not 0 <= rate < 1 for rate in self.attributes.values()):
+            raise ValueError("dropout rates lie in [0, 1)")
+        return self
+
+
+class OptimiserConfig(Config):
+    """AdamW with warmup and gradient clipping."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = Field(1000, ge=0, description="Linear warmup of the learning rate.")
+    decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warmup.")
+    grad_clip: float = Field(1.0, gt=0, description="Largest L2 norm of the gradient.")
+
+
+class EmaConfig(Config):
+    """Exponential moving average of the weights (used for sampling and validation)."""
+
+    decay: float = Field(0.9999, ge=0, lt=1)
+    warmup: bool = Field(True, description="Use min(decay, (1 + n) / (10 + n)) after n updates, for short runs.")
+
+
+class TrainConfig(StageConfig):
+    """Everything about one training run."""
+
+    model: ModelConfig = Field(default_factory=HybridConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)
+    prior: Literal["none", "class_mean", "class_gaussian"] = Field(
+        "none", description="Diffuse around zero (the paper), or around the training mean (and variance) per condition."
+    )
+    optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
+    ema: EmaConfig = Field(default_factory=EmaConfig)
+
+    steps: int = Field(400_000, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(16, ge=1, description="Instances per optimiser step, over all ranks.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Instances per forward pass and rank; the rest is gradient accumulation."
+    )
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N (ignored under torchrun on GPUs).")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, else fp32.")
+    distributed: Literal["ddp", "fsdp"] = Field("ddp", description="Engine when started by torchrun or srun.")
+    compile: bool = Field(False, description="torch.compile the network.")
+    channels_last: bool = Field(False, description="Keep convolution weights in channels-last-3d order.")
+    prefetch: int = Field(2, ge=0, description="Batches prepared ahead by a background thread.")
+
+    log_every: int = Field(50, ge=1)
+    val_every: int = Field(1000, ge=1)
+    val_instances: int = Field(256, ge=1, description="Validation instances (the first so many after a fixed shuffle).")
+    sample_every: int = Field(0, ge=0, description="Draw a small fixed grid of samples every so many steps; 0 is never.")
+    sample_steps: int = Field(20, ge=1, description="Sampler steps of that grid.")
+    samples_per_condition: int = Field(2, ge=1)
+    checkpoint_every: int = Field(5000, ge=1)
+    keep_last: int = Field(3, ge=1, description="Checkpoints kept, beside the best by validation loss.")
+    max_hours: float | None = Field(None, gt=0, description="Stop with a checkpoint after this wall time.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} does not divide by micro_batch_size {self.micro_batch_size}")
+        if self.model.kind == "unet" and self.conditioning.attributes:
+            raise ValueError("the U-Net baseline takes the task condition only; remove conditioning.attributes")
+        return self
+
+
+# Settings that do not change the numbers a run computes: a resumed run may alter them.
+OPERATIONAL = frozenset(
+    {"device", "prefetch", "log_every", "sample_every", "checkpoint_every", "keep_last", "max_hours", "distributed"}
+)

@@ -1,0 +1,1 @@
+"""Arrays and tables: images, grids, normalisation, blocks, windows, splits and latents."""

@@ -1,0 +1,314 @@
+"""The block dataset: what `prepare` and `sample` write, and everything else reads.
+
+A block dataset is a BIDS derivative in which every block instance is a short run of its own with five
+files: the 4D image, its sidecar, the reference volume (temporal mean of the source run), the brain mask and
+the events. The subject's ``scans.tsv`` lists the blocks and is written last, so that its presence means that
+the subject is complete.
+
+Axis legend: X, Y, Z voxel axes; T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmrisynth.bids import naming
+from fmrisynth.bids.sidecars import bold_sidecar, read_tsv, write_sidecar, write_tsv
+from fmrisynth.data.grid import NATIVE_SPACE, Grid, make_grid
+from fmrisynth.data.nifti import read_image, write_image
+from fmrisynth.errors import FmrisynthError
+
+GRAND_MEAN = 10_000.0
+"""Mean of a source run over brain voxels and time, in the arbitrary units of HCP."""
+
+SCANS_COLUMNS = (
+    "filename", "condition", "split", "onset_s", "duration_s", "tr_s", "n_frames",
+    "phase_encoding", "sex", "age", "source", "source_onset_s",
+)  # fmt: skip
+ATTRIBUTES = ("phase_encoding", "sex", "age")
+"""Optional attributes of a block that a generator can be conditioned on."""
+
+
+@dataclass(frozen=True)
+class BlockData:
+    """The arrays of one block, float32 and bool.
+
+    Attributes
+    ----------
+    bold_XYZT : array
+        BOLD-like intensities, 0 outside the mask.
+    reference_XYZ : array
+        Temporal mean of the source run.
+    mask_XYZ : bool array
+        Brain voxels.
+    """
+
+    bold_XYZT: np.ndarray
+    reference_XYZ: np.ndarray
+    mask_XYZ: np.ndarray
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block instance of a block dataset.
+
+    Attributes
+    ----------
+    root : Path
+        The dataset.
+    subject : str
+        Label without ``sub-``.
+    condition : str
+        Condition label.
+    bold : Path
+        The 4D image, relative to `root`.
+    onset_s : float
+        Block onset after the first frame, in seconds (0 for windows that start at the onset).
+    duration_s : float
+        Block duration, seconds.
+    tr_s : float
+        Time between frames, seconds.
+    n_frames : int
+        Number of frames.
+    split : str or None
+        ``train``, ``val`` or ``test``; None for synthetic blocks.
+    attributes : mapping
+        Phase encoding, sex, age where known.
+    source : str or None
+        The run that it was cut from.
+    source_onset_s : float or None
+        Block onset in that run, seconds.
+    """
+
+    root: Path
+    subject: str
+    condition: str
+    bold: Path
+    onset_s: float
+    duration_s: float
+    tr_s: float
+    n_frames: int
+    split: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
+    source_onset_s: float | None = None
+
+    @property
+    def path(self) -> Path:
+        """The 4D image."""
+        return self.root / self.bold
+
+    @property
+    def reference_path(self) -> Path:
+        """The reference volume."""
+        return self.root / naming.block_companion(self.bold, "reference")
+
+    @property
+    def mask_path(self) -> Path:
+        """The brain mask."""
+        return self.root / naming.block_companion(self.bold, "mask")
+
+    @property
+    def entities(self) -> dict[str, str]:
+        """BIDS entities of the image's name."""
+        return naming.parse_entities(self.bold.name)
+
+    @property
+    def space(self) -> str:
+        """Space label of the image."""
+        return self.entities.get("space", NATIVE_SPACE)
+
+    def load(self) -> BlockData:
+        """Read the block's arrays.
+
+        Raises
+        ------
+        FmrisynthError
+            A file is missing or damaged, or the three images are not on one grid.
+        """
+        bold = read_image(self.path, ndim=4)
+        mask_XYZ = self.load_mask()
+        reference = read_image(self.reference_path, ndim=3)
+        if not bold.shape[:3] == mask_XYZ.shape == reference.shape:
+            raise FmrisynthError(
+                f"{self.path}: image, mask and reference differ in shape ({bold.shape[:3]}, {mask_XYZ.shape}, "
+                f"{reference.shape}); make the dataset again."
+            )
+        return BlockData(bold.scaled(), reference.scaled(), mask_XYZ)
+
+    def load_mask(self) -> np.ndarray:
+        """Read the brain mask, bool (X, Y, Z)."""
+        return read_image(self.mask_path, ndim=3).scaled() > 0.5
+
+    def load_grid(self) -> Grid:
+        """The block's grid, from its mask image."""
+        image = read_image(self.mask_path, ndim=3)
+        return make_grid(image.shape, image.affine, self.space)
+
+
+def write_block(
+    root: Path,
+    entities: naming.Entities,
+    desc: str,
+    data: BlockData,
+    grid: Grid,
+    *,
+    condition: str,
+    onset_s: float,
+    duration_s: float,
+    tr_s: float,
+    split: str | None = None,
+    attributes: Mapping[str, str] | None = None,
+    source: str | None = None,
+    source_onset_s: float | None = None,
+    sidecar: Mapping[str, Any] | None = None,
+) -> Block:
+    """Write one block's five files and return its record (list it with `finish_subject`).
+
+    Parameters
+    ----------
+    root : Path
+        The dataset.
+    entities : Entities
+        Name of the block, without ``desc``; ``run`` counts a subject's blocks of one task.
+    desc : str
+        ``desc`` of the image: the condition in camel case.
+    data : BlockData
+        Arrays on `grid`; image and reference are stored as int16 with a slope.
+    sidecar : mapping, optional
+        Further keys for the image's JSON.
+    """
+    bold = naming.block_bold(entities, desc)
+    image = np.where(data.mask_XYZ[..., None], data.bold_XYZT, 0.0)
+    mni = not grid.is_native
+    voxel_mm = grid.voxel_mm[0] if entities.res else None
+    write_image(root / bold, image, grid.affine, dtype="int16", tr_s=tr_s, mni=mni)
+    write_image(
+        root / naming.block_companion(bold, "reference"),
+        np.where(data.mask_XYZ, data.reference_XYZ, 0.0), grid.affine, dtype="int16", mni=mni,
+    )  # fmt: skip
+    mask = naming.block_companion(bold, "mask")
+    write_image(root / mask, data.mask_XYZ, grid.affine, dtype="uint8", mni=mni)
+    resolution = bold_sidecar("", 0, voxel_mm=voxel_mm)
+    mask_keys = {"Type": "Brain"} | {k: v for k, v in resolution.items() if k == "Resolution"}
+    write_sidecar(root / mask.with_name(mask.name.replace(".nii.gz", ".json")), mask_keys)
+    reference_sidecar = naming.block_companion(bold, "reference").name.replace(".nii.gz", ".json")
+    write_sidecar(
+        root / bold.with_name(reference_sidecar),
+        {k: v for k, v in resolution.items() if k in ("Resolution", "SkullStripped")}
+        | {"Description": "Temporal mean of the run the block belongs to"},
+    )
+    events = {"onset": float(onset_s), "duration": float(duration_s), "trial_type": condition}
+    write_tsv(root / naming.block_companion(bold, "events"), ("onset", "duration", "trial_type"), [events])
+    keys: dict[str, Any] = {"Condition": condition, "IntensityUnits": f"arbitrary, grand mean {GRAND_MEAN:g}"}
+    write_sidecar(
+        root / naming.block_companion(bold, "sidecar"),
+        bold_sidecar(entities.task or "", tr_s, voxel_mm=voxel_mm, extra=keys | dict(sidecar or {})),
+    )
+    return Block(
+        root=root, subject=entities.sub, condition=condition, bold=bold, onset_s=float(onset_s),
+        duration_s=float(duration_s), tr_s=float(tr_s), n_frames=int(data.bold_XYZT.shape[3]), split=split,
+        attributes=dict(attributes or {}), source=source, source_onset_s=source_onset_s,
+    )  # fmt: skip
+
+
+def finish_subject(root: Path, subject: str, blocks: Sequence[Block]) -> None:
+    """Write the subject's ``scans.tsv``: from now on the subject counts as complete."""
+    folder = Path(f"sub-{subject}")
+    rows = [
+        {
+            "filename": block.bold.relative_to(folder).as_posix(),
+            "condition": block.condition,
+            "split": block.split,
+            "onset_s": block.onset_s,
+            "duration_s": block.duration_s,
+            "tr_s": block.tr_s,
+            "n_frames": block.n_frames,
+            "source": block.source,
+            "source_onset_s": block.source_onset_s,
+            **{name: block.attributes.get(name) for name in ATTRIBUTES},
+        }
+        for block in blocks
+    ]
+    write_tsv(root / naming.subject_scans(subject), SCANS_COLUMNS, rows)
+
+
+def is_finished(root: Path, subject: str) -> bool:
+    """Whether the subject is complete."""
+    return (root / naming.subject_scans(subject)).exists()
+
+
+def subjects_of(root: Path) -> list[str]:
+    """Labels of the complete subjects of a block dataset, sorted.
+
+    Raises
+    ------
+    FmrisynthError
+        The folder does not exist or holds no complete subject.
+    """
+    if not root.is_dir():
+        raise FmrisynthError(
+            f"{root}: there is no such dataset; make it with `fmrisynth prepare` or `sample`."
+        )
+    found = sorted(path.parent.name.removeprefix("sub-") for path in root.glob("sub-*/sub-*_scans.tsv"))
+    if not found:
+        raise FmrisynthError(
+            f"{root}: expected a block dataset, found no sub-*/sub-*_scans.tsv; run `fmrisynth prepare` first."
+        )
+    return found
+
+
+def read_subject(root: Path, subject: str) -> list[Block]:
+    """The blocks of one subject, in the order of its ``scans.tsv``."""
+    path = root / naming.subject_scans(subject)
+    required = ("filename", "condition", "onset_s", "duration_s", "tr_s", "n_frames")
+    blocks = []
+    for row in read_tsv(path, required):
+        name = Path(row["filename"])
+        if name.is_absolute() or ".." in name.parts:
+            raise FmrisynthError(f"{path}: {name} points outside the dataset; mend the table.")
+        try:
+            blocks.append(
+                Block(
+                    root=root, subject=subject, condition=row["condition"], bold=Path(f"sub-{subject}") / name,
+                    onset_s=float(row["onset_s"]), duration_s=float(row["duration_s"]), tr_s=float(row["tr_s"]),
+                    n_frames=int(row["n_frames"]), split=_known(row.get("split")),
+                    attributes={a: v for a in ATTRIBUTES if (v := _known(row.get(a))) is not None},
+                    source=_known(row.get("source")),
+                    source_onset_s=float(v) if (v := _known(row.get("source_onset_s"))) is not None else None,
+                )
+            )  # fmt: skip
+        except ValueError as error:
+            raise FmrisynthError(f"{path}: a number cannot be read ({error}); mend the table.") from None
+    return blocks
+
+
+def read_blocks(
+    root: Path, *, subjects: Sequence[str] | None = None, split: str | None = None
+) -> list[Block]:
+    """All blocks of a dataset, subject by subject, optionally of some subjects or one split only."""
+    chosen = subjects_of(root) if subjects is None else list(subjects)
+    blocks = [block for subject in chosen for block in read_subject(root, subject)]
+    return [block for block in blocks if split is None or block.split == split]
+
+
+def common_grid(blocks: Sequence[Block]) -> Grid:
+    """The grid of the first block; `Block.load` and callers check the others as they read them."""
+    if not blocks:
+        raise FmrisynthError("the dataset has no blocks; check the conditions and the report of `prepare`.")
+    return blocks[0].load_grid()
+
+
+def iterate_subjects(root: Path, subjects: Sequence[str] | None = None) -> Iterator[tuple[str, list[Block]]]:
+    """Yield (subject, blocks) one by one; only one subject's records are held."""
+    for subject in subjects_of(root) if subjects is None else subjects:
+        yield subject, read_subject(root, subject)
+
+
+def _known(cell: str | None) -> str | None:
+    return None if cell in (None, "", "n/a") else cell

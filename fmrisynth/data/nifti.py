@@ -1,0 +1,258 @@
+"""Read and write NIfTI-1 images, distrustfully and fast.
+
+The header is checked against the size of the data before memory is taken, so a truncated or hostile file
+ends in one sentence. gzip runs through ISA-L, which inflates several times faster than zlib.
+
+Axis legend: X, Y, Z voxel axes; T frames.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from isal import igzip, isal_zlib
+
+from fmrisynth.bids.atomic import write_bytes
+from fmrisynth.errors import FmrisynthError
+
+MAX_BYTES = 64 * 2**30
+"""Largest uncompressed image that is read (64 GiB; an HCP run is 0.5 to 1.5 GB)."""
+
+_HEADER_BYTES = 352
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image as stored, before intensity scaling.
+
+    Attributes
+    ----------
+    path : Path
+        Where it came from.
+    stored_XYZT : array
+        Values in the file's own type, Fortran order; 3D images have shape (X, Y, Z).
+    affine : array of shape (4, 4), float64
+        Voxel to world, in mm.
+    slope, intercept : float
+        ``value = stored * slope + intercept``.
+    tr_s : float
+        Repetition time in seconds, 0 if the header has none.
+    """
+
+    path: Path
+    stored_XYZT: np.ndarray
+    affine: np.ndarray
+    slope: float
+    intercept: float
+    tr_s: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the stored array."""
+        return self.stored_XYZT.shape
+
+    def scaled(self, selection=Ellipsis) -> np.ndarray:
+        """Intensities as float32, of the whole image or of a numpy selection of it."""
+        values = self.stored_XYZT[selection].astype(np.float32)
+        if self.slope != 1.0:
+            values *= np.float32(self.slope)
+        if self.intercept != 0.0:
+            values += np.float32(self.intercept)
+        return values
+
+
+def read_image(path: Path, *, ndim: int | None = None) -> Image:
+    """Read a ``.nii`` or ``.nii.gz`` image.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    ndim : int, optional
+        Expected number of dimensions (3 or 4); trailing axes of length 1 are dropped first.
+
+    Raises
+    ------
+    FmrisynthError
+        Missing, empty, truncated or corrupt file; not NIfTI-1; implausible size; wrong dimensions.
+    """
+    try:
+        with _open(path) as stream:
+            header = _read_header(path, stream)
+            shape = tuple(int(n) for n in header.get_data_shape())
+            dtype = header.get_data_dtype()
+            n_bytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
+            if min(shape, default=0) < 1 or n_bytes > MAX_BYTES or not 0 <= int(header["vox_offset"]) < 2**20:
+                raise FmrisynthError(
+                    f"{path}: the header claims an image of {' x '.join(map(str, shape))} {dtype} voxels, which is "
+                    "not plausible; the file is damaged, get it again."
+                )
+            _check_claim(path, n_bytes)
+            _skip(stream, max(int(header["vox_offset"]) - _HEADER_BYTES, 0))
+            raw = np.empty(n_bytes, dtype=np.uint8)
+            got = _read_into(stream, memoryview(raw))
+            if got < n_bytes:
+                raise FmrisynthError(
+                    f"{path}: expected {n_bytes} bytes of voxels, found {got}; the file is truncated, get it again."
+                )
+            stream.read(1)  # reaches the gzip trailer, which holds the checksum
+    except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile) as error:
+        raise FmrisynthError(
+            f"{path}: the gzip data are damaged or cut short ({error}); get it again."
+        ) from None
+    except OSError as error:
+        raise FmrisynthError(f"{path}: the image cannot be read ({error.strerror or error}).") from None
+    while len(shape) > 3 and shape[-1] == 1 and ndim != len(shape):
+        shape = shape[:-1]
+    if ndim is not None and len(shape) != ndim:
+        raise FmrisynthError(
+            f"{path}: expected a {ndim}D image, found {len(shape)}D ({' x '.join(map(str, shape))}); "
+            "check that this is the right file."
+        )
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise FmrisynthError(f"{path}: the affine of the header is not invertible; the header is damaged.")
+    slope, intercept = header.get_slope_inter()
+    return Image(
+        path=path,
+        stored_XYZT=raw.view(dtype).reshape(shape, order="F"),
+        affine=affine,
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+        tr_s=_tr_s(header, len(shape)),
+    )
+
+
+def write_image(
+    path: Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    *,
+    dtype: Literal["int16", "uint8", "float32"] = "float32",
+    tr_s: float | None = None,
+    mni: bool = True,
+) -> None:
+    """Write ``.nii`` or ``.nii.gz`` atomically; equal input gives equal bytes.
+
+    Parameters
+    ----------
+    path : Path
+        Ends with ``.nii`` or ``.nii.gz``.
+    array : array of shape (X, Y, Z) or (X, Y, Z, T)
+        Finite values. For ``int16`` a slope is chosen that keeps the largest value (1 part in 32,767).
+    affine : array of shape (4, 4)
+        Voxel to world, mm.
+    tr_s : float, optional
+        Repetition time in seconds.
+    mni : bool, default True
+        Whether the world is MNI space (xform code 4) or the scanner's (code 1).
+
+    Raises
+    ------
+    FmrisynthError
+        If a value is not finite, or the disk is full.
+    """
+    if not np.isfinite(array).all():
+        raise FmrisynthError(
+            f"{path}: refused to write voxels that are not finite; the input or the model is broken."
+        )
+    header = nib.Nifti1Header()
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(np.dtype(dtype))
+    header.set_xyzt_units("mm", "sec")
+    code = 4 if mni else 1
+    header.set_sform(affine, code)
+    header.set_qform(affine, code)
+    zooms = tuple(np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
+    header.set_zooms(zooms + ((float(tr_s or 1.0),) if array.ndim == 4 else ()))
+    header["vox_offset"] = _HEADER_BYTES
+    if dtype == "int16":
+        slope = float(np.float32(np.abs(array).max(initial=0.0) / 32767.0)) or 1.0
+        header.set_slope_inter(slope, 0.0)
+        stored = np.rint(array / np.float32(slope)).clip(-32768, 32767).astype("<i2")
+    else:
+        header.set_slope_inter(1.0, 0.0)
+        stored = array.astype(np.dtype(dtype).newbyteorder("<"))
+    content = (
+        header.binaryblock + b"\0" * (_HEADER_BYTES - len(header.binaryblock)) + stored.tobytes(order="F")
+    )
+    if path.name.endswith(".gz"):
+        content = igzip.compress(content, compresslevel=1, mtime=0)
+    write_bytes(path, content)
+
+
+def _open(path: Path):
+    if not path.exists():
+        raise FmrisynthError(f"{path}: there is no such image; check the path.")
+    if path.stat().st_size == 0:
+        raise FmrisynthError(
+            f"{path}: the image is empty (0 bytes); if the dataset is under DataLad or git-annex, get its content first."
+        )
+    return igzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")
+
+
+def _read_header(path: Path, stream) -> nib.Nifti1Header:
+    block = stream.read(_HEADER_BYTES)
+    try:
+        header = nib.Nifti1Header.from_fileobj(_Bytes(block), check=False)
+        if header["magic"].item() not in (b"n+1", b"ni1") or int(header["sizeof_hdr"]) != 348:
+            raise ValueError("no NIfTI-1 magic")
+        dtype = header.get_data_dtype()
+        if dtype.kind not in "iuf":
+            raise ValueError(f"voxel type {dtype}")
+    except Exception as error:
+        raise FmrisynthError(f"{path}: expected a NIfTI-1 image, found something else ({error}).") from None
+    return header
+
+
+class _Bytes:
+    """Just enough of a file for nibabel's header reader."""
+
+    def __init__(self, block: bytes) -> None:
+        self._block, self._at = block, 0
+
+    def read(self, n: int = -1) -> bytes:
+        end = len(self._block) if n < 0 else self._at + n
+        part, self._at = self._block[self._at : end], min(end, len(self._block))
+        return part
+
+
+def _check_claim(path: Path, n_bytes: int) -> None:
+    """Refuse a header that promises more than its file could hold, before the memory is taken."""
+    size = path.stat().st_size
+    # Deflate cannot exceed about 1032:1, and a plain file holds what it holds.
+    most = size * 1100 if path.name.endswith(".gz") else size
+    if n_bytes > most:
+        raise FmrisynthError(
+            f"{path}: the header promises {n_bytes} bytes of voxels, more than a file of {size} bytes can hold; "
+            "the file is truncated or damaged, get it again."
+        )
+
+
+def _skip(stream, n_bytes: int) -> None:
+    if n_bytes:
+        stream.read(n_bytes)
+
+
+def _read_into(stream, view: memoryview) -> int:
+    done = 0
+    while done < len(view):
+        n = stream.readinto(view[done : done + (1 << 24)])
+        if not n:
+            break
+        done += n
+    return done
+
+
+def _tr_s(header: nib.Nifti1Header, ndim: int) -> float:
+    if ndim < 4:
+        return 0.0
+    value = float(header["pixdim"][4])
+    unit = header.get_xyzt_units()[1]
+    scale = {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
+    return value * scale if np.isfinite(value) and value > 0 else 0.0

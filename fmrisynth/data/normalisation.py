@@ -1,0 +1,79 @@
+"""Normalisations between BOLD-like intensities and the values a tokenizer sees; both can be inverted.
+
+``global``
+    z-score over the brain voxels of the source run: ``(bold - mean) / std`` with one mean and one
+    standard deviation over space (of the run's temporal mean volume). The paper's natural reading.
+``dynamics``
+    percent signal change per frame, ``100 (bold / reference - 1)``, and the reference volume apart.
+    The task signal is about 1 % of BOLD and anatomy is nearly all of its variance (paper, A.1), so
+    this spends a tokenizer's capacity on what moves.
+
+Axis legend: X, Y, Z voxel axes; T frames. Voxels outside the mask are 0 on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from fmrisynth.errors import FmrisynthError
+
+Normalisation = Literal["dynamics", "global"]
+NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
+
+PSC_LIMIT = 25.0
+"""Percent signal change is clipped here: more is an artefact at a rim voxel, never a BOLD response."""
+
+
+def normalise(
+    bold_XYZT: np.ndarray, reference_XYZ: np.ndarray, mask_XYZ: np.ndarray, kind: Normalisation
+) -> np.ndarray:
+    """Normalise one block.
+
+    Parameters
+    ----------
+    bold_XYZT : float array
+        BOLD-like intensities.
+    reference_XYZ : float array
+        Temporal mean of the source run.
+    mask_XYZ : bool array
+        Brain voxels.
+    kind : {"dynamics", "global"}
+        Which normalisation.
+
+    Returns
+    -------
+    array of the shape of `bold_XYZT`, float32
+        Percent signal change, or z units; 0 outside the mask.
+    """
+    inside = mask_XYZ[..., None]
+    if kind == "dynamics":
+        usable = mask_XYZ & (reference_XYZ > 0)
+        safe = np.where(usable, reference_XYZ, 1.0).astype(np.float32)[..., None]
+        change = (bold_XYZT / safe - 1.0) * np.float32(100.0)
+        return np.where(usable[..., None], change, 0.0).clip(-PSC_LIMIT, PSC_LIMIT).astype(np.float32)
+    mean, std = _brain_statistics(reference_XYZ, mask_XYZ)
+    return np.where(inside, (bold_XYZT - mean) / std, 0.0).astype(np.float32)
+
+
+def denormalise(
+    values_XYZT: np.ndarray, reference_XYZ: np.ndarray, mask_XYZ: np.ndarray, kind: Normalisation
+) -> np.ndarray:
+    """Inverse of `normalise`: BOLD-like intensities, float32, never negative, 0 outside the mask."""
+    if kind == "dynamics":
+        bold = reference_XYZ[..., None] * (1.0 + values_XYZT / np.float32(100.0))
+    else:
+        mean, std = _brain_statistics(reference_XYZ, mask_XYZ)
+        bold = values_XYZT * std + mean
+    return np.where(mask_XYZ[..., None], bold, 0.0).clip(min=0.0).astype(np.float32)
+
+
+def _brain_statistics(reference_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> tuple[np.float32, np.float32]:
+    values = reference_XYZ[mask_XYZ]
+    if values.size == 0:
+        raise FmrisynthError("the brain mask of a block is empty; run prepare again on its source.")
+    std = float(values.std(dtype=np.float64))
+    if not np.isfinite(std) or std <= 0:
+        raise FmrisynthError("the reference volume of a block is constant; run prepare again on its source.")
+    return np.float32(values.mean(dtype=np.float64)), np.float32(std)
