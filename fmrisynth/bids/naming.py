@@ -150,6 +150,14 @@ def group_statmap(task: str | None, space: str, contrast: str, stat: str, extens
     return Path("group", "_".join(parts) + extension)
 
 
-def synthetic_subject(index: int) -> str:
-    """Label of a synthetic subject: ``synth0001`` for index 0."""
-    return f"synth{index + 1:04d}"
+def synthetic_subject(condition_contrast: str, index: int) -> str:
+    """Label of a synthetic subject, unique in a dataset: ``synthGamblingLoss0001`` for index 0.
+
+    Parameters
+    ----------
+    condition_contrast : str
+        `Condition.contrast` (``gamblingLoss``).
+    index : int
+        Sample number of that condition, from 0.
+    """
+    return f"synth{condition_contrast[:1].upper()}{condition_contrast[1:]}{index + 1:04d}"

@@ -1,0 +1,49 @@
+"""Configuration of ``fmrisynth sample``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fmrisynth.config.base import StageConfig
+
+SamplerName = Literal["ddpm", "ddim", "dpmpp2m", "euler", "heun"]
+
+
+class SampleConfig(StageConfig):
+    """What to sample, and how."""
+
+    conditions: tuple[str, ...] = Field((), description="Condition labels, for example gambling_loss.")
+    all_conditions: bool = Field(False, description="Sample every condition that the model knows.")
+    n: int = Field(1, ge=1, le=1_000_000, description="Samples per condition.")
+    start_index: int = Field(0, ge=0, description="Number of the first sample (0 is sample 1).")
+    shard: tuple[int, int] = Field(
+        (1, 1), description="(k, n): of all samples, make the k-th of n interleaved shares; for job arrays."
+    )
+    sampler: SamplerName | None = Field(
+        None, description="Solver; the default suits the objective: dpmpp2m for epsilon and v, heun for flow."
+    )
+    steps: int | None = Field(
+        None, ge=1, le=1000, description="Solver steps; default 20 (every step of the schedule for ddpm)."
+    )
+    eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM stochasticity: 0 deterministic, 1 ancestral.")
+    guidance: float = Field(
+        1.0, ge=0.0, le=50.0, description="Classifier-free guidance: 0 unconditional, 1 conditional, above 1 sharper."
+    )
+    attributes: dict[str, str] = Field(
+        default_factory=dict, description="Attribute values, for example phase_encoding: LR; others stay open."
+    )
+    batch_size: int = Field(4, ge=1, description="Samples denoised together; never changes a sample.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:0.")
+    preview: bool = Field(True, description="Write one preview PNG per condition under figures/.")
+    save_latents: bool = Field(False, description="Keep the latents beside the images.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SampleConfig:
+        k, n = self.shard
+        if not 1 <= k <= n:
+            raise ValueError(f"shard must be k/n with 1 <= k <= n, found {k}/{n}")
+        if not self.conditions and not self.all_conditions:
+            raise ValueError("name at least one condition, or ask for all_conditions")
+        return self
