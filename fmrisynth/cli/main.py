@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run rewritten arguments and return the exit status."""
-    import click
+    import typer
 
     from fmrisynth.cli.app import app
     from fmrisynth.errors import FmrisynthError
@@ -105,11 +105,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         status = app(list(arguments), standalone_mode=False, prog_name="fmrisynth")
         return int(status) if isinstance(status, int) else 0
-    except click.exceptions.Abort:
+    except typer.Abort:
         return EXIT_INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return EXIT_USAGE
     except KeyboardInterrupt:
         _say("Interrupted. The same command continues where this one stopped.")
         return EXIT_INTERRUPTED
@@ -122,6 +119,10 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception as error:
+        # Typer brings click under a private name or depends on it, by version; its usage errors can show themselves.
+        if hasattr(error, "show") and hasattr(error, "format_message"):
+            error.show()
+            return EXIT_USAGE
         if verbose:
             raise
         _say(

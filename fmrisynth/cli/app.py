@@ -1,0 +1,341 @@
+"""The commands. Each one parses, builds a typed configuration, calls one stage function and prints.
+
+Stage modules are imported inside the commands, so that ``fmrisynth --help`` needs neither torch nor nilearn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmrisynth import __version__
+from fmrisynth.cli import options
+from fmrisynth.cli.options import (
+    ConfigFile,
+    Device,
+    DryRun,
+    Overrides,
+    ParticipantLabels,
+    Seed,
+    Verbose,
+)
+from fmrisynth.errors import UsageError
+
+app = typer.Typer(
+    name="fmrisynth",
+    help="Synthesise whole-brain 4D task-fMRI on request, and prove it with GLM maps.",
+    epilog="As a BIDS App: fmrisynth BIDS_DIR OUT_DIR {participant|group} [--participant-label 01 02 ...]",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result; created, and continued if it exists.")]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"fmrisynth {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Synthesise whole-brain 4D task-fMRI on request, and prove it with GLM maps."""
+
+
+@app.command(rich_help_panel="Data")
+def simulate(
+    out: Out,
+    layout: Annotated[str | None, typer.Option(help="hcp, bids or blocks (skip the runs).")] = None,
+    n_subjects: Annotated[int | None, typer.Option(min=1, help="Number of subjects.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="HCP tasks, for example WM GAMBLING; all by default.")] = None,
+    resolution: Annotated[float | None, typer.Option(help="Voxel side in mm: 2 or 3.")] = None,
+    tr: Annotated[float | None, typer.Option(help="Repetition time in seconds.")] = None,
+    activations: Annotated[Path | None, typer.Option(help="TSV: parcels x conditions, effect sizes.")] = None,
+    atlas: Annotated[Path | None, typer.Option(help="Label image that the parcels refer to (MNI).")] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+) -> int:
+    """Write a phantom cohort: realistic task-fMRI whose truth is known, no data-use agreement needed."""
+    from fmrisynth.config.simulate import SimulateConfig
+    from fmrisynth.simulate import simulate_cohort
+
+    options.set_verbosity(verbose)
+    resolved = options.resolve(
+        SimulateConfig, "simulate", file=config, overrides=set_, seed=seed, layout=layout, n_subjects=n_subjects,
+        tasks=[task.upper() for task in tasks] if tasks else None, resolution_mm=resolution, tr_s=tr,
+        activations=activations, atlas=atlas,
+    )  # fmt: skip
+    options.check_out(out)
+    if dry_run:
+        options.show_config(resolved)
+        return 0
+    return options.finish(simulate_cohort(out, resolved))
+
+
+@app.command(rich_help_panel="Data")
+def prepare(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="HCP tree, BIDS dataset or fMRIPrep derivatives.")],
+    out: Out,
+    layout: Annotated[str | None, typer.Option(help="auto, hcp or bids.")] = None,
+    native: Annotated[
+        bool | None, typer.Option("--native", help="Keep each subject's own space (no MNI needed).")
+    ] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="Only these conditions (repeat); default: the paper's seven, or all found.")
+    ] = None,
+    conditions_file: Annotated[Path | None, typer.Option(help="Your own condition table (YAML), merged over ours.")] = None,
+    bids_database_dir: Annotated[Path | None, typer.Option(help="A pybids index, built once and read-only.")] = None,
+    participant_label: ParticipantLabels = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+) -> int:
+    """Cut runs into a block dataset: 3 mm, 1.44 s, 12 frames from every block onset."""
+    from fmrisynth.config.prepare import PrepareConfig
+    from fmrisynth.prepare import plan_prepare, prepare_dataset
+
+    options.set_verbosity(verbose)
+    resolved = options.resolve(
+        PrepareConfig, "prepare", file=config, overrides=set_, seed=seed, layout=layout, native=native,
+        conditions=condition, conditions_file=conditions_file, bids_database_dir=bids_database_dir,
+    )  # fmt: skip
+    options.check_in(source, "an HCP release, a BIDS dataset or fMRIPrep derivatives")
+    options.check_out(out)
+    if dry_run:
+        options.show_config(resolved)
+        for line in plan_prepare(source, resolved, participant_labels=participant_label):
+            typer.echo(line)
+        return 0
+    return options.finish(prepare_dataset(source, out, resolved, participant_labels=participant_label))
+
+
+@app.command(rich_help_panel="Model")
+def tokenize(
+    prepared: Annotated[Path, typer.Argument(metavar="PREPARED", help="A block dataset.")],
+    out: Out,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Use this tokenizer (a folder, or the word bundled) instead of fitting one.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Kind and size of tokenizer to fit.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Start the fit from this tokenizer or ALDM state dict.")] = None,
+    normalisation: Annotated[str | None, typer.Option(help="dynamics or global.")] = None,
+    participant_label: ParticipantLabels = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+) -> int:
+    """Fit a tokenizer (4x per side) unless one is given, and encode every block to latents."""
+    from fmrisynth.config.tokenize import TokenizeConfig
+    from fmrisynth.tokenize import tokenize_dataset
+
+    options.set_verbosity(verbose)
+    resolved = options.resolve(
+        TokenizeConfig, "tokenize", preset=preset, file=config, overrides=set_, seed=seed, init=init,
+        normalisation=normalisation, device=device,
+    )  # fmt: skip
+    options.check_in(prepared, "a block dataset, as `fmrisynth prepare` writes it")
+    options.check_out(out)
+    if dry_run:
+        options.show_config(resolved)
+        return 0
+    summary = tokenize_dataset(prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label)
+    return options.finish(summary)
+
+
+@app.command(rich_help_panel="Model")
+def train(
+    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="Latents, as `fmrisynth tokenize` writes them.")],
+    out: Out,
+    preset: Annotated[str, typer.Option(help="Model and recipe: hybrid-38m ... hybrid-463m, unet-41m ..., smoke.")] = "hybrid-38m",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Instances per step, over all ranks.")] = None,
+    max_hours: Annotated[float | None, typer.Option(help="Stop with a checkpoint after this many hours.")] = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+) -> int:
+    """Train the denoiser; the same command resumes. Start with torchrun or srun for many GPUs."""
+    from fmrisynth.config.train import TrainConfig
+    from fmrisynth.train import train_denoiser
+
+    options.set_verbosity(verbose)
+    resolved = options.resolve(
+        TrainConfig, "train", preset=preset, file=config, overrides=set_, seed=seed, steps=steps,
+        batch_size=batch_size, max_hours=max_hours, device=device,
+    )  # fmt: skip
+    options.check_in(latents, "latents, as `fmrisynth tokenize` writes them")
+    options.check_out(out)
+    if dry_run:
+        options.show_config(resolved)
+        return 0
+    return options.finish(train_denoiser(latents, out, resolved))
+
+
+@app.command(rich_help_panel="Model")
+def sample(
+    out: Out,
+    condition: Annotated[list[str] | None, typer.Option(help="Condition label, for example gambling_loss (repeat).")] = None,
+    all_conditions: Annotated[bool | None, typer.Option("--all-conditions", help="Every condition the model knows.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Samples per condition.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Your own model; default: the bundled one, trained on phantom data.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, dpmpp2m, euler or heun.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="1 conditional; above 1 sharper; 0 unconditional.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples denoised together; never changes them.")] = None,
+    start_index: Annotated[int | None, typer.Option(min=0, help="Number of the first sample.")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="K/N", help="Make the k-th of n shares (job arrays).")] = None,
+    save_latents: Annotated[bool | None, typer.Option("--save-latents", help="Keep latents too.")] = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+) -> int:
+    """Write synthetic subjects: `fmrisynth sample --condition gambling_loss --n 100 out/`."""
+    from fmrisynth.config.sample import SampleConfig
+    from fmrisynth.data.blocks import ATTRIBUTES
+    from fmrisynth.sample import plan_samples, sample_dataset
+
+    options.set_verbosity(verbose)
+    overrides = [f"attributes.{item}" if item.partition("=")[0] in ATTRIBUTES else item for item in set_ or []]
+    resolved = options.resolve(
+        SampleConfig, "sample", file=config, overrides=overrides, seed=seed, conditions=condition,
+        all_conditions=all_conditions, n=n, sampler=sampler, steps=steps, guidance=guidance, batch_size=batch_size,
+        start_index=start_index, shard=_parse_shard(shard), save_latents=save_latents, device=device,
+    )  # fmt: skip
+    options.check_out(out)
+    if dry_run:
+        options.show_config(resolved)
+        for line in plan_samples(out, resolved, checkpoint=checkpoint):
+            typer.echo(line)
+        return 0
+    return options.finish(sample_dataset(out, resolved, checkpoint=checkpoint))
+
+
+@app.command(rich_help_panel="Proof")
+def glm(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A block dataset, or BIDS with --unit run.")],
+    out: Out,
+    unit: Annotated[str | None, typer.Option(help="block: one window per block; run: whole runs.")] = None,
+    contrast: Annotated[
+        list[str] | None, typer.Option(help="Formula, for example 'motor_rh - motor_lh' (repeat); default: each condition.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Only this BIDS task (unit run).")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split: train, val or test.")] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+) -> int:
+    """Subject and group activation maps, of real or synthetic data alike."""
+    from fmrisynth.config.glm import GlmConfig
+    from fmrisynth.glm import run_glm
+
+    options.set_verbosity(verbose)
+    resolved = options.resolve(
+        GlmConfig, "glm", file=config, overrides=set_, seed=seed, unit=unit, contrasts=contrast, task=task, split=split
+    )
+    options.check_in(dataset, "a block dataset (or a BIDS dataset with --unit run)")
+    options.check_out(out)
+    if dry_run:
+        options.show_config(resolved)
+        return 0
+    return options.finish(run_glm(dataset, out, resolved))
+
+
+@app.command(rich_help_panel="Proof")
+def evaluate(
+    out: Out,
+    real: Annotated[Path, typer.Option(help="Block dataset of real (or phantom) blocks.")],
+    synthetic: Annotated[Path, typer.Option(help="Block dataset of synthetic blocks.")],
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+) -> int:
+    """Compare synthetic with real: metrics.json, figures and one HTML report."""
+    from fmrisynth.config.evaluate import EvaluateConfig
+    from fmrisynth.evaluate import evaluate_datasets
+
+    options.set_verbosity(verbose)
+    resolved = options.resolve(EvaluateConfig, "evaluate", file=config, overrides=set_, seed=seed)
+    options.check_in(real, "a block dataset")
+    options.check_in(synthetic, "a block dataset")
+    options.check_out(out)
+    if dry_run:
+        options.show_config(resolved)
+        return 0
+    return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved))
+
+
+@app.command("bids-app", hidden=True)
+def bids_app(
+    bids_dir: Annotated[Path, typer.Argument(help="BIDS dataset, fMRIPrep derivatives or HCP tree.")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder for the result.")],
+    level: Annotated[str, typer.Argument(help="participant or group.")],
+    participant_label: ParticipantLabels = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder; default: the bundled one.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Model for the synthetic cohort; default: the bundled one.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Synthetic samples per condition (group).")] = 20,
+    native: Annotated[bool, typer.Option("--native", help="Keep each subject's own space.")] = False,
+    bids_database_dir: Annotated[Path | None, typer.Option(help="A pybids index, built once and read-only.")] = None,
+    set_: Overrides = None,
+    seed: Seed = 0,
+    device: Device = None,
+    skip_bids_validation: Annotated[bool, typer.Option("--skip-bids-validation", hidden=True)] = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+) -> int:
+    """BIDS App: participant (prepare, encode, GLM, report) and group (maps, synthetic cohort, evaluation)."""
+    from fmrisynth.app import AppConfig, run_group, run_participants
+
+    options.set_verbosity(verbose)
+    if level not in ("participant", "group"):
+        raise UsageError(f"{level!r} is not an analysis level: expected participant or group.")
+    resolved = options.resolve(
+        AppConfig, "app", overrides=set_, seed=seed, n=n, native=native or None, device=device,
+        bids_database_dir=bids_database_dir,
+    )  # fmt: skip
+    options.check_in(bids_dir, "a BIDS dataset, fMRIPrep derivatives or an HCP release")
+    options.check_out(output_dir)
+    if dry_run:
+        options.show_config(resolved)
+        return 0
+    if level == "participant":
+        return options.finish(
+            run_participants(bids_dir, output_dir, resolved, tokenizer=tokenizer, participant_labels=participant_label)
+        )
+    return options.finish(run_group(bids_dir, output_dir, resolved, checkpoint=checkpoint))
+
+
+def _parse_shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    k, separator, n = text.partition("/")
+    if not separator or not k.isdigit() or not n.isdigit():
+        raise UsageError(f"--shard {text}: expected K/N, for example 3/16.")
+    return int(k), int(n)
