@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fmrisynth.config.base import StageConfig
 
-SamplerName = Literal["ddpm", "ddim", "dpmpp2m", "euler", "heun"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "euler", "heun"]
 
 
 class SampleConfig(StageConfig):
@@ -22,7 +22,7 @@ class SampleConfig(StageConfig):
         (1, 1), description="(k, n): of all samples, make the k-th of n interleaved shares; for job arrays."
     )
     sampler: SamplerName | None = Field(
-        None, description="Solver; the default suits the objective: dpmpp2m for epsilon and v, heun for flow."
+        None, description="Solver; the default suits the objective: dpmpp_2m for epsilon and v, heun for flow."
     )
     steps: int | None = Field(
         None, ge=1, le=1000, description="Solver steps; default 20 (every step of the schedule for ddpm)."
@@ -30,6 +30,9 @@ class SampleConfig(StageConfig):
     eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM stochasticity: 0 deterministic, 1 ancestral.")
     guidance: float = Field(
         1.0, ge=0.0, le=50.0, description="Classifier-free guidance: 0 unconditional, 1 conditional, above 1 sharper."
+    )
+    guidance_interval: tuple[float, float] | None = Field(
+        None, description="Guide only between these noise levels, in diffusion steps (0 clean to 1000 noise)."
     )
     attributes: dict[str, str] = Field(
         default_factory=dict, description="Attribute values, for example phase_encoding: LR; others stay open."

@@ -1,0 +1,33 @@
+"""Where the model that ships inside the package lies."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from fmrisynth.errors import FmrisynthError
+
+BUNDLED = "bundled"
+"""The word that stands for the bundled model or tokenizer on the command line."""
+
+
+def bundled_model_dir() -> Path:
+    """Folder of the bundled model: ``checkpoint.json``, weights and ``tokenizer/``.
+
+    Raises
+    ------
+    FmrisynthError
+        If the package was installed without its data files.
+    """
+    folder = Path(str(resources.files("fmrisynth") / "bundled"))
+    if not (folder / "checkpoint.json").is_file():
+        raise FmrisynthError(
+            f"{folder}: the bundled model is missing from this installation; install the package again, or name "
+            "your own model with --checkpoint DIR (or tokenizer with --tokenizer DIR)."
+        )
+    return folder
+
+
+def bundled_tokenizer_dir() -> Path:
+    """Folder of the bundled model's tokenizer."""
+    return bundled_model_dir() / "tokenizer"
