@@ -1,0 +1,254 @@
+"""Draw, decode and write synthetic subjects; memory does not grow with their number.
+
+Axis legend: B batch of samples; C latent channels; T frames; X, Y, Z voxel or latent axes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmrisynth.bids import naming
+from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.sidecars import read_tsv, write_tsv
+from fmrisynth.config.sample import SampleConfig
+from fmrisynth.data.blocks import BlockData, finish_subject, is_finished, write_block
+from fmrisynth.diffusion.generate import generate_latents
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.models.bundled import bundled_model_dir
+from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
+from fmrisynth.models.device import pick_device
+from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
+from fmrisynth.progress import StageSummary, log, progress_bar
+from fmrisynth.sample.plan import SampleRequest, make_requests
+from fmrisynth.sample.preview import write_preview
+
+DEFAULT_STEPS = 20
+PARTICIPANTS_COLUMNS = ("participant_id", "condition", "seed", "synthetic")
+
+_README = """Every subject of this dataset is synthetic: made by a generative model, measured on no one.
+One subject is one sample of one task condition: 12 frames from the onset of a block. `participants.tsv` says which
+condition and seed; each image's sidecar says which model, sampler and guidance. Intensities are BOLD-like, arbitrary units.
+"""
+_PHANTOM_NOTE = (
+    "The bundled model was trained on phantom (simulated) data: use it to try the tools, not to draw conclusions about "
+    "brains. Name your own model with --checkpoint DIR."
+)
+
+
+def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None = None) -> StageSummary:
+    """Write synthetic subjects as a block dataset.
+
+    Parameters
+    ----------
+    out : Path
+        Dataset folder; finished subjects of an earlier, interrupted call are kept.
+    config : SampleConfig
+        What to sample, and how.
+    checkpoint : Path, optional
+        A model directory or a training output; default: the bundled model.
+
+    Returns
+    -------
+    StageSummary
+
+    Raises
+    ------
+    FmrisynthError
+        No usable model; the folder holds samples made with other settings; too little disk space.
+    """
+    model, tokenizer = load_model(checkpoint)
+    requests = make_requests(config, model.conditions)
+    settings = _settings(config, model, tokenizer)
+    todo = [request for request in requests if not _is_done(out, request, settings)]
+    _check_space(out, len(todo), tokenizer)
+    write_dataset_description(out, "Synthetic task-fMRI by fmrisynth", synthetic=True, readme=_README)
+    write_run_log(out, "sample", config)
+    device = pick_device(config.device)
+    if checkpoint is None:
+        log.warning(_PHANTOM_NOTE)
+
+    with (
+        progress_bar("sampling", len(requests), completed=len(requests) - len(todo)) as bar,
+        ThreadPoolExecutor(max_workers=1) as writer,
+    ):
+        pending: list[Future[None]] = []
+        for batch in _batches(todo, config.batch_size):
+            latents = generate_latents(
+                model, batch[0].condition.label, config.attributes, seeds=[r.seed for r in batch],
+                sampler=settings["Sampler"], n_steps=settings["SamplerSteps"], guidance=config.guidance,
+                guidance_interval=config.guidance_interval, eta=config.eta, device=device,
+            )  # fmt: skip
+            for request, latent_CTXYZ in zip(batch, latents, strict=True):
+                bold_XYZT = tokenizer.decode_block(latent_CTXYZ, device=device)
+                pending.append(
+                    writer.submit(
+                        _write_sample, out, request, bold_XYZT, tokenizer, model, settings, config,
+                        latent_CTXYZ.numpy() if config.save_latents else None,
+                    )
+                )  # fmt: skip
+                # Two samples in flight keep the writer busy and memory flat.
+                while len(pending) > 2:
+                    pending.pop(0).result()
+                bar.update(1, note=request.condition.label)
+        for future in pending:
+            future.result()
+
+    write_participants(out)
+    if config.preview:
+        for label in dict.fromkeys(request.condition.label for request in requests):
+            first = next(request for request in requests if request.condition.label == label)
+            write_preview(out, first.subject)
+    lines = [f"{len(requests)} samples in {out} ({len(requests) - len(todo)} were there already)."]
+    if checkpoint is None:
+        lines.append(_PHANTOM_NOTE)
+    return StageSummary(lines)
+
+
+def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = None) -> list[str]:
+    """Lines for ``--dry-run``: what would be made."""
+    model, tokenizer = load_model(checkpoint)
+    requests = make_requests(config, model.conditions)
+    settings = _settings(config, model, tokenizer)
+    lines = [f"# model {model.path}, {settings['Sampler']} with {settings['SamplerSteps']} steps"]
+    for request in requests:
+        state = "done" if is_finished(out, request.subject) else "to do"
+        lines.append(f"# sub-{request.subject}  {request.condition.label}  seed {request.seed}  {state}")
+    return lines
+
+
+def load_model(checkpoint: Path | None) -> tuple[LoadedDenoiser, Tokenizer]:
+    """Load a denoiser and the tokenizer that belongs to it, and check that they fit together."""
+    model = load_denoiser(bundled_model_dir() if checkpoint is None else checkpoint)
+    if model.tokenizer is None:
+        raise FmrisynthError(
+            f"{model.path}: the model has no tokenizer/ folder beside it; copy the one it was trained with there."
+        )
+    tokenizer = load_tokenizer(model.tokenizer)
+    expected = tokenizer.info.latent_shape
+    if tuple(model.latent_shape) != tuple(expected):
+        raise FmrisynthError(
+            f"{model.path}: the model makes latents of shape {tuple(model.latent_shape)}, its tokenizer decodes "
+            f"{tuple(expected)}; use the tokenizer that the model was trained with."
+        )
+    return model, tokenizer
+
+
+def write_participants(out: Path) -> None:
+    """Write ``participants.tsv`` from the finished subjects on disk, whoever made them."""
+    rows = []
+    for scans in sorted(out.glob("sub-*/sub-*_scans.tsv")):
+        row = read_tsv(scans, ("filename", "condition"))[0]
+        sidecar = json.loads((scans.parent / row["filename"].replace(".nii.gz", ".json")).read_text())
+        rows.append(
+            {
+                "participant_id": scans.parent.name,
+                "condition": row["condition"],
+                "seed": sidecar.get("Seed"),
+                "synthetic": True,
+            }
+        )
+    write_tsv(out / "participants.tsv", PARTICIPANTS_COLUMNS, rows)
+
+
+def _settings(config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What determines the voxels besides the seed; goes into every sidecar."""
+    flow = model.objective.get("prediction") == "flow"
+    sampler = config.sampler or ("heun" if flow else "dpmpp_2m")
+    full = int(model.objective.get("n_train_steps", 1000))
+    settings: dict[str, Any] = {
+        "Sampler": sampler,
+        "SamplerSteps": config.steps or (full if sampler == "ddpm" else DEFAULT_STEPS),
+        "Eta": config.eta,
+        "GuidanceScale": config.guidance,
+        "GuidanceInterval": list(config.guidance_interval) if config.guidance_interval else None,
+        "Attributes": dict(sorted(config.attributes.items())),
+        "CheckpointSHA256": model.sha256,
+        "TokenizerSHA256": tokenizer.info.sha256,
+    }
+    settings = {key: value for key, value in settings.items() if value is not None}
+    settings["ConfigHash"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return settings
+
+
+def _is_done(out: Path, request: SampleRequest, settings: dict[str, Any]) -> bool:
+    """Whether this very sample is on disk; refuse a folder that holds another one under its name."""
+    if not is_finished(out, request.subject):
+        return False
+    row = read_tsv(out / naming.subject_scans(request.subject), ("filename",))[0]
+    path = out / f"sub-{request.subject}" / row["filename"].replace(".nii.gz", ".json")
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if sidecar.get("ConfigHash") != settings["ConfigHash"] or sidecar.get("Seed") != request.seed:
+        raise FmrisynthError(
+            f"{path}: this sample was made with another model, seed or sampler setting; name another output folder, "
+            "or delete this one."
+        )
+    return True
+
+
+def _batches(requests: Sequence[SampleRequest], size: int) -> Iterator[list[SampleRequest]]:
+    for _, group in groupby(requests, key=lambda request: request.condition.label):
+        same = list(group)
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def _write_sample(
+    out: Path,
+    request: SampleRequest,
+    bold_XYZT: np.ndarray,
+    tokenizer: Tokenizer,
+    model: LoadedDenoiser,
+    settings: dict[str, Any],
+    config: SampleConfig,
+    latent_CTXYZ: np.ndarray | None,
+) -> None:
+    info = tokenizer.info
+    grid = info.grid
+    entities = naming.Entities(
+        sub=request.subject, task=request.condition.task, space=grid.space, res=grid.resolution
+    )
+    timing = model.card.trained_on.get("timing", {}).get(request.condition.label, {})
+    desc = "synth" + request.condition.camel[:1].upper() + request.condition.camel[1:]
+    block = write_block(
+        out, entities, desc, BlockData(bold_XYZT, info.reference_XYZ, info.mask_XYZ), grid,
+        condition=request.condition.label,
+        onset_s=timing.get("onset_s", 0.0),
+        duration_s=timing.get("duration_s", info.tr_s * info.n_frames),
+        tr_s=info.tr_s,
+        attributes=config.attributes,
+        sidecar={"Synthetic": True, "Seed": request.seed, **settings},
+    )  # fmt: skip
+    if latent_CTXYZ is not None:
+        from safetensors.numpy import save
+
+        from fmrisynth.bids.atomic import write_bytes
+
+        shard, _ = naming.subject_latents(request.subject)
+        write_bytes(out / "latents" / shard, save({"latents": np.ascontiguousarray(latent_CTXYZ[None])}))
+    finish_subject(out, request.subject, [block])
+
+
+def _check_space(out: Path, n_samples: int, tokenizer: Tokenizer) -> None:
+    info = tokenizer.info
+    need = n_samples * int(np.prod(info.grid.shape)) * (info.n_frames + 1) * 2
+    place = out
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if need > free:
+        raise FmrisynthError(
+            f"{out}: {n_samples} samples may need {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+            "free space, or ask for fewer samples."
+        )
