@@ -1,0 +1,196 @@
+"""Draw latents from a trained denoiser, one random generator per sample seed.
+
+A sample depends on the model, its labels, its seed and the sampler's settings, and on nothing else. On a
+CPU every sample is advanced alone, because matrix products and convolutions round differently for
+different batch sizes. On a GPU the samples advance in groups of fixed size (``GPU_GROUP``), the last one
+padded, for the same reason.
+
+Axis legend: B batch of samples, A attributes, C latent channels, T frames, F = C*T, X Y Z latent grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fmrisynth.diffusion.guidance import guided
+from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.diffusion.prior import Prior
+from fmrisynth.diffusion.samplers import Denoise, check_sampler, sample
+from fmrisynth.errors import UsageError
+
+GPU_GROUP = 8
+
+
+class LatentModel(Protocol):
+    """What drawing samples needs to know about a trained model (see ``models.checkpoint``)."""
+
+    @property
+    def network(self) -> nn.Module: ...
+    @property
+    def objective(self) -> Mapping[str, Any]: ...
+    @property
+    def labels(self) -> Mapping[str, Sequence[str]]: ...
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int, int]: ...
+    @property
+    def latent_mean_C(self) -> Tensor: ...
+    @property
+    def latent_std_C(self) -> Tensor: ...
+    @property
+    def prior_kind(self) -> str: ...
+    @property
+    def prior_tensors(self) -> Mapping[str, Tensor]: ...
+
+
+def encode_labels(
+    vocabulary: Mapping[str, Sequence[str]], condition: str, attributes: Mapping[str, str] | None = None
+) -> Tensor:
+    """Turn names into label indices; attributes not named become "null".
+
+    Parameters
+    ----------
+    vocabulary : mapping of str to sequence of str
+        Attribute -> labels, ``condition`` first.
+    condition : str
+        Task condition.
+    attributes : mapping, optional
+        Further attribute -> label.
+
+    Returns
+    -------
+    Tensor of shape (A,), int64
+
+    Raises
+    ------
+    UsageError
+        Unknown name; the message offers the nearest one.
+    """
+    asked = {"condition": condition, **(attributes or {})}
+    for name in asked:
+        if name not in vocabulary:
+            raise UsageError(f"This model has no attribute {name!r}: known: {', '.join(vocabulary)}.")
+    indices = []
+    for name, labels in vocabulary.items():
+        label = asked.get(name)
+        if label is None:
+            indices.append(len(labels))
+        elif label in labels:
+            indices.append(list(labels).index(label))
+        else:
+            near = get_close_matches(str(label), labels, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(labels)}."
+            raise UsageError(f"This model was not trained on {name} {label!r}: {hint}")
+    return torch.tensor(indices, dtype=torch.int64)
+
+
+def guidance_scales(
+    vocabulary: Mapping[str, Sequence[str]], guidance: float | Mapping[str, float]
+) -> list[float]:
+    """One scale per attribute: a number is for all of them, a mapping leaves the others at 1."""
+    if isinstance(guidance, Mapping):
+        for name in guidance:
+            if name not in vocabulary:
+                raise UsageError(
+                    f"Guidance for {name!r}: this model's attributes are {', '.join(vocabulary)}."
+                )
+        return [float(guidance.get(name, 1.0)) for name in vocabulary]
+    return [float(guidance)] * len(vocabulary)
+
+
+def generate_latents(
+    model: LatentModel,
+    condition: str,
+    attributes: Mapping[str, str] | None = None,
+    *,
+    seeds: Sequence[int],
+    sampler: str = "dpmpp2m",
+    n_steps: int = 20,
+    guidance: float | Mapping[str, float] = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    eta: float = 0.0,
+    device: str | torch.device = "cpu",
+    on_step: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Draw one latent block per seed, in the units of the tokenizer.
+
+    Parameters
+    ----------
+    model : LatentModel
+        A loaded denoiser; its network is moved to ``device``.
+    condition : str
+        Task condition.
+    attributes : mapping, optional
+        Further attribute -> label; those left out are "null".
+    seeds : sequence of int
+        One seed per sample. A sample is the same whatever other seeds stand beside it.
+    sampler : {"ddpm", "ddim", "dpmpp2m", "euler", "heun"}
+    n_steps : int
+        Sampler steps.
+    guidance : float or mapping
+        Guidance scale, for all attributes or by name; 1 is conditional sampling, 0 unconditional.
+    guidance_interval : (float, float), optional
+        Network times (0 clean to 1000 noise) between which to guide.
+    eta : float
+        Fresh noise of DDIM.
+    device : str or torch.device
+    on_step : callable, optional
+        Called with the number of samples advanced by one sampler step.
+
+    Returns
+    -------
+    Tensor of shape (B, C, T, X, Y, Z), float32, on the CPU
+    """
+    objective = Objective(**model.objective)
+    check_sampler(sampler, objective)
+    prior = Prior(model.prior_kind, model.prior_tensors.get("mean"), model.prior_tensors.get("std"))
+    labels_A = encode_labels(model.labels, condition, attributes)
+    null_A = torch.tensor([len(labels) for labels in model.labels.values()])
+    scales = guidance_scales(model.labels, guidance)
+    device = torch.device(device)
+    network = model.network.to(device)
+    group = 1 if device.type == "cpu" else GPU_GROUP
+    n_channels, n_frames, *grid = model.latent_shape
+    shape = (n_channels * n_frames, *grid)
+
+    latents = []
+    with torch.inference_mode():
+        for start in range(0, len(seeds), group):
+            chosen = list(seeds[start : start + group])
+            # The last group is filled with copies, so that every evaluation has the same batch size.
+            generators = [torch.Generator().manual_seed(seed) for seed in chosen]
+            generators += [torch.Generator().manual_seed(chosen[-1]) for _ in range(group - len(chosen))]
+
+            def draw_noise(generators: list[torch.Generator] = generators) -> Tensor:
+                return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+            labels_BA = labels_A.expand(group, -1).to(device)
+            predict = guided(network, labels_BA, null_A.to(device), scales, interval=guidance_interval)
+
+            def denoise(x: Tensor, time_B: Tensor, predict: Denoise = predict) -> Tensor:
+                return predict(x, objective.path.network_time(time_B).to(x.device, torch.float32))
+
+            def advance(_step: int, _x: Tensor, n_samples: int = len(chosen)) -> None:
+                if on_step is not None:
+                    on_step(n_samples)
+
+            white_BFXYZ = sample(
+                sampler,
+                denoise,
+                draw_noise(),
+                objective,
+                n_steps,
+                eta=eta,
+                draw_noise=draw_noise,
+                on_step=advance,
+            )
+            stack_BFXYZ = prior.unwhiten(white_BFXYZ, labels_BA[:, 0])
+            latents.append(stack_BFXYZ[: len(chosen)].float().cpu())
+    stack_BFXYZ = torch.cat(latents) if latents else torch.empty(0, *shape)
+    latent_BCTXYZ = stack_BFXYZ.unflatten(1, (n_channels, n_frames))
+    mean_C11111, std_C11111 = (s.reshape(-1, 1, 1, 1, 1) for s in (model.latent_mean_C, model.latent_std_C))
+    return latent_BCTXYZ * std_C11111 + mean_C11111

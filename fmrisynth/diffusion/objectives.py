@@ -1,0 +1,102 @@
+"""Training objectives: what the network predicts, at which times, with which weight.
+
+Axis legend: B batch; "..." any further axes. All functions are pure; random numbers come in as arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fmrisynth.diffusion.schedule import DiffusionSchedule, FlowSchedule
+from fmrisynth.errors import UsageError
+
+
+def expand(coefficient_B: Tensor, like: Tensor) -> Tensor:
+    """Shape a per-sample coefficient (B,) to broadcast over ``like`` (B, ...), in its type and place."""
+    return coefficient_B.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Epsilon prediction (paper), v-prediction (Salimans & Ho 2022) or flow matching.
+
+    Parameters
+    ----------
+    prediction : {"epsilon", "v", "flow"}
+        Target of the network: the noise, alpha * noise - sigma * x_0, or the velocity noise - x_0.
+    schedule, n_train_steps, beta_start, beta_end
+        See `DiffusionSchedule`; unused by flow.
+    min_snr_gamma : float, optional
+        Min-SNR weighting (Hang et al. 2023).
+    flow_time : {"uniform", "logit_normal"}
+        Distribution of training times of flow matching.
+    """
+
+    prediction: str = "epsilon"
+    schedule: str = "linear"
+    n_train_steps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+    min_snr_gamma: float | None = None
+    flow_time: str = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in ("epsilon", "v", "flow"):
+            raise UsageError(f"There is no objective named {self.prediction!r}: known: epsilon, v, flow.")
+        path: DiffusionSchedule | FlowSchedule
+        if self.prediction == "flow":
+            path = FlowSchedule()
+        else:
+            path = DiffusionSchedule(self.schedule, self.n_train_steps, self.beta_start, self.beta_end)
+        object.__setattr__(self, "path", path)
+
+    path: DiffusionSchedule | FlowSchedule = None  # type: ignore[assignment]  # set above
+
+    def draw_time(self, uniform_B: Tensor) -> Tensor:
+        """Map uniform numbers in [0, 1) to training times, float64."""
+        if isinstance(self.path, DiffusionSchedule):
+            return (uniform_B.double() * self.path.n_steps).floor()
+        if self.flow_time == "logit_normal":
+            return torch.sigmoid(torch.special.ndtri(uniform_B.double().clamp(1e-6, 1 - 1e-6)))
+        return uniform_B.double()
+
+    def add_noise(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
+        """x_t = alpha x_0 + sigma noise (paper, forward process)."""
+        alpha_B, sigma_B = self.path.alpha_sigma(time_B)
+        return expand(alpha_B, clean) * clean + expand(sigma_B, clean) * noise
+
+    def target(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
+        """What the network should answer for ``add_noise(clean, noise, time_B)``."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "flow":
+            return noise - clean
+        alpha_B, sigma_B = self.path.alpha_sigma(time_B)
+        return expand(alpha_B, clean) * noise - expand(sigma_B, clean) * clean
+
+    def clean_and_noise(self, prediction: Tensor, noisy: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve the prediction for x_0 and the noise. Nothing is clipped."""
+        alpha_B, sigma_B = self.path.alpha_sigma(time_B)
+        alpha, sigma = expand(alpha_B, noisy), expand(sigma_B, noisy)
+        if self.prediction == "epsilon":
+            return (noisy - sigma * prediction) / alpha, prediction
+        if self.prediction == "flow":
+            return noisy - sigma * prediction, noisy + alpha * prediction
+        return alpha * noisy - sigma * prediction, sigma * noisy + alpha * prediction
+
+    def weight(self, time_B: Tensor) -> Tensor:
+        """Loss weight per sample: 1, or min-SNR for the target in use."""
+        if self.min_snr_gamma is None:
+            return torch.ones_like(time_B, dtype=torch.float64)
+        alpha_B, sigma_B = self.path.alpha_sigma(time_B)
+        snr_B = (alpha_B / sigma_B) ** 2
+        clipped_B = snr_B.clamp(max=self.min_snr_gamma)
+        return clipped_B / (snr_B if self.prediction == "epsilon" else snr_B + 1)
+
+    def loss(self, prediction: Tensor, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
+        """Weighted mean squared error per sample, shape (B,), float32."""
+        error = prediction.float() - self.target(clean, noise, time_B).float()
+        return error.square().flatten(1).mean(1) * self.weight(time_B).to(error.device, error.dtype)

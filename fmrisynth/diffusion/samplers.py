@@ -1,0 +1,209 @@
+"""Samplers as pure functions of (denoise, noise, objective, times).
+
+``denoise(noisy, time_B)`` answers the objective's target. ``times`` is a descending float64 vector whose
+last entry is where the result lies (``objective.path.times(n)`` ends at the clean end). ``draw_noise()``
+returns fresh unit noise shaped like the state. No sampler clips anything.
+
+Axis legend: B batch; further axes are free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.diffusion.schedule import DiffusionSchedule
+from fmrisynth.errors import UsageError
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+DrawNoise = Callable[[], Tensor]
+OnStep = Callable[[int, Tensor], None]
+
+
+def _evaluate(denoise: Denoise, x: Tensor, time: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    time_B = time.expand(x.shape[0])
+    return objective.clean_and_noise(denoise(x, time_B), x, time_B)
+
+
+def ddim(
+    denoise: Denoise,
+    noise: Tensor,
+    objective: Objective,
+    times: Tensor,
+    *,
+    eta: float = 0.0,
+    draw_noise: DrawNoise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12 and 16); ``eta`` 0 is deterministic, 1 is ancestral sampling.
+
+    Parameters
+    ----------
+    denoise : callable
+        ``denoise(noisy, time_B) -> prediction``.
+    noise : Tensor of shape (B, ...)
+        State at ``times[0]``.
+    objective : Objective
+        What ``denoise`` predicts, and the schedule.
+    times : Tensor of shape (n_steps + 1,), float64
+        Descending times.
+    eta : float
+        Share of the posterior's standard deviation that is drawn anew.
+    draw_noise : callable, optional
+        Source of fresh noise, needed when ``eta`` > 0.
+
+    Returns
+    -------
+    Tensor of shape (B, ...)
+    """
+    if eta > 0 and draw_noise is None:
+        raise UsageError("DDIM with eta > 0 and DDPM draw fresh noise at every step: pass draw_noise.")
+    x = noise
+    alphas, sigmas = (c.tolist() for c in objective.path.alpha_sigma(times))
+    for step in range(len(times) - 1):
+        clean, eps = _evaluate(denoise, x, times[step], objective)
+        alpha, sigma, alpha_next, sigma_next = alphas[step], sigmas[step], alphas[step + 1], sigmas[step + 1]
+        fresh = 0.0
+        if eta > 0 and sigma_next > 0:
+            # Posterior variance of q(x_s | x_t, x_0): (sigma_s / sigma_t)^2 (1 - alpha_t^2 / alpha_s^2).
+            fresh = eta * (sigma_next / sigma) * max(0.0, 1 - (alpha / alpha_next) ** 2) ** 0.5
+        x = alpha_next * clean + max(0.0, sigma_next**2 - fresh**2) ** 0.5 * eps
+        if fresh > 0 and draw_noise is not None:
+            x = x + fresh * draw_noise()
+        if on_step is not None:
+            on_step(step, x)
+    return x
+
+
+def ddpm(
+    denoise: Denoise,
+    noise: Tensor,
+    objective: Objective,
+    times: Tensor,
+    *,
+    draw_noise: DrawNoise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) with the posterior variance.
+
+    With all T steps this is the paper's sampler; with fewer, the posterior between the times chosen. It is
+    DDIM with ``eta`` 1 (Song et al. 2021).
+    """
+    _need_diffusion(objective, "ddpm")
+    return ddim(denoise, noise, objective, times, eta=1.0, draw_noise=draw_noise, on_step=on_step)
+
+
+def dpmpp2m(
+    denoise: Denoise, noise: Tensor, objective: Objective, times: Tensor, *, on_step: OnStep | None = None
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order with one evaluation a step.
+
+    The first step, and a last step that ends at zero noise, are first order.
+    """
+    x, previous_clean, previous_h = noise, None, 0.0
+    alpha, sigma = objective.path.alpha_sigma(times)
+    lambdas = torch.log(alpha) - torch.log(sigma)  # half log-SNR; infinite at the clean end
+    for step in range(len(times) - 1):
+        clean, _ = _evaluate(denoise, x, times[step], objective)
+        alpha_next, sigma_next = float(alpha[step + 1]), float(sigma[step + 1])
+        if sigma_next == 0:
+            x = alpha_next * clean
+        elif not torch.isfinite(lambdas[step]):  # pure noise (flow at t = 1): a DDIM step has the limit
+            x = alpha_next * clean + sigma_next * x / float(sigma[step])
+        else:
+            h = float(lambdas[step + 1] - lambdas[step])
+            direction = clean
+            if previous_clean is not None:
+                ratio = previous_h / h
+                direction = clean + (clean - previous_clean) / (2 * ratio)
+            x = (
+                sigma_next / float(sigma[step]) * x
+                - alpha_next * float(torch.expm1(torch.tensor(-h).double())) * direction
+            )
+            previous_clean, previous_h = clean, h
+        if on_step is not None:
+            on_step(step, x)
+    return x
+
+
+def euler(
+    denoise: Denoise, noise: Tensor, objective: Objective, times: Tensor, *, on_step: OnStep | None = None
+) -> Tensor:
+    """Euler steps along the flow's velocity: first order, one evaluation a step."""
+    _need_flow(objective, "euler")
+    x = noise
+    for step in range(len(times) - 1):
+        velocity = denoise(x, times[step].expand(x.shape[0]))
+        x = x + float(times[step + 1] - times[step]) * velocity
+        if on_step is not None:
+            on_step(step, x)
+    return x
+
+
+def heun(
+    denoise: Denoise, noise: Tensor, objective: Objective, times: Tensor, *, on_step: OnStep | None = None
+) -> Tensor:
+    """Heun's method along the flow's velocity: second order, two evaluations a step."""
+    _need_flow(objective, "heun")
+    x = noise
+    for step in range(len(times) - 1):
+        h = float(times[step + 1] - times[step])
+        velocity = denoise(x, times[step].expand(x.shape[0]))
+        velocity_next = denoise(x + h * velocity, times[step + 1].expand(x.shape[0]))
+        x = x + h / 2 * (velocity + velocity_next)
+        if on_step is not None:
+            on_step(step, x)
+    return x
+
+
+SAMPLERS = ("ddpm", "ddim", "dpmpp2m", "euler", "heun")
+
+
+def check_sampler(sampler: str, objective: Objective) -> None:
+    """Refuse an unknown sampler, or one that does not fit the objective."""
+    if sampler not in SAMPLERS:
+        raise UsageError(f"There is no sampler named {sampler!r}: known: {', '.join(SAMPLERS)}.")
+    if sampler in ("euler", "heun"):
+        _need_flow(objective, sampler)
+    if sampler == "ddpm":
+        _need_diffusion(objective, sampler)
+
+
+def sample(
+    sampler: str,
+    denoise: Denoise,
+    noise: Tensor,
+    objective: Objective,
+    n_steps: int,
+    *,
+    eta: float = 0.0,
+    draw_noise: DrawNoise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Run the named sampler from unit noise to the clean end in ``n_steps`` steps."""
+    check_sampler(sampler, objective)
+    times = objective.path.times(n_steps)
+    if sampler == "ddpm":
+        return ddpm(denoise, noise, objective, times, draw_noise=draw_noise, on_step=on_step)
+    if sampler == "ddim":
+        return ddim(denoise, noise, objective, times, eta=eta, draw_noise=draw_noise, on_step=on_step)
+    solver = {"dpmpp2m": dpmpp2m, "euler": euler, "heun": heun}[sampler]
+    return solver(denoise, noise, objective, times, on_step=on_step)
+
+
+def _need_flow(objective: Objective, sampler: str) -> None:
+    if objective.prediction != "flow":
+        raise UsageError(
+            f"Sampler {sampler!r} integrates a flow; this model predicts {objective.prediction}: "
+            "use ddpm, ddim or dpmpp2m."
+        )
+
+
+def _need_diffusion(objective: Objective, sampler: str) -> None:
+    if not isinstance(objective.path, DiffusionSchedule):
+        raise UsageError(
+            f"Sampler {sampler!r} needs a diffusion schedule; this model is a flow: use heun or euler."
+        )

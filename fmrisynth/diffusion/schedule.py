@@ -1,0 +1,105 @@
+"""Noise schedules: x_t = alpha(t) x_0 + sigma(t) noise.
+
+Axis legend: B batch. Both schedules answer the same three questions: ``alpha_sigma(time)``, the time
+grid of a sampler (``times(n_steps)``, descending, ending at the clean end), and the time the network is
+told (``network_time``, 0 to about 1000 for both).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fmrisynth.errors import UsageError
+
+
+class Schedule(Protocol):
+    """What samplers and objectives need to know about a schedule."""
+
+    def alpha_sigma(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise coefficients at each time, float64."""
+        ...
+
+    def times(self, n_steps: int) -> Tensor:
+        """Sampling times, shape (n_steps + 1,), float64, descending; the last is clean."""
+        ...
+
+    def network_time(self, time: Tensor) -> Tensor:
+        """Time on the scale of the network's embedding."""
+        ...
+
+
+@dataclass(frozen=True)
+class DiffusionSchedule:
+    """Variance-preserving schedule of DDPM (Ho et al. 2020), T discrete steps 0 ... T-1.
+
+    Between integer steps log(alpha_bar) is interpolated linearly; time -1 is the clean end. Sampling with
+    the times T-1, ..., 0, -1 is exactly the discrete process.
+
+    Parameters
+    ----------
+    curve : {"linear", "scaled_linear"}
+        Beta is linear in the step, or its square root is (the usage of MONAI and diffusers).
+    n_steps : int
+        T.
+    beta_start, beta_end : float
+        First and last beta (paper: 0.0015 and 0.0195).
+    """
+
+    curve: str = "linear"
+    n_steps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+    _log_alpha_bar: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        start, end = self.beta_start, self.beta_end
+        if self.curve == "linear":
+            betas = torch.linspace(start, end, self.n_steps, dtype=torch.float64)
+        elif self.curve == "scaled_linear":
+            betas = torch.linspace(start**0.5, end**0.5, self.n_steps, dtype=torch.float64) ** 2
+        else:
+            raise UsageError(
+                f"There is no noise schedule named {self.curve!r}: known: linear, scaled_linear."
+            )
+        log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
+        object.__setattr__(self, "_log_alpha_bar", log_alpha_bar)
+
+    def alpha_sigma(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        position = time.to("cpu", torch.float64) + 1  # the clean end sits at index 0
+        low = position.floor().clamp(0, self.n_steps - 1).long()
+        fraction = position - low
+        table = self._log_alpha_bar
+        log_alpha_bar = table[low] + fraction * (table[low + 1] - table[low])
+        alpha, sigma = torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))
+        return alpha.to(time.device), sigma.to(time.device)
+
+    def times(self, n_steps: int) -> Tensor:
+        if not 1 <= n_steps <= self.n_steps:
+            raise UsageError(
+                f"{n_steps} sampling steps: expected 1 to {self.n_steps}, the steps of training."
+            )
+        return torch.linspace(self.n_steps - 1, -1, n_steps + 1, dtype=torch.float64).round()
+
+    def network_time(self, time: Tensor) -> Tensor:
+        return time * (1000 / self.n_steps)
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Straight path of flow matching (Lipman et al. 2023): x_t = (1 - t) x_0 + t noise, t from 1 to 0."""
+
+    def alpha_sigma(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        time = time.to(torch.float64)
+        return 1 - time, time
+
+    def times(self, n_steps: int) -> Tensor:
+        if n_steps < 1:
+            raise UsageError(f"{n_steps} sampling steps: expected at least 1.")
+        return torch.linspace(1, 0, n_steps + 1, dtype=torch.float64)
+
+    def network_time(self, time: Tensor) -> Tensor:
+        return time * 1000

@@ -1,0 +1,1 @@
+"""Networks: the hybrid denoiser, the U-Net baseline and the tokenizers."""

@@ -1,0 +1,48 @@
+"""Build a denoiser from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fmrisynth.config.train import HybridConfig, UNetConfig
+from fmrisynth.errors import FmrisynthError, UsageError
+
+
+def build_denoiser(config: HybridConfig | UNetConfig, channels: int, n_labels: Sequence[int]) -> nn.Module:
+    """Build the network ``denoiser(stack_BFXYZ, time_B, labels_BA) -> stack_BFXYZ``.
+
+    Parameters
+    ----------
+    config : HybridConfig or UNetConfig
+        Architecture.
+    channels : int
+        F = C*T.
+    n_labels : sequence of int
+        Number of labels per attribute without the null row, the task condition first.
+    """
+    if isinstance(config, HybridConfig):
+        from fmrisynth.models.hybrid_dit import HybridDiT
+
+        return HybridDiT(config, channels, n_labels)
+    if len(n_labels) != 1:
+        raise UsageError("The U-Net baseline takes the task condition only; remove conditioning.attributes.")
+    from fmrisynth.models.unet import MonaiUNet
+
+    return MonaiUNet(config, channels, n_labels[0])
+
+
+def check_grid(config: HybridConfig | UNetConfig, grid: Sequence[int]) -> None:
+    """Refuse a latent grid that the network's levels cannot halve."""
+    if any(side % config.downsampling for side in grid):
+        raise FmrisynthError(
+            f"Latent grid {'x'.join(map(str, grid))}: expected every side to divide by {config.downsampling} for a "
+            f"network of {config.downsampling.bit_length()} levels; prepare the data on a grid whose sides divide "
+            f"by {4 * config.downsampling}, or train with fewer levels."
+        )
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -1,0 +1,174 @@
+"""The hybrid CNN-Transformer denoiser of the paper (Fig. 4a), read top to bottom.
+
+Convolutional residual blocks with FiLM at the finest grid, transformer blocks with AdaLN-Zero and
+cross-attention below, joined in a U-shaped hierarchy with concatenated skips. This is design H1, which
+reproduces the paper's published parameter counts: 2300 w^2 + 2951 w + 36 at base_ch w, 36 channels and
+seven conditions.
+
+Axis legend: B batch, F = C*T channels (latent channels times frames), X Y Z latent grid, A attributes,
+D width of a level, E = 4 w conditioning width, M context tokens, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fmrisynth.config.train import HybridConfig
+from fmrisynth.models.blocks import (
+    FilmConvBlock,
+    TransformerBlock,
+    group_norm,
+    sincos_positions,
+    sinusoidal_embedding,
+    zero_init,
+)
+
+
+class ConditionEmbedding(nn.Module):
+    """Turn diffusion time and attribute labels into one vector and a few context tokens.
+
+    Each attribute has a table with one row per label and a last row for "null" (unknown or dropped).
+    The task condition (the first attribute) owns ``context_tokens`` tokens per label; every further
+    attribute adds its vector as one more token.
+    """
+
+    def __init__(self, width: int, n_labels: Sequence[int], context_tokens: int | None) -> None:
+        super().__init__()
+        self.width = width
+        cond_width = 4 * width
+        self.time = nn.Sequential(nn.Linear(width, cond_width), nn.SiLU(), nn.Linear(cond_width, cond_width))
+        self.vectors = nn.ModuleList(
+            nn.Embedding(n + 1, cond_width) for n in n_labels
+        )  # the last row is null
+        self.tokens: nn.Embedding | None = None
+        if context_tokens is not None:
+            self.tokens = nn.Embedding(n_labels[0] + 1, context_tokens * cond_width)
+
+    def forward(self, time_B: Tensor, labels_BA: Tensor) -> tuple[Tensor, Tensor | None]:
+        cond_BE = self.time(sinusoidal_embedding(time_B, self.width))
+        vectors = [table(labels_BA[:, i]) for i, table in enumerate(self.vectors)]
+        for vector_BE in vectors:
+            cond_BE = cond_BE + vector_BE
+        if self.tokens is None:
+            return cond_BE, None
+        tokens_BME = self.tokens(labels_BA[:, 0]).unflatten(1, (-1, cond_BE.shape[1]))
+        return cond_BE, torch.cat([tokens_BME, *(v[:, None] for v in vectors[1:])], dim=1)
+
+
+class Stage(nn.Module):
+    """A run of blocks of one kind at one level; transformer stages work on position-coded tokens."""
+
+    def __init__(self, kind: str, n_blocks: int, width: int, config: HybridConfig) -> None:
+        super().__init__()
+        cond_width = 4 * config.base_ch
+        self.is_transformer = kind == "transformer"
+        self.checkpoint = config.checkpoint_activations
+        if self.is_transformer:
+            self.blocks = nn.ModuleList(
+                TransformerBlock(
+                    width,
+                    cond_width,
+                    config.heads,
+                    cross_attention=config.cross_attention,
+                    mlp_ratio=config.mlp_ratio,
+                )
+                for _ in range(n_blocks)
+            )
+        else:
+            self.blocks = nn.ModuleList(FilmConvBlock(width, cond_width) for _ in range(n_blocks))
+
+    def forward(self, x_BDXYZ: Tensor, cond_BE: Tensor, context_BME: Tensor | None) -> Tensor:
+        if not self.is_transformer:
+            for block in self.blocks:
+                x_BDXYZ = self._run(block, x_BDXYZ, cond_BE)
+            return x_BDXYZ
+        grid = x_BDXYZ.shape[2:]
+        x_BND = x_BDXYZ.flatten(2).transpose(1, 2)
+        x_BND = x_BND + sincos_positions(tuple(grid), x_BND.shape[2], x_BND.device).to(x_BND.dtype)
+        for block in self.blocks:
+            x_BND = self._run(block, x_BND, cond_BE, context_BME)
+        return x_BND.transpose(1, 2).unflatten(2, grid)
+
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.checkpoint and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+class HybridDiT(nn.Module):
+    """Conditional denoiser of stacked 4D latents.
+
+    Parameters
+    ----------
+    config : HybridConfig
+        Widths, depths and kinds of the levels.
+    channels : int
+        F = C*T, in and out.
+    n_labels : sequence of int
+        Number of labels of each attribute, the task condition first; each table has one more row, the
+        null row, at index ``n_labels[a]``.
+    """
+
+    def __init__(self, config: HybridConfig, channels: int, n_labels: Sequence[int]) -> None:
+        super().__init__()
+        self.config = config
+        widths = [multiplier * config.base_ch for multiplier in config.width_multipliers]
+        has_cross = config.cross_attention and "transformer" in config.stages
+        self.condition = ConditionEmbedding(
+            config.base_ch, n_labels, config.context_tokens if has_cross else None
+        )
+
+        self.conv_in = nn.Conv3d(channels, widths[0], 3, padding=1)
+        self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
+        self.up, self.merge, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for level, (width, deeper) in enumerate(pairwise(widths)):
+            kind = config.stages[level]
+            self.encoder.append(Stage(kind, config.encoder_blocks[level], width, config))
+            self.down.append(nn.Conv3d(width, deeper, 1))
+            self.up.append(nn.Conv3d(deeper, width, 1))
+            self.merge.append(nn.Conv3d(2 * width, width, 1))
+            self.decoder.append(Stage(kind, config.decoder_blocks[level], width, config))
+        self.bottleneck = Stage(config.stages[-1], config.bottleneck_blocks, widths[-1], config)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = zero_init(nn.Conv3d(widths[0], channels, 3, padding=1))
+
+    def forward(self, stack_BFXYZ: Tensor, time_B: Tensor, labels_BA: Tensor) -> Tensor:
+        """Predict the objective's target.
+
+        Parameters
+        ----------
+        stack_BFXYZ : Tensor of shape (B, F, X, Y, Z), float32
+            Noisy latents; each side divides by ``config.downsampling``.
+        time_B : Tensor of shape (B,)
+            Diffusion time, 0 (clean) to about 1000 (noise).
+        labels_BA : Tensor of shape (B, A), int64
+            Label index per attribute; ``n_labels[a]`` is "null".
+
+        Returns
+        -------
+        Tensor of shape (B, F, X, Y, Z)
+        """
+        cond_BE, context_BME = self.condition(time_B, labels_BA)
+        x_BDXYZ = self.conv_in(stack_BFXYZ)  # (B, w, X, Y, Z)
+
+        skips = []
+        for stage, down in zip(self.encoder, self.down, strict=True):
+            x_BDXYZ = stage(x_BDXYZ, cond_BE, context_BME)
+            skips.append(x_BDXYZ)
+            x_BDXYZ = down(F.avg_pool3d(x_BDXYZ, 2))  # half the grid, next width
+
+        x_BDXYZ = self.bottleneck(x_BDXYZ, cond_BE, context_BME)
+
+        for level in reversed(range(len(self.decoder))):
+            # A 1x1x1 convolution commutes with nearest-neighbour upsampling; done first it costs an eighth.
+            x_BDXYZ = F.interpolate(self.up[level](x_BDXYZ), scale_factor=2, mode="nearest")
+            x_BDXYZ = self.merge[level](torch.cat([x_BDXYZ, skips.pop()], dim=1))
+            x_BDXYZ = self.decoder[level](x_BDXYZ, cond_BE, context_BME)
+
+        return self.conv_out(F.silu(self.norm_out(x_BDXYZ)))

@@ -1,0 +1,44 @@
+"""The paper's baseline: MONAI's 3D diffusion U-Net behind the denoiser interface."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fmrisynth.config.train import UNetConfig
+
+
+class MonaiUNet(nn.Module):
+    """``DiffusionModelUNet`` with the settings that give the five sizes of Table 4.
+
+    Parameters
+    ----------
+    config : UNetConfig
+        Widths, heads and attention levels.
+    channels : int
+        F = C*T, in and out.
+    n_conditions : int
+        Number of task conditions; one more class embedding stands for "null".
+    """
+
+    def __init__(self, config: UNetConfig, channels: int, n_conditions: int) -> None:
+        super().__init__()
+        from monai.networks.nets import DiffusionModelUNet
+
+        self.config = config
+        self.unet = DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=channels,
+            out_channels=channels,
+            channels=config.num_channels,
+            num_res_blocks=config.num_res_blocks,
+            attention_levels=config.attention_levels,
+            num_head_channels=config.num_head_channels,
+            norm_num_groups=config.norm_num_groups,
+            resblock_updown=True,
+            with_conditioning=False,
+            num_class_embeds=n_conditions + 1,
+        )
+
+    def forward(self, stack_BFXYZ: Tensor, time_B: Tensor, labels_BA: Tensor) -> Tensor:
+        """Predict the objective's target; see ``HybridDiT.forward``."""
+        return self.unet(stack_BFXYZ, timesteps=time_B, class_labels=labels_BA[:, 0])

@@ -1,0 +1,90 @@
+"""The hybrid denoiser: shapes, identity at the start, what each input reaches."""
+
+import pytest
+import torch
+
+from fmrisynth.config.train import HybridConfig, UNetConfig
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.models.blocks import FilmConvBlock, TransformerBlock
+from fmrisynth.models.build import build_denoiser, check_grid
+
+TINY = HybridConfig(base_ch=8, num_heads=2, encoder_blocks=(1, 1), bottleneck_blocks=1, decoder_blocks=(1, 1))
+
+
+def randomised(config, channels=6, n_labels=(3,)):
+    torch.manual_seed(0)
+    network = build_denoiser(config, channels, n_labels)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+def test_every_block_starts_as_the_identity():
+    torch.manual_seed(0)
+    x, cond = torch.randn(2, 8, 4, 4, 4), torch.randn(2, 16)
+    assert torch.equal(FilmConvBlock(8, 16)(x, cond), x)
+    tokens, context = torch.randn(2, 10, 8), torch.randn(2, 3, 16)
+    assert torch.equal(TransformerBlock(8, 16, 2)(tokens, cond, context), tokens)
+    plain = TransformerBlock(8, 16, 2, cross_attention=False)
+    assert torch.equal(plain(tokens, cond, None), tokens)
+    network = build_denoiser(TINY, 6, [3])
+    answer = network(torch.randn(2, 6, 4, 4, 4), torch.zeros(2), torch.zeros(2, 1, dtype=torch.long))
+    assert not answer.any()
+
+
+@pytest.mark.parametrize("grid", [(4, 4, 4), (12, 16, 16), (8, 4, 12)])
+@pytest.mark.parametrize("stages", [("conv", "transformer", "transformer"), ("conv",) * 3, ("transformer",) * 3])
+def test_any_grid_that_divides_by_four(grid, stages):
+    network = randomised(TINY.model_copy(update={"stages": stages}))
+    with torch.no_grad():
+        answer = network(torch.randn(2, 6, *grid), torch.tensor([3.0, 900.0]), torch.tensor([[0], [3]]))
+    assert answer.shape == (2, 6, *grid)
+    assert answer.isfinite().all()
+
+
+@pytest.mark.parametrize("cross_attention", [True, False])
+def test_every_input_reaches_the_output(cross_attention):
+    network = randomised(TINY.model_copy(update={"cross_attention": cross_attention}), n_labels=(3, 2))
+    x = torch.randn(1, 6, 4, 4, 4)
+
+    def run(time=100.0, condition=0, phase=0):
+        with torch.no_grad():
+            return network(x, torch.tensor([time]), torch.tensor([[condition, phase]]))
+
+    base = run()
+    assert torch.equal(run(), base)
+    for other in (run(time=500.0), run(condition=1), run(condition=3), run(phase=1), run(phase=2)):
+        assert (other - base).abs().max() > 1e-4
+
+
+def test_gradients_reach_every_parameter_once_the_gates_open():
+    network = randomised(TINY, n_labels=(3, 2)).train()
+    labels = torch.tensor([[0, 1], [3, 2], [1, 0], [2, 1]])
+    network(torch.randn(4, 6, 4, 4, 4), torch.arange(4.0), labels).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_checkpointed_activations_give_the_same_gradients():
+    plain, saving = randomised(TINY).train(), randomised(TINY.model_copy(update={"checkpoint_activations": True})).train()
+    x, time, labels = torch.randn(2, 6, 4, 4, 4), torch.tensor([1.0, 2.0]), torch.tensor([[0], [1]])
+    for network in (plain, saving):
+        network(x, time, labels).square().mean().backward()
+    for p, q in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_unet_baseline_answers_through_the_same_interface():
+    config = UNetConfig(num_channels=(8, 8), num_head_channels=(0, 8), attention_levels=(False, True), norm_num_groups=4)
+    network = build_denoiser(config, 6, [3])
+    answer = network(torch.randn(2, 6, 4, 4, 4), torch.tensor([3.0, 900.0]), torch.tensor([[0], [3]]))
+    assert answer.shape == (2, 6, 4, 4, 4)
+    with pytest.raises(UsageError, match="task condition only"):
+        build_denoiser(config, 6, [3, 2])
+
+
+def test_a_grid_that_cannot_be_halved_is_refused():
+    check_grid(TINY, (12, 16, 16))
+    with pytest.raises(FmrisynthError, match="12x18x16.*divide by 4"):
+        check_grid(TINY, (12, 18, 16))
