@@ -32,7 +32,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result; created, and continued if it exists.")]
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Folder for the result; created, and continued if it exists.")
+]
 
 
 def _show_version(value: bool) -> None:
@@ -55,7 +57,9 @@ def simulate(
     out: Out,
     layout: Annotated[str | None, typer.Option(help="hcp, bids or blocks (skip the runs).")] = None,
     n_subjects: Annotated[int | None, typer.Option(min=1, help="Number of subjects.")] = None,
-    tasks: Annotated[list[str] | None, typer.Option(help="HCP tasks, for example WM GAMBLING; all by default.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="HCP tasks, for example WM GAMBLING; all by default.")
+    ] = None,
     resolution: Annotated[float | None, typer.Option(help="Voxel side in mm: 2 or 3.")] = None,
     tr: Annotated[float | None, typer.Option(help="Repetition time in seconds.")] = None,
     activations: Annotated[Path | None, typer.Option(help="TSV: parcels x conditions, effect sizes.")] = None,
@@ -68,7 +72,6 @@ def simulate(
 ) -> int:
     """Write a phantom cohort: realistic task-fMRI whose truth is known, no data-use agreement needed."""
     from fmrisynth.config.simulate import SimulateConfig
-    from fmrisynth.simulate import simulate_cohort
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -80,22 +83,31 @@ def simulate(
     if dry_run:
         options.show_config(resolved)
         return 0
+    from fmrisynth.simulate import simulate_cohort
+
     return options.finish(simulate_cohort(out, resolved))
 
 
 @app.command(rich_help_panel="Data")
 def prepare(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="HCP tree, BIDS dataset or fMRIPrep derivatives.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="HCP tree, BIDS dataset or fMRIPrep derivatives.")
+    ],
     out: Out,
     layout: Annotated[str | None, typer.Option(help="auto, hcp or bids.")] = None,
     native: Annotated[
         bool | None, typer.Option("--native", help="Keep each subject's own space (no MNI needed).")
     ] = None,
     condition: Annotated[
-        list[str] | None, typer.Option(help="Only these conditions (repeat); default: the paper's seven, or all found.")
+        list[str] | None,
+        typer.Option(help="Only these conditions (repeat); default: the paper's seven, or all found."),
     ] = None,
-    conditions_file: Annotated[Path | None, typer.Option(help="Your own condition table (YAML), merged over ours.")] = None,
-    bids_database_dir: Annotated[Path | None, typer.Option(help="A pybids index, built once and read-only.")] = None,
+    conditions_file: Annotated[
+        Path | None, typer.Option(help="Your own condition table (YAML), merged over ours.")
+    ] = None,
+    bids_database_dir: Annotated[
+        Path | None, typer.Option(help="A pybids index, built once and read-only.")
+    ] = None,
     participant_label: ParticipantLabels = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -105,7 +117,6 @@ def prepare(
 ) -> int:
     """Cut runs into a block dataset: 3 mm, 1.44 s, 12 frames from every block onset."""
     from fmrisynth.config.prepare import PrepareConfig
-    from fmrisynth.prepare import plan_prepare, prepare_dataset
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -114,6 +125,8 @@ def prepare(
     )  # fmt: skip
     options.check_in(source, "an HCP release, a BIDS dataset or fMRIPrep derivatives")
     options.check_out(out)
+    from fmrisynth.prepare import plan_prepare, prepare_dataset
+
     if dry_run:
         options.show_config(resolved)
         for line in plan_prepare(source, resolved, participant_labels=participant_label):
@@ -127,10 +140,13 @@ def tokenize(
     prepared: Annotated[Path, typer.Argument(metavar="PREPARED", help="A block dataset.")],
     out: Out,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Use this tokenizer (a folder, or the word bundled) instead of fitting one.")
+        Path | None,
+        typer.Option(help="Use this tokenizer (a folder, or the word bundled) instead of fitting one."),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Kind and size of tokenizer to fit.")] = None,
-    init: Annotated[Path | None, typer.Option(help="Start the fit from this tokenizer or ALDM state dict.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Start the fit from this tokenizer or ALDM state dict.")
+    ] = None,
     normalisation: Annotated[str | None, typer.Option(help="dynamics or global.")] = None,
     participant_label: ParticipantLabels = None,
     device: Device = None,
@@ -142,7 +158,6 @@ def tokenize(
 ) -> int:
     """Fit a tokenizer (4x per side) unless one is given, and encode every block to latents."""
     from fmrisynth.config.tokenize import TokenizeConfig
-    from fmrisynth.tokenize import tokenize_dataset
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -154,18 +169,28 @@ def tokenize(
     if dry_run:
         options.show_config(resolved)
         return 0
-    summary = tokenize_dataset(prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label)
+    from fmrisynth.tokenize import tokenize_dataset
+
+    summary = tokenize_dataset(
+        prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label
+    )
     return options.finish(summary)
 
 
 @app.command(rich_help_panel="Model")
 def train(
-    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="Latents, as `fmrisynth tokenize` writes them.")],
+    latents: Annotated[
+        Path, typer.Argument(metavar="LATENTS", help="Latents, as `fmrisynth tokenize` writes them.")
+    ],
     out: Out,
-    preset: Annotated[str, typer.Option(help="Model and recipe: hybrid-38m ... hybrid-463m, unet-41m ..., smoke.")] = "hybrid-38m",
+    preset: Annotated[
+        str, typer.Option(help="Model and recipe: hybrid-38m ... hybrid-463m, unet-41m ..., smoke.")
+    ] = "hybrid-38m",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Instances per step, over all ranks.")] = None,
-    max_hours: Annotated[float | None, typer.Option(help="Stop with a checkpoint after this many hours.")] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(help="Stop with a checkpoint after this many hours.")
+    ] = None,
     device: Device = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -175,7 +200,6 @@ def train(
 ) -> int:
     """Train the denoiser; the same command resumes. Start with torchrun or srun for many GPUs."""
     from fmrisynth.config.train import TrainConfig
-    from fmrisynth.train import train_denoiser
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -187,24 +211,36 @@ def train(
     if dry_run:
         options.show_config(resolved)
         return 0
+    from fmrisynth.train import train_denoiser
+
     return options.finish(train_denoiser(latents, out, resolved))
 
 
 @app.command(rich_help_panel="Model")
 def sample(
     out: Out,
-    condition: Annotated[list[str] | None, typer.Option(help="Condition label, for example gambling_loss (repeat).")] = None,
-    all_conditions: Annotated[bool | None, typer.Option("--all-conditions", help="Every condition the model knows.")] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help="Condition label, for example gambling_loss (repeat).")
+    ] = None,
+    all_conditions: Annotated[
+        bool | None, typer.Option("--all-conditions", help="Every condition the model knows.")
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Samples per condition.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Your own model; default: the bundled one, trained on phantom data.")
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, dpmpp_2m, euler or heun.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="1 conditional; above 1 sharper; 0 unconditional.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples denoised together; never changes them.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="1 conditional; above 1 sharper; 0 unconditional.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples denoised together; never changes them.")
+    ] = None,
     start_index: Annotated[int | None, typer.Option(min=0, help="Number of the first sample.")] = None,
-    shard: Annotated[str | None, typer.Option(metavar="K/N", help="Make the k-th of n shares (job arrays).")] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Make the k-th of n shares (job arrays).")
+    ] = None,
     save_latents: Annotated[bool | None, typer.Option("--save-latents", help="Keep latents too.")] = None,
     device: Device = None,
     config: ConfigFile = None,
@@ -216,16 +252,19 @@ def sample(
     """Write synthetic subjects: `fmrisynth sample --condition gambling_loss --n 100 out/`."""
     from fmrisynth.config.sample import SampleConfig
     from fmrisynth.data.blocks import ATTRIBUTES
-    from fmrisynth.sample import plan_samples, sample_dataset
 
     options.set_verbosity(verbose)
-    overrides = [f"attributes.{item}" if item.partition("=")[0] in ATTRIBUTES else item for item in set_ or []]
+    overrides = [
+        f"attributes.{item}" if item.partition("=")[0] in ATTRIBUTES else item for item in set_ or []
+    ]
     resolved = options.resolve(
         SampleConfig, "sample", file=config, overrides=overrides, seed=seed, conditions=condition,
         all_conditions=all_conditions, n=n, sampler=sampler, steps=steps, guidance=guidance, batch_size=batch_size,
         start_index=start_index, shard=_parse_shard(shard), save_latents=save_latents, device=device,
     )  # fmt: skip
     options.check_out(out)
+    from fmrisynth.sample import plan_samples, sample_dataset
+
     if dry_run:
         options.show_config(resolved)
         for line in plan_samples(out, resolved, checkpoint=checkpoint):
@@ -236,11 +275,14 @@ def sample(
 
 @app.command(rich_help_panel="Proof")
 def glm(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A block dataset, or BIDS with --unit run.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="A block dataset, or BIDS with --unit run.")
+    ],
     out: Out,
     unit: Annotated[str | None, typer.Option(help="block: one window per block; run: whole runs.")] = None,
     contrast: Annotated[
-        list[str] | None, typer.Option(help="Formula, for example 'motor_rh - motor_lh' (repeat); default: each condition.")
+        list[str] | None,
+        typer.Option(help="Formula, for example 'motor_rh - motor_lh' (repeat); default: each condition."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only this BIDS task (unit run).")] = None,
     split: Annotated[str | None, typer.Option(help="Only this split: train, val or test.")] = None,
@@ -252,17 +294,26 @@ def glm(
 ) -> int:
     """Subject and group activation maps, of real or synthetic data alike."""
     from fmrisynth.config.glm import GlmConfig
-    from fmrisynth.glm import run_glm
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
-        GlmConfig, "glm", file=config, overrides=set_, seed=seed, unit=unit, contrasts=contrast, task=task, split=split
+        GlmConfig,
+        "glm",
+        file=config,
+        overrides=set_,
+        seed=seed,
+        unit=unit,
+        contrasts=contrast,
+        task=task,
+        split=split,
     )
     options.check_in(dataset, "a block dataset (or a BIDS dataset with --unit run)")
     options.check_out(out)
     if dry_run:
         options.show_config(resolved)
         return 0
+    from fmrisynth.glm import run_glm
+
     return options.finish(run_glm(dataset, out, resolved))
 
 
@@ -279,7 +330,6 @@ def evaluate(
 ) -> int:
     """Compare synthetic with real: metrics.json, figures and one HTML report."""
     from fmrisynth.config.evaluate import EvaluateConfig
-    from fmrisynth.evaluate import evaluate_datasets
 
     options.set_verbosity(verbose)
     resolved = options.resolve(EvaluateConfig, "evaluate", file=config, overrides=set_, seed=seed)
@@ -289,6 +339,8 @@ def evaluate(
     if dry_run:
         options.show_config(resolved)
         return 0
+    from fmrisynth.evaluate import evaluate_datasets
+
     return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved))
 
 
@@ -298,11 +350,17 @@ def bids_app(
     output_dir: Annotated[Path, typer.Argument(help="Folder for the result.")],
     level: Annotated[str, typer.Argument(help="participant or group.")],
     participant_label: ParticipantLabels = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder; default: the bundled one.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Model for the synthetic cohort; default: the bundled one.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenizer folder; default: the bundled one.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Model for the synthetic cohort; default: the bundled one.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Synthetic samples per condition (group).")] = 20,
     native: Annotated[bool, typer.Option("--native", help="Keep each subject's own space.")] = False,
-    bids_database_dir: Annotated[Path | None, typer.Option(help="A pybids index, built once and read-only.")] = None,
+    bids_database_dir: Annotated[
+        Path | None, typer.Option(help="A pybids index, built once and read-only.")
+    ] = None,
     set_: Overrides = None,
     seed: Seed = 0,
     device: Device = None,
@@ -311,7 +369,7 @@ def bids_app(
     verbose: Verbose = 0,
 ) -> int:
     """BIDS App: participant (prepare, encode, GLM, report) and group (maps, synthetic cohort, evaluation)."""
-    from fmrisynth.app import AppConfig, run_group, run_participants
+    from fmrisynth.config.app import AppConfig
 
     options.set_verbosity(verbose)
     if level not in ("participant", "group"):
@@ -325,9 +383,13 @@ def bids_app(
     if dry_run:
         options.show_config(resolved)
         return 0
+    from fmrisynth.app import run_group, run_participants
+
     if level == "participant":
         return options.finish(
-            run_participants(bids_dir, output_dir, resolved, tokenizer=tokenizer, participant_labels=participant_label)
+            run_participants(
+                bids_dir, output_dir, resolved, tokenizer=tokenizer, participant_labels=participant_label
+            )
         )
     return options.finish(run_group(bids_dir, output_dir, resolved, checkpoint=checkpoint))
 

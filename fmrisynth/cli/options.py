@@ -24,13 +24,19 @@ ConfigFile = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting, dots go down: window.delay_s=2.", rich_help_panel=PANEL),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="One setting, dots go down: window.delay_s=2.",
+        rich_help_panel=PANEL,
+    ),
 ]
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of every random number.", rich_help_panel=PANEL)
 ]
 Verbose = Annotated[
-    int, typer.Option("-v", "--verbose", count=True, help="More to read; tracebacks too.", rich_help_panel=PANEL)
+    int,
+    typer.Option("-v", "--verbose", count=True, help="More to read; tracebacks too.", rich_help_panel=PANEL),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=PANEL)
@@ -40,7 +46,11 @@ Device = Annotated[
 ]
 ParticipantLabels = Annotated[
     list[str] | None,
-    typer.Option("--participant-label", metavar="LABEL", help="Only these participants (a list, or repeated; sub- optional)."),
+    typer.Option(
+        "--participant-label",
+        metavar="LABEL",
+        help="Only these participants (a list, or repeated; sub- optional).",
+    ),
 ]
 
 
