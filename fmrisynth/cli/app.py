@@ -102,7 +102,7 @@ def prepare(
         list[str] | None,
         typer.Option(help="Only these conditions (repeat); default: the paper's seven, or all found."),
     ] = None,
-    conditions_file: Annotated[
+    condition_table: Annotated[
         Path | None, typer.Option(help="Your own condition table (YAML), merged over ours.")
     ] = None,
     bids_database_dir: Annotated[
@@ -121,7 +121,7 @@ def prepare(
     options.set_verbosity(verbose)
     resolved = options.resolve(
         PrepareConfig, "prepare", file=config, overrides=set_, seed=seed, layout=layout, native=native,
-        conditions=condition, conditions_file=conditions_file, bids_database_dir=bids_database_dir,
+        conditions=condition, condition_table=condition_table, bids_database_dir=bids_database_dir,
     )  # fmt: skip
     options.check_in(source, "an HCP release, a BIDS dataset or fMRIPrep derivatives")
     options.check_out(out)

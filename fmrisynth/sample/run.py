@@ -73,6 +73,7 @@ def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None =
     write_dataset_description(out, "Synthetic task-fMRI by fmrisynth", synthetic=True, readme=_README)
     write_run_log(out, "sample", config)
     device = pick_device(config.device)
+    tokenizer.to(device)
     if checkpoint is None:
         log.warning(_PHANTOM_NOTE)
 
@@ -88,7 +89,7 @@ def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None =
                 guidance_interval=config.guidance_interval, eta=config.eta, device=device,
             )  # fmt: skip
             for request, latent_CTXYZ in zip(batch, latents, strict=True):
-                bold_XYZT = tokenizer.decode_block(latent_CTXYZ, device=device)
+                bold_XYZT = next(tokenizer.decode_blocks(latent_CTXYZ[None]))
                 pending.append(
                     writer.submit(
                         _write_sample, out, request, bold_XYZT, tokenizer, model, settings, config,
@@ -133,11 +134,11 @@ def load_model(checkpoint: Path | None) -> tuple[LoadedDenoiser, Tokenizer]:
             f"{model.path}: the model has no tokenizer/ folder beside it; copy the one it was trained with there."
         )
     tokenizer = load_tokenizer(model.tokenizer)
-    expected = tokenizer.info.latent_shape
-    if tuple(model.latent_shape) != tuple(expected):
+    channels, _, *cells = model.latent_shape
+    if (channels, *cells) != tokenizer.info.latent_shape:
         raise FmrisynthError(
-            f"{model.path}: the model makes latents of shape {tuple(model.latent_shape)}, its tokenizer decodes "
-            f"{tuple(expected)}; use the tokenizer that the model was trained with."
+            f"{model.path}: the model makes latents of {channels} channels on {cells} cells, its tokenizer decodes "
+            f"{tokenizer.info.latent_shape}; use the tokenizer that the model was trained with."
         )
     return model, tokenizer
 

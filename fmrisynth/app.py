@@ -1,0 +1,148 @@
+"""The BIDS-App call: ``fmrisynth bids_dir out_dir {participant|group}``.
+
+``participant``
+    prepare, encode with the chosen or bundled tokenizer, window GLM, one HTML page per participant. The output
+    folder itself is the block dataset, so `glm`, `sample --checkpoint` and outside tools can go on from it.
+``group``
+    group maps of the real cohort, a synthetic cohort from the chosen or bundled model, and the comparison.
+
+::
+
+    out_dir/
+      sub-01/func/...        blocks
+      latents/               their latents
+      glm/                   subject and group maps, sub-01.html
+      synthetic/             synthetic subjects, and their maps under synthetic-glm/
+      evaluation/            metrics.json and report.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmrisynth.config.app import AppConfig
+from fmrisynth.config.evaluate import EvaluateConfig
+from fmrisynth.config.glm import GlmConfig
+from fmrisynth.config.prepare import PrepareConfig
+from fmrisynth.config.sample import SampleConfig
+from fmrisynth.config.tokenize import TokenizeConfig
+from fmrisynth.data.blocks import common_grid, read_blocks, subjects_of
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.evaluate import evaluate_datasets
+from fmrisynth.glm import run_glm
+from fmrisynth.models.bundled import bundled_tokenizer_dir
+from fmrisynth.models.tokenizers import load_tokenizer
+from fmrisynth.prepare import prepare_dataset
+from fmrisynth.progress import StageSummary, log
+from fmrisynth.sample import sample_dataset
+from fmrisynth.sample.run import load_model
+from fmrisynth.tokenize import tokenize_dataset
+
+
+def run_participants(
+    bids_dir: Path,
+    out: Path,
+    config: AppConfig,
+    *,
+    tokenizer: Path | None = None,
+    participant_labels: Sequence[str] | None = None,
+) -> StageSummary:
+    """Prepare, encode and analyse participants; a bad one does not stop the others.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        HCP tree, BIDS dataset or fMRIPrep derivatives.
+    out : Path
+        Output folder.
+    config : AppConfig
+        Seed and options.
+    tokenizer : Path, optional
+        Tokenizer folder; default: the bundled one, where the grid is the standard one.
+    participant_labels : sequence of str, optional
+        Participants, without ``sub-``; default all.
+    """
+    prepare = PrepareConfig.model_validate(
+        {
+            "seed": config.seed,
+            "layout": config.layout,
+            "native": config.native,
+            "bids_database_dir": config.bids_database_dir,
+        }
+    )
+    summary = prepare_dataset(bids_dir, out, prepare, participant_labels=participant_labels)
+    done = [subject for subject in subjects_of(out) if not participant_labels or subject in participant_labels]
+    chosen = tokenizer or bundled_tokenizer_dir()
+    misfit = _misfit(out, done, chosen) if done else None
+    if misfit is None:
+        encode = TokenizeConfig(seed=config.seed, device=config.device, report=False)
+        encoded = tokenize_dataset(out, out / "latents", encode, tokenizer=chosen, participant_labels=done)
+        _add(summary, encoded)
+    elif tokenizer is not None:
+        raise FmrisynthError(misfit)
+    else:
+        log.warning("%s The latents are left out.", misfit)
+        summary.lines.append(f"Latents were not made: {misfit}")
+    _add(summary, run_glm(out, out / "glm", GlmConfig(seed=config.seed), participant_labels=done, group=False))
+    return summary
+
+
+def run_group(bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path | None = None) -> StageSummary:
+    """Group maps, a synthetic cohort and the comparison, from the participants already done.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        As in `run_participants`; not read.
+    out : Path
+        Output folder of the participant level.
+    config : AppConfig
+        Seed, samples per condition, device.
+    checkpoint : Path, optional
+        Model for the synthetic cohort; default: the bundled one.
+
+    Raises
+    ------
+    FmrisynthError
+        No participant is done, or the model knows none of their conditions.
+    """
+    try:
+        blocks = read_blocks(out)
+    except FmrisynthError:
+        raise FmrisynthError(
+            f"{out}: no participant is done; run `fmrisynth {bids_dir} {out} participant` first."
+        ) from None
+    summary = run_glm(out, out / "glm", GlmConfig(seed=config.seed))
+    model, _ = load_model(checkpoint)
+    wanted = sorted({block.condition for block in blocks} & set(model.conditions))
+    if not wanted:
+        raise FmrisynthError(
+            f"{out}: the model knows {', '.join(model.conditions)}, and the data have none of them; train a model on "
+            "them (fmrisynth train) and name it with --checkpoint DIR."
+        )
+    sample = SampleConfig(seed=config.seed, conditions=tuple(wanted), n=config.n, device=config.device)
+    _add(summary, sample_dataset(out / "synthetic", sample, checkpoint=checkpoint))
+    _add(summary, run_glm(out / "synthetic", out / "synthetic-glm", GlmConfig(seed=config.seed, reports=False)))
+    compared = evaluate_datasets(
+        out / "evaluation", real=out, synthetic=out / "synthetic", config=EvaluateConfig(seed=config.seed)
+    )
+    _add(summary, compared)
+    return summary
+
+
+def _misfit(out: Path, subjects: Sequence[str], tokenizer: Path) -> str | None:
+    """Why the tokenizer cannot encode these subjects, or None."""
+    grid = common_grid(read_blocks(out, subjects=subjects[:1]))
+    own = load_tokenizer(tokenizer).info.grid
+    if grid.same_as(own):
+        return None
+    return (
+        f"{tokenizer}: this tokenizer is for the grid {own.shape} in {own.space}, the data are on {grid.shape} in "
+        f"{grid.space}; fit one with `fmrisynth tokenize` and name it with --tokenizer DIR."
+    )
+
+
+def _add(summary: StageSummary, other: StageSummary) -> None:
+    summary.lines += other.lines
+    summary.failed |= other.failed

@@ -1,0 +1,135 @@
+"""`fmrisynth sample` with the bundled model, through the command line."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from fmrisynth.cli.main import run
+from fmrisynth.data.blocks import read_blocks
+
+FAST = ["--steps", "2", "--seed", "7"]
+
+
+def digest_tree(root: Path) -> dict[str, bytes]:
+    """Content of every file but the logs, which carry the time's own identifiers."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "logs" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("sample") / "out"
+    assert run(["sample", "--condition", "gambling_loss", "--n", "4", "--seed", "7", str(out)]) == 0
+    return out
+
+
+def test_four_synthetic_subjects(four):
+    blocks = read_blocks(four)
+    assert len(blocks) == 4
+    arrays = []
+    for block in blocks:
+        image = nib.load(block.path)
+        assert image.shape == (48, 64, 64, 12)
+        np.testing.assert_allclose(image.header.get_zooms(), (3, 3, 3, 1.44), rtol=1e-6)
+        data = block.load()
+        assert np.isfinite(data.bold_XYZT).all()
+        inside = data.bold_XYZT[data.mask_XYZ]
+        assert inside.std(axis=1).mean() > 1.0
+        assert (data.bold_XYZT[~data.mask_XYZ] == 0).all()
+        sidecar = json.loads(block.path.with_name(block.path.name.replace(".nii.gz", ".json")).read_text())
+        assert sidecar["Synthetic"] is True
+        assert sidecar["Condition"] == "gambling_loss"
+        arrays.append(inside)
+    for i in range(4):
+        for j in range(i):
+            assert not np.allclose(arrays[i], arrays[j])
+    assert (four / "figures").is_dir()
+
+
+def test_validator_reports_no_error(four):
+    validator = shutil.which("bids-validator-deno") or str(Path(sys.executable).with_name("bids-validator-deno"))
+    done = subprocess.run([validator, str(four), "--json"], capture_output=True, text=True, check=False)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue.get("severity") == "error"] == []
+    assert done.returncode == 0
+
+
+def test_nilearn_loads_the_dataset(four):
+    from nilearn.glm.first_level import first_level_from_bids
+
+    models, images, events, _ = first_level_from_bids(
+        four, "gambling", space_label="MNI152NLin6Asym", derivatives_folder=".", slice_time_ref=0.0
+    )
+    assert len(models) == len(images) == 4
+    assert list(events[0][0]["trial_type"]) == ["gambling_loss"]
+
+
+def test_same_bytes_for_any_batch_size_shard_and_interruption(tmp_path):
+    ask = ["sample", "--condition", "motor_rh", "--n", "3", *FAST]
+    assert run([*ask, "--batch-size", "3", str(tmp_path / "a")]) == 0
+    assert run([*ask, "--batch-size", "1", "--shard", "2/2", str(tmp_path / "b")]) == 0
+    assert len(read_blocks(tmp_path / "b")) == 1
+    assert run([*ask, "--batch-size", "2", str(tmp_path / "b")]) == 0
+    a, b = digest_tree(tmp_path / "a"), digest_tree(tmp_path / "b")
+    assert a.keys() == b.keys()
+    assert [name for name in a if a[name] != b[name]] == []
+
+
+def test_second_call_does_no_work_and_changes_nothing(four):
+    before = digest_tree(four)
+    assert run(["sample", "--condition", "gambling_loss", "--n", "4", "--seed", "7", str(four)]) == 0
+    assert digest_tree(four) == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(four, capsys):
+    before = digest_tree(four)
+    assert run(["sample", "--condition", "gambling_loss", "--n", "4", "--seed", "8", str(four)]) == 1
+    assert "made with another model, seed or sampler setting" in capsys.readouterr().err
+    assert digest_tree(four) == before
+
+
+def test_misspelt_condition(tmp_path, capsys):
+    assert run(["sample", "--condition", "gambling_los", "--n", "1", str(tmp_path / "out")]) == 2
+    assert "did you mean gambling_loss" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"not json", b"{}"])
+def test_a_checkpoint_that_is_not_one(content, tmp_path, capsys):
+    model = tmp_path / "model"
+    model.mkdir()
+    if content is not None:
+        (model / "checkpoint.json").write_bytes(content)
+    status = run(["sample", "--condition", "motor_rh", "--checkpoint", str(model), str(tmp_path / "out")])
+    assert status == 1
+    error = capsys.readouterr().err
+    assert str(model) in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_preview_is_a_picture(four):
+    pictures = list((four / "figures").glob("*_preview.png"))
+    assert len(pictures) == 1
+    assert pictures[0].read_bytes().startswith(b"\x89PNG")
+    assert pictures[0].stat().st_size > 10_000
+
+
+def test_same_files_when_run_again_elsewhere(four, tmp_path):
+    again = tmp_path / "again"
+    assert run(["sample", "--condition", "gambling_loss", "--n", "1", "--seed", "7", str(again)]) == 0
+    name = "sub-synthGamblingLoss0001"
+    for path in (again / name / "func").iterdir():
+        assert filecmp.cmp(path, four / name / "func" / path.name, shallow=False)
