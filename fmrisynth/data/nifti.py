@@ -8,14 +8,17 @@ Axis legend: X, Y, Z voxel axes; T frames.
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_threaded, isal_zlib
 
 from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.errors import FmrisynthError
@@ -66,6 +69,73 @@ class Image:
         return values
 
 
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image says, checked against the size of its file.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    shape : tuple of int
+        As stored; trailing axes of length 1 are dropped.
+    dtype : numpy dtype
+        Stored type, with byte order.
+    affine : array of shape (4, 4), float64
+        Voxel to world, in mm.
+    slope, intercept : float
+        ``value = stored * slope + intercept``.
+    tr_s : float
+        Repetition time in seconds, 0 if the header has none.
+    offset : int
+        Where the voxels start, bytes.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    affine: np.ndarray
+    slope: float
+    intercept: float
+    tr_s: float
+    offset: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the voxels."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(path: Path, *, ndim: int | None = None) -> Header:
+    """Read and check the header of an image, without its voxels (see `read_image`)."""
+    with _damage_explained(path), _open(path) as stream:
+        return _header(path, stream, ndim)
+
+
+def iterate_frames(path: Path) -> Iterator[np.ndarray]:
+    """Yield the frames of a 4D image one by one, as stored (no intensity scaling), Fortran order.
+
+    A helper thread inflates ahead of the caller, and only a few frames are in memory. Each frame is a fresh
+    read-only array. The gzip checksum is verified after the last frame.
+
+    Raises
+    ------
+    FmrisynthError
+        As `read_image`, at the frame where the damage is.
+    """
+    with _damage_explained(path), _open(path, ahead=True) as stream:
+        header = _header(path, stream, 4)
+        _skip(stream, header.offset - _HEADER_BYTES)
+        volume_bytes = header.n_bytes // header.shape[3]
+        for number in range(header.shape[3]):
+            raw = np.empty(volume_bytes, dtype=np.uint8)
+            got = _read_into(stream, memoryview(raw))
+            if got < volume_bytes:
+                raise _truncated(path, header.n_bytes, number * volume_bytes + got)
+            yield raw.view(header.dtype).reshape(header.shape[:3], order="F")
+        stream.read(1)  # reaches the gzip trailer, which holds the checksum
+
+
 def read_image(path: Path, *, ndim: int | None = None) -> Image:
     """Read a ``.nii`` or ``.nii.gz`` image.
 
@@ -81,50 +151,21 @@ def read_image(path: Path, *, ndim: int | None = None) -> Image:
     FmrisynthError
         Missing, empty, truncated or corrupt file; not NIfTI-1; implausible size; wrong dimensions.
     """
-    try:
-        with _open(path) as stream:
-            header = _read_header(path, stream)
-            shape = tuple(int(n) for n in header.get_data_shape())
-            dtype = header.get_data_dtype()
-            n_bytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-            if min(shape, default=0) < 1 or n_bytes > MAX_BYTES or not 0 <= int(header["vox_offset"]) < 2**20:
-                raise FmrisynthError(
-                    f"{path}: the header claims an image of {' x '.join(map(str, shape))} {dtype} voxels, which is "
-                    "not plausible; the file is damaged, get it again."
-                )
-            _check_claim(path, n_bytes)
-            _skip(stream, max(int(header["vox_offset"]) - _HEADER_BYTES, 0))
-            raw = np.empty(n_bytes, dtype=np.uint8)
-            got = _read_into(stream, memoryview(raw))
-            if got < n_bytes:
-                raise FmrisynthError(
-                    f"{path}: expected {n_bytes} bytes of voxels, found {got}; the file is truncated, get it again."
-                )
-            stream.read(1)  # reaches the gzip trailer, which holds the checksum
-    except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile) as error:
-        raise FmrisynthError(
-            f"{path}: the gzip data are damaged or cut short ({error}); get it again."
-        ) from None
-    except OSError as error:
-        raise FmrisynthError(f"{path}: the image cannot be read ({error.strerror or error}).") from None
-    while len(shape) > 3 and shape[-1] == 1 and ndim != len(shape):
-        shape = shape[:-1]
-    if ndim is not None and len(shape) != ndim:
-        raise FmrisynthError(
-            f"{path}: expected a {ndim}D image, found {len(shape)}D ({' x '.join(map(str, shape))}); "
-            "check that this is the right file."
-        )
-    affine = header.get_best_affine()
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise FmrisynthError(f"{path}: the affine of the header is not invertible; the header is damaged.")
-    slope, intercept = header.get_slope_inter()
+    with _damage_explained(path), _open(path) as stream:
+        header = _header(path, stream, ndim)
+        _skip(stream, header.offset - _HEADER_BYTES)
+        raw = np.empty(header.n_bytes, dtype=np.uint8)
+        got = _read_into(stream, memoryview(raw))
+        if got < header.n_bytes:
+            raise _truncated(path, header.n_bytes, got)
+        stream.read(1)  # reaches the gzip trailer, which holds the checksum
     return Image(
         path=path,
-        stored_XYZT=raw.view(dtype).reshape(shape, order="F"),
-        affine=affine,
-        slope=1.0 if slope is None else float(slope),
-        intercept=0.0 if intercept is None else float(intercept),
-        tr_s=_tr_s(header, len(shape)),
+        stored_XYZT=raw.view(header.dtype).reshape(header.shape, order="F"),
+        affine=header.affine,
+        slope=header.slope,
+        intercept=header.intercept,
+        tr_s=header.tr_s,
     )
 
 
@@ -186,14 +227,72 @@ def write_image(
     write_bytes(path, content)
 
 
-def _open(path: Path):
+@contextmanager
+def _damage_explained(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises into one sentence."""
+    try:
+        yield
+    except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile) as error:
+        raise FmrisynthError(
+            f"{path}: the gzip data are damaged or cut short ({error}); get it again."
+        ) from None
+    except OSError as error:
+        raise FmrisynthError(f"{path}: the image cannot be read ({error.strerror or error}).") from None
+
+
+def _truncated(path: Path, expected: int, found: int) -> FmrisynthError:
+    return FmrisynthError(
+        f"{path}: expected {expected} bytes of voxels, found {found}; the file is truncated, get it again."
+    )
+
+
+def _open(path: Path, *, ahead: bool = False):
     if not path.exists():
         raise FmrisynthError(f"{path}: there is no such image; check the path.")
     if path.stat().st_size == 0:
         raise FmrisynthError(
             f"{path}: the image is empty (0 bytes); if the dataset is under DataLad or git-annex, get its content first."
         )
-    return igzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")
+    if not path.name.endswith(".gz"):
+        return open(path, "rb")
+    if ahead:
+        return igzip_threaded.open(path, "rb", threads=1)
+    return igzip.open(path, "rb")
+
+
+def _header(path: Path, stream, ndim: int | None) -> Header:
+    raw = _read_header(path, stream)
+    shape = tuple(int(n) for n in raw.get_data_shape())
+    dtype = raw.get_data_dtype()
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 1 or n_bytes > MAX_BYTES or not 0 <= int(raw["vox_offset"]) < 2**20:
+        raise FmrisynthError(
+            f"{path}: the header claims an image of {' x '.join(map(str, shape))} {dtype} voxels, which is "
+            "not plausible; the file is damaged, get it again."
+        )
+    _check_claim(path, n_bytes)
+    tr_s = _tr_s(raw, len(shape))
+    while len(shape) > 3 and shape[-1] == 1 and ndim != len(shape):
+        shape = shape[:-1]
+    if ndim is not None and len(shape) != ndim:
+        raise FmrisynthError(
+            f"{path}: expected a {ndim}D image, found {len(shape)}D ({' x '.join(map(str, shape))}); "
+            "check that this is the right file."
+        )
+    affine = raw.get_best_affine()
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise FmrisynthError(f"{path}: the affine of the header is not invertible; the header is damaged.")
+    slope, intercept = raw.get_slope_inter()
+    return Header(
+        path=path,
+        shape=shape,
+        dtype=dtype,
+        affine=affine,
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+        tr_s=tr_s,
+        offset=max(int(raw["vox_offset"]), _HEADER_BYTES),
+    )
 
 
 def _read_header(path: Path, stream) -> nib.Nifti1Header:
