@@ -33,7 +33,9 @@ def test_every_block_starts_as_the_identity():
 
 
 @pytest.mark.parametrize("grid", [(4, 4, 4), (12, 16, 16), (8, 4, 12)])
-@pytest.mark.parametrize("stages", [("conv", "transformer", "transformer"), ("conv",) * 3, ("transformer",) * 3])
+@pytest.mark.parametrize(
+    "stages", [("conv", "transformer", "transformer"), ("conv",) * 3, ("transformer",) * 3]
+)
 def test_any_grid_that_divides_by_four(grid, stages):
     network = randomised(TINY.model_copy(update={"stages": stages}))
     with torch.no_grad():
@@ -67,7 +69,10 @@ def test_gradients_reach_every_parameter_once_the_gates_open():
 
 
 def test_checkpointed_activations_give_the_same_gradients():
-    plain, saving = randomised(TINY).train(), randomised(TINY.model_copy(update={"checkpoint_activations": True})).train()
+    plain, saving = (
+        randomised(TINY).train(),
+        randomised(TINY.model_copy(update={"checkpoint_activations": True})).train(),
+    )
     x, time, labels = torch.randn(2, 6, 4, 4, 4), torch.tensor([1.0, 2.0]), torch.tensor([[0], [1]])
     for network in (plain, saving):
         network(x, time, labels).square().mean().backward()
@@ -76,7 +81,9 @@ def test_checkpointed_activations_give_the_same_gradients():
 
 
 def test_unet_baseline_answers_through_the_same_interface():
-    config = UNetConfig(num_channels=(8, 8), num_head_channels=(0, 8), attention_levels=(False, True), norm_num_groups=4)
+    config = UNetConfig(
+        num_channels=(8, 8), num_head_channels=(0, 8), attention_levels=(False, True), norm_num_groups=4
+    )
     network = build_denoiser(config, 6, [3])
     answer = network(torch.randn(2, 6, 4, 4, 4), torch.tensor([3.0, 900.0]), torch.tensor([[0], [3]]))
     assert answer.shape == (2, 6, 4, 4, 4)
@@ -86,5 +93,5 @@ def test_unet_baseline_answers_through_the_same_interface():
 
 def test_a_grid_that_cannot_be_halved_is_refused():
     check_grid(TINY, (12, 16, 16))
-    with pytest.raises(FmrisynthError, match="12x18x16.*divide by 4"):
+    with pytest.raises(FmrisynthError, match=r"12x18x16.*divide by 4"):
         check_grid(TINY, (12, 18, 16))

@@ -1,0 +1,172 @@
+"""Batches as a pure function of (seed, step): the same after a restart and for any number of ranks.
+
+Axis legend: B instances of this rank, F = C*T, X Y Z latent grid, A attributes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.diffusion.prior import Prior
+from fmrisynth.train.dataset import LatentRow
+
+
+class LatentSource(Protocol):
+    """Anything that reads one normalised instance, (F, X, Y, Z)."""
+
+    def read(self, row: LatentRow) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank needs for one optimiser step.
+
+    Attributes
+    ----------
+    clean_BFXYZ, noise_BFXYZ : Tensor, float32
+        Whitened latents and unit noise.
+    time_B : Tensor, float64
+        Training times of the objective.
+    labels_BA : Tensor, int64
+        Labels after dropout.
+    condition_B : Tensor, int64
+        Task condition before dropout.
+    rows : tuple of LatentRow
+    """
+
+    clean_BFXYZ: Tensor
+    noise_BFXYZ: Tensor
+    time_B: Tensor
+    labels_BA: Tensor
+    condition_B: Tensor
+    rows: tuple[LatentRow, ...]
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from any names and numbers."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(n_rows: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(derive_seed("order", seed, epoch)))
+
+
+def batch_rows(n_rows: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Indices of the global batch of a step: consecutive cuts of endless shuffled epochs."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [int(_epoch_order(n_rows, seed, position // n_rows)[position % n_rows]) for position in positions]
+
+
+def label_indices(row: LatentRow, vocabulary: Mapping[str, Sequence[str]]) -> list[int]:
+    """Label index per attribute; a value that is missing or was not seen in training is "null"."""
+    indices = []
+    for name, labels in vocabulary.items():
+        value = row.attributes.get(name)
+        indices.append(labels.index(value) if value in labels else len(labels))
+    return indices
+
+
+class BatchMaker:
+    """Prepare batches for one rank.
+
+    Parameters
+    ----------
+    source : LatentSource
+        Reads normalised instances.
+    rows : sequence of LatentRow
+        Training rows.
+    vocabulary : mapping
+        Attribute -> labels.
+    dropout : sequence of float
+        Rate of the null label per attribute.
+    objective : Objective
+    prior : Prior
+    batch_size : int
+        Over all ranks.
+    seed : int
+    rank, n_ranks : int
+        Which consecutive share of the global batch to make.
+    """
+
+    def __init__(
+        self,
+        source: LatentSource,
+        rows: Sequence[LatentRow],
+        vocabulary: Mapping[str, Sequence[str]],
+        dropout: Sequence[float],
+        objective: Objective,
+        prior: Prior,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        n_ranks: int = 1,
+    ) -> None:
+        self.source, self.rows, self.vocabulary, self.dropout = source, rows, vocabulary, dropout
+        self.objective, self.prior = objective, prior
+        self.batch_size, self.seed = batch_size, seed
+        share = batch_size // n_ranks
+        self.positions = range(rank * share, (rank + 1) * share)
+        self.null_A = [len(labels) for labels in vocabulary.values()]
+
+    def make(self, step: int) -> Batch:
+        """The batch of a step (0-based). Every instance has its own generator, keyed by its position."""
+        indices = batch_rows(len(self.rows), self.batch_size, self.seed, step)
+        chosen = [self.rows[indices[position]] for position in self.positions]
+        clean, noise, uniform, labels, conditions = [], [], [], [], []
+        for position, row in zip(self.positions, chosen, strict=True):
+            generator = torch.Generator().manual_seed(derive_seed("batch", self.seed, step, position))
+            stack_FXYZ = self.source.read(row)
+            clean.append(stack_FXYZ)
+            noise.append(torch.randn(stack_FXYZ.shape, generator=generator))
+            # Stratified over the batch: still uniform for every instance, with less variance in the loss.
+            jitter = torch.rand((), generator=generator, dtype=torch.float64)
+            uniform.append((position + jitter) / self.batch_size)
+            true = label_indices(row, self.vocabulary)
+            drop = torch.rand(len(true), generator=generator).tolist()
+            labels.append(
+                [
+                    null if value < rate else label
+                    for label, null, value, rate in zip(true, self.null_A, drop, self.dropout, strict=True)
+                ]
+            )
+            conditions.append(true[0])
+        condition_B = torch.tensor(conditions)
+        return Batch(
+            clean_BFXYZ=self.prior.whiten(torch.stack(clean), condition_B),
+            noise_BFXYZ=torch.stack(noise),
+            time_B=self.objective.draw_time(torch.stack(uniform)),
+            labels_BA=torch.tensor(labels),
+            condition_B=condition_B,
+            rows=tuple(chosen),
+        )
+
+    def stream(self, first: int, stop: int, ahead: int) -> Iterator[Batch]:
+        """Batches of steps ``first`` to ``stop - 1``, prepared ``ahead`` of time by a thread."""
+        if ahead == 0:
+            yield from (self.make(step) for step in range(first, stop))
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            waiting: list[Future[Batch]] = [
+                pool.submit(self.make, step) for step in range(first, min(first + ahead, stop))
+            ]
+            try:
+                for step in range(first, stop):
+                    batch = waiting.pop(0).result()
+                    if step + ahead < stop:
+                        waiting.append(pool.submit(self.make, step + ahead))
+                    yield batch
+            finally:
+                for future in waiting:
+                    future.cancel()

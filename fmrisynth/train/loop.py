@@ -1,0 +1,429 @@
+"""The training loop.
+
+Axis legend: B instances of this rank, F = C*T, X Y Z latent grid, A attributes, K conditions.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmrisynth.bids.atomic import write_text
+from fmrisynth.config.load import dump_yaml
+from fmrisynth.config.train import TrainConfig
+from fmrisynth.diffusion.ema import Ema
+from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.diffusion.prior import MomentAccumulator, Prior
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
+from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
+from fmrisynth.progress import StageSummary, log, progress_bar
+from fmrisynth.train.batches import Batch, BatchMaker, label_indices
+from fmrisynth.train.dataset import LatentRow, LatentTable, block_timing
+from fmrisynth.train.distributed import World, join_world
+from fmrisynth.train.engine import wrap_network
+from fmrisynth.train.runlog import RunLog
+from fmrisynth.train.state import (
+    Progress,
+    Run,
+    check_same_run,
+    load_prior,
+    restore_checkpoint,
+    save_best,
+    save_checkpoint,
+    tidy,
+)
+from fmrisynth.train.validate import N_BINS, Validation
+
+
+def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
+    """Train, or continue; see `fmrisynth.train.train_denoiser`."""
+    with join_world(config.device) as world:
+        return Trainer(latents, out, config, world).run()
+
+
+class Trainer:
+    """One training run on one rank."""
+
+    def __init__(self, latents: Path, out: Path, config: TrainConfig, world: World) -> None:
+        self.config, self.out, self.world = config, out, world
+        self.micro_batch_size = _micro_batch_size(config, world)
+        self.table = LatentTable(latents)
+        self.train_rows, self.val_rows = self.table.select("train"), self.table.select("val")
+        if not self.train_rows:
+            raise FmrisynthError(
+                f"{latents}: expected rows of split 'train', found none; check prepare's split."
+            )
+        check_grid(config.model, self.table.latent_shape[2:])
+        names = ["condition", *config.conditioning.attributes]
+        self.vocabulary = self.table.vocabulary(self.train_rows, names)
+        self.objective = Objective(**config.objective.model_dump())
+
+        resume_from = self._resume_point()
+        if resume_from is None:
+            self.prior = fit_prior(self.table, self.train_rows, self.vocabulary, config.prior, world)
+        else:
+            self.prior = load_prior(resume_from, config.prior)
+        self.run_state, self.engine = self._build()
+        if resume_from is not None:
+            restore_checkpoint(self.run_state, resume_from)
+            log.info("Continuing from step %d.", self.run_state.progress.step)
+        self.batches = BatchMaker(
+            self.table,
+            self.train_rows,
+            self.vocabulary,
+            [config.conditioning.dropout, *config.conditioning.attributes.values()],
+            self.objective,
+            self.prior,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=world.rank,
+            n_ranks=world.size,
+        )
+        self.validation = Validation(
+            self.table,
+            self.val_rows,
+            self.vocabulary,
+            self.objective,
+            self.prior,
+            n=config.val_instances,
+            seed=config.seed,
+            batch_size=self.micro_batch_size,
+        )
+
+    def run(self) -> StageSummary:
+        """Train to the last step, or until a signal or the time budget asks to stop."""
+        config, progress = self.config, self.run_state.progress
+        if progress.step >= config.steps:
+            return self._summary("The run is already complete.")
+        runlog = self._prepare_output() if self.world.is_main else None
+        started, hours_before = time.monotonic(), progress.hours
+        stop_reason = None
+        with (
+            catch_stop_signals() as stop,
+            progress_bar("train", config.steps, progress.step) as bar,
+        ):
+            longest_step_s = 0.0
+            for batch in self.batches.stream(progress.step, config.steps, config.prefetch):
+                step_started = time.monotonic()
+                loss, grad_norm = self._step(batch)
+                self._train_s += time.monotonic() - step_started
+                self._n_timed += 1
+                progress.step += 1
+                step = progress.step
+                elapsed_s = time.monotonic() - started
+                progress.hours = hours_before + elapsed_s / 3600
+                bar.update(note=f"loss {loss:.4f}")
+                if step % config.log_every == 0 or step == config.steps:
+                    self._log_window(runlog, loss, grad_norm)
+                if step % config.val_every == 0 or step == config.steps:
+                    self._validate(runlog)
+                if config.sample_every and step % config.sample_every == 0:
+                    self._sample(runlog)
+                longest_step_s = max(longest_step_s, time.monotonic() - step_started)
+                late = (
+                    config.max_hours is not None and elapsed_s + 2 * longest_step_s > 3600 * config.max_hours
+                )
+                if self.world.any(stop.is_set()):
+                    stop_reason = "a signal asked to stop"
+                elif self.world.any(late):
+                    stop_reason = f"the time budget of {config.max_hours} h is used up"
+                if step % config.checkpoint_every == 0 or step == config.steps or stop_reason:
+                    self._save()
+                if stop_reason and step < config.steps:
+                    break
+        if runlog is not None:
+            runlog.close()
+        if stop_reason and progress.step < config.steps:
+            return self._summary(
+                f"Stopped at step {progress.step} of {config.steps}: {stop_reason}. Call again to continue."
+            )
+        return self._summary(f"Finished {config.steps} steps.")
+
+    def _step(self, batch: Batch) -> tuple[float, float]:
+        """One optimiser step on this rank's share of the batch; returns global loss and gradient norm."""
+        config, world, optimiser = self.config, self.world, self.run_state.optimiser
+        self.run_state.network.train()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config, self.run_state.progress.step)
+        optimiser.zero_grad(set_to_none=True)
+        n_rows = len(batch.rows)
+        starts = range(0, n_rows, self.micro_batch_size)
+        losses: list[Tensor] = []
+        for start in starts:
+            cut = slice(start, start + self.micro_batch_size)
+            clean = batch.clean_BFXYZ[cut].to(world.device, non_blocking=True)
+            noise = batch.noise_BFXYZ[cut].to(world.device, non_blocking=True)
+            time_B = batch.time_B[cut]
+            noisy = self.objective.add_noise(clean, noise, time_B)
+            told_B = self.objective.path.network_time(time_B).float().to(world.device)
+            with self.engine.synchronise(start == starts[-1]):
+                with self._autocast():
+                    prediction = self.engine.forward(noisy, told_B, batch.labels_BA[cut].to(world.device))
+                loss_B = self.objective.loss(prediction, clean, noise, time_B)
+                (loss_B.sum() / n_rows).backward()
+            losses.append(loss_B.detach())
+        loss_B = torch.cat(losses).double().cpu()
+        # One exchange: sums per noise level; the loss is their total.
+        sums = torch.zeros(2, N_BINS, dtype=torch.float64)
+        last = 1.0 if self.objective.prediction == "flow" else float(config.objective.n_train_steps)
+        bins = (batch.time_B / last * N_BINS).long().clamp(max=N_BINS - 1)
+        sums[0].index_add_(0, bins, loss_B)
+        sums[1].index_add_(0, bins, torch.ones_like(loss_B))
+        world.sum(sums)
+        loss = float(sums[0].sum() / sums[1].sum())
+        grad_norm = self.engine.clip_gradients(config.optimiser.grad_clip)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise FmrisynthError(self._non_finite(loss, grad_norm, batch))
+        optimiser.step()
+        self.run_state.ema.update(self.run_state.network)
+        window = self.run_state.progress.window
+        old = torch.tensor(window.get("by_noise", [[0.0] * N_BINS] * 2), dtype=torch.float64)
+        window["by_noise"] = (old + sums).tolist()
+        return loss, grad_norm
+
+    def _log_window(self, runlog: RunLog | None, loss: float, grad_norm: float) -> None:
+        progress = self.run_state.progress
+        sums, counts = progress.window["by_noise"]
+        n_instances = sum(counts)
+        rate = self._n_timed / max(1e-9, self._train_s)
+        self._train_s, self._n_timed = 0.0, 0
+        progress.window = {}
+        if runlog is not None:
+            values: dict[str, Any] = {
+                "loss": loss,
+                "loss_mean": sum(sums) / n_instances,
+                "loss_by_noise": [s / c if c else None for s, c in zip(sums, counts, strict=True)],
+                "grad_norm": grad_norm,
+                "learning_rate": learning_rate(self.config, progress.step - 1),
+                "steps_per_s": rate,
+                "hours": progress.hours,
+            }
+            if self.world.device.type == "cuda":
+                values["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            runlog.write("train", progress.step, values)
+            log.info("step %d: loss %.4f", progress.step, values["loss_mean"])
+
+    _train_s: float = 0.0  # time in optimiser steps since the last log record
+    _n_timed: int = 0
+
+    def _validate(self, runlog: RunLog | None) -> None:
+        if not self.validation.rows:
+            return
+        run, progress = self.run_state, self.run_state.progress
+        run.network.eval()
+        with run.ema.swap(run.network):
+            values = self.validation.run(run.network, self.world, self._autocast())
+        if runlog is not None:
+            runlog.write("val", progress.step, values)
+            log.info(
+                "step %d: validation loss %.4f, gain from the right label %.5f",
+                progress.step,
+                values["loss"],
+                values["condition_gain"],
+            )
+        if progress.best_val_loss is None or values["loss"] < progress.best_val_loss:
+            progress.best_val_loss, progress.best_step = values["loss"], progress.step
+            save_best(run, self.out, self._card(), self.world)
+
+    def _sample(self, runlog: RunLog | None) -> None:
+        from fmrisynth.train.preview import draw_preview
+
+        draw_preview(self, runlog)
+
+    def training_mean_KFXYZ(self) -> Tensor:
+        """Mean normalised training latents per condition (computed once, when first needed)."""
+        if self._training_mean is None:
+            if self.prior.mean_KFXYZ is not None:
+                self._training_mean = self.prior.mean_KFXYZ
+            else:
+                alone = World(0, 1, self.world.device)
+                moments = class_moments(self.table, self.train_rows, self.vocabulary, alone)
+                self._training_mean = moments.mean().float()
+        return self._training_mean
+
+    _training_mean: Tensor | None = None
+
+    def _save(self) -> Path:
+        return save_checkpoint(
+            self.run_state, self.out, self._card(), self.config, self.table.digest, self.world
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.config, self.world.device)
+
+    def _build(self) -> tuple[Run, Any]:
+        config, world = self.config, self.world
+        channels = self.table.latent_shape[0] * self.table.latent_shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            network: nn.Module = build_denoiser(
+                config.model, channels, [len(v) for v in self.vocabulary.values()]
+            )
+        network.to(world.device)
+        if config.channels_last:
+            nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        if world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        self.n_parameters = count_parameters(network)
+        engine = wrap_network(network, config, world)
+        optimiser = torch.optim.AdamW(
+            network.parameters(),
+            lr=config.optimiser.learning_rate,
+            betas=config.optimiser.betas,
+            weight_decay=config.optimiser.weight_decay,
+            fused=world.device.type == "cuda" and config.distributed == "ddp",
+        )
+        ema = Ema(network, config.ema.decay, warmup=config.ema.warmup)
+        return Run(network, optimiser, ema, self.prior, Progress()), engine
+
+    def _resume_point(self) -> Path | None:
+        if self.world.is_main:
+            tidy(self.out)
+        self.world.barrier()
+        found = list_checkpoints(self.out)
+        if not found:
+            return None
+        check_same_run(found[-1], self.config, self.table.digest)
+        return found[-1]
+
+    def _prepare_output(self) -> RunLog:
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / "config.yaml", dump_yaml(self.config))
+        if not (self.out / "tokenizer" / "tokenizer.json").is_file():
+            temporary = self.out / ".tokenizer.part"
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(self.out / "tokenizer", ignore_errors=True)
+            shutil.copytree(self.table.tokenizer, temporary)
+            temporary.rename(self.out / "tokenizer")
+        return RunLog(self.out, self.run_state.progress.step)
+
+    def _card(self) -> ModelCard:
+        return ModelCard(
+            step=self.run_state.progress.step,
+            model=self.config.model.model_dump(mode="json"),
+            objective=self.config.objective.model_dump(mode="json"),
+            labels=self.vocabulary,
+            latent_shape=list(self.table.latent_shape),
+            latent_mean=self.table.latent_mean_C.tolist(),
+            latent_std=self.table.latent_std_C.tolist(),
+            prior=self.config.prior,
+            config_digest=self.config.digest(),
+            tokenizer_digest=self.table.tokenizer_digest,
+            trained_on={
+                "n_instances": len(self.train_rows),
+                "n_subjects": len({row.shard for row in self.train_rows}),
+                "index_digest": self.table.digest,
+                "timing": block_timing(self.train_rows),
+            },
+        )
+
+    def _non_finite(self, loss: float, grad_norm: float, batch: Batch) -> str:
+        step = self.run_state.progress.step + 1
+        saved = list_checkpoints(self.out)
+        rows = ", ".join(map(str, batch.rows[:4])) + (", ..." if len(batch.rows) > 4 else "")
+        return (
+            f"Step {step}: expected a finite loss and gradient, found loss {loss} and gradient norm {grad_norm} (batch: "
+            f"{rows}); the last good checkpoint is {saved[-1] if saved else 'none'}. Check those latents for "
+            "non-finite values, or lower optimiser.learning_rate and start in another output folder."
+        )
+
+    def _summary(self, first_line: str) -> StageSummary:
+        progress = self.run_state.progress
+        lines = [
+            first_line,
+            f"{self.n_parameters / 1e6:.1f} M parameters, {len(self.train_rows)} training and {len(self.val_rows)} "
+            f"validation instances, {progress.hours:.2f} h of training.",
+        ]
+        if progress.best_val_loss is not None:
+            lines.append(f"Best validation loss {progress.best_val_loss:.4f} at step {progress.best_step}.")
+        saved = list_checkpoints(self.out)
+        if saved:
+            lines.append(f"Newest checkpoint: {saved[-1]}")
+        return StageSummary(lines=lines)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of the optimiser step that follows ``step`` done ones."""
+    settings = config.optimiser
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.decay == "constant":
+        return settings.learning_rate
+    share = (step - settings.warmup_steps) / max(1, config.steps - settings.warmup_steps)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Autocast of the run's precision; off for fp32."""
+    wanted = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+def fit_prior(
+    table: LatentTable, rows: list[LatentRow], vocabulary: dict[str, list[str]], kind: str, world: World
+) -> Prior:
+    """Mean (and variance) of the training latents per condition, one instance at a time."""
+    if kind == "none":
+        return Prior()
+    return class_moments(table, rows, vocabulary, world).prior(kind)
+
+
+def class_moments(
+    table: LatentTable, rows: list[LatentRow], vocabulary: dict[str, list[str]], world: World
+) -> MomentAccumulator:
+    """Sums of the latents per condition; the ranks share the reading."""
+    n_channels, n_frames, *grid = table.latent_shape
+    moments = MomentAccumulator(len(vocabulary["condition"]), (n_channels * n_frames, *grid))
+    with progress_bar("condition statistics", len(rows)) as bar:
+        for row in rows[world.rank :: world.size]:
+            moments.add(table.read(row), label_indices(row, vocabulary)[0])
+            bar.update(world.size)
+    for total in (moments.count_K, moments.sum, moments.sum_of_squares):
+        world.sum(total)
+    return moments
+
+
+@contextmanager
+def catch_stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGUSR1 set (Slurm's warning before a time limit)."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    watched = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, handle) for number in watched}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _micro_batch_size(config: TrainConfig, world: World) -> int:
+    if config.batch_size % world.size:
+        raise UsageError(
+            f"batch_size {config.batch_size} does not divide by {world.size} processes; choose a multiple."
+        )
+    share = config.batch_size // world.size
+    micro = min(config.micro_batch_size or share, share)
+    if share % micro:
+        raise UsageError(
+            f"micro_batch_size {micro} does not divide each process's share of the batch ({share}); choose a divisor."
+        )
+    return micro

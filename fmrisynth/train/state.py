@@ -1,0 +1,276 @@
+"""Checkpoints: atomic, resumable to the last bit, safetensors and JSON only.
+
+A checkpoint folder is written under a temporary name and renamed when it is complete. It is also a model
+directory (``models.checkpoint``): ``checkpoint.json`` and ``ema.safetensors`` are all that sampling needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fmrisynth.bids.atomic import write_json
+from fmrisynth.config.train import OPERATIONAL, TrainConfig
+from fmrisynth.diffusion.ema import Ema
+from fmrisynth.diffusion.prior import Prior
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.models.checkpoint import (
+    CARD_NAME,
+    EMA_NAME,
+    PRIOR_NAME,
+    ModelCard,
+    list_checkpoints,
+    load_tensors,
+)
+from fmrisynth.train.distributed import World
+
+STATE_NAME = "state.json"
+MODEL_NAME = "model.safetensors"
+OPTIMISER_NAME = "optimizer.safetensors"
+BEST_NAME = "best"
+
+
+@dataclass
+class Progress:
+    """What a run remembers beside its tensors.
+
+    Attributes
+    ----------
+    step : int
+        Optimiser steps done.
+    ema_updates : int
+    best_val_loss : float or None
+    best_step : int or None
+    hours : float
+        Training time so far, over all calls.
+    window : dict
+        Sums since the last log record.
+    """
+
+    step: int = 0
+    ema_updates: int = 0
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    hours: float = 0.0
+    window: dict[str, Any] = field(default_factory=dict)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A whole tensor on the CPU, gathered if it is sharded (all ranks must call)."""
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.cpu().contiguous()
+
+
+def like(source: Tensor, target: Tensor) -> Tensor:
+    """Put a whole CPU tensor where ``target`` lives, sharded the same way."""
+    if isinstance(target, DTensor):
+        return distribute_tensor(source.to(target.device), target.device_mesh, target.placements)
+    return source.to(target.device)
+
+
+@dataclass
+class Run:
+    """Everything that changes during training."""
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    ema: Ema
+    prior: Prior
+    progress: Progress
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters by name, in the optimiser's order."""
+        return dict(self.network.named_parameters())
+
+    def ema_tensors(self) -> dict[str, Tensor]:
+        """Averaged weights, whole."""
+        return {name: full(tensor) for name, tensor in self.ema.shadow.items()}
+
+
+def save_checkpoint(
+    run: Run, out: Path, card: ModelCard, config: TrainConfig, data_digest: str, world: World
+) -> Path:
+    """Write ``checkpoints/step-NNNNNNNN``; every rank must call, the first one writes."""
+    model = {name: full(p) for name, p in run.named_parameters().items()}
+    averaged = run.ema_tensors()
+    moments: dict[str, Tensor] = {}
+    for name, parameter in run.named_parameters().items():
+        for key, value in run.optimiser.state[parameter].items():
+            moments[f"{name}/{key}"] = full(value)
+    folder = out / "checkpoints" / f"step-{run.progress.step:08d}"
+    if world.is_main:
+        run.progress.ema_updates = run.ema.n_updates
+        temporary = _empty(folder.with_name(f".{folder.name}.part"))
+        with _disk_errors(folder):
+            save_file(model, temporary / MODEL_NAME)
+            save_file(moments, temporary / OPTIMISER_NAME)
+            write_json(
+                temporary / STATE_NAME,
+                {
+                    "progress": asdict(run.progress),
+                    "config": config.model_dump(mode="json"),
+                    "data_digest": data_digest,
+                    "n_ranks": world.size,
+                    "torch": torch.__version__,
+                },
+            )
+            _write_model_files(temporary, card, averaged, run.prior)
+            _sync(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        _prune(out, config.keep_last)
+    world.barrier()
+    return folder
+
+
+def save_best(run: Run, out: Path, card: ModelCard, world: World) -> None:
+    """Write the averaged weights to ``best/``, a model directory of its own."""
+    averaged = run.ema_tensors()
+    if world.is_main:
+        best, old = out / BEST_NAME, out / f".{BEST_NAME}.old"
+        temporary = _empty(out / f".{BEST_NAME}.part")
+        with _disk_errors(best):
+            _write_model_files(temporary, card, averaged, run.prior)
+            _sync(temporary)
+            shutil.rmtree(old, ignore_errors=True)
+            if best.exists():
+                os.replace(best, old)
+            os.replace(temporary, best)
+            shutil.rmtree(old, ignore_errors=True)
+    world.barrier()
+
+
+def restore_checkpoint(run: Run, folder: Path) -> None:
+    """Load model, optimiser, average and progress from a checkpoint (the prior is loaded by `load_prior`)."""
+    state = read_state(folder)
+    model, moments = load_tensors(folder / MODEL_NAME), load_tensors(folder / OPTIMISER_NAME)
+    averaged = load_tensors(folder / EMA_NAME)
+    parameters = run.named_parameters()
+    optimiser_state: dict[int, dict[str, Tensor]] = {}
+    with torch.no_grad():
+        for i, (name, parameter) in enumerate(parameters.items()):
+            parameter.copy_(like(model[name], parameter))
+            run.ema.shadow[name].copy_(like(averaged[name], run.ema.shadow[name]))
+            keys = [key for key in moments if key.startswith(f"{name}/")]
+            optimiser_state[i] = {
+                key.rpartition("/")[2]: like(moments[key], parameter) if moments[key].ndim else moments[key]
+                for key in keys
+            }
+    groups = run.optimiser.state_dict()["param_groups"]
+    run.optimiser.load_state_dict({"state": optimiser_state, "param_groups": groups})
+    run.progress = Progress(**state["progress"])
+    run.ema.n_updates = run.progress.ema_updates
+
+
+def load_prior(folder: Path, kind: str) -> Prior:
+    """The prior stored with a checkpoint."""
+    if kind == "none":
+        return Prior()
+    tensors = load_tensors(folder / PRIOR_NAME)
+    return Prior(kind, tensors.get("mean"), tensors.get("std"))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Content of ``state.json``."""
+    path = folder / STATE_NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FmrisynthError(
+            f"{path}: expected the training state of a checkpoint ({error}); remove the folder {folder.name} to "
+            "continue from the checkpoint before it."
+        ) from None
+
+
+def check_same_run(folder: Path, config: TrainConfig, data_digest: str) -> None:
+    """Refuse to continue a run with other settings or other data."""
+    state = read_state(folder)
+    old, new = _flatten(state["config"]), _flatten(config.model_dump(mode="json"))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    free = OPERATIONAL | ({"steps"} if config.optimiser.decay == "constant" else set())
+    changed = [key for key in changed if key not in free]
+    if changed:
+        listing = "; ".join(f"{key}: was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
+        raise FmrisynthError(
+            f"{folder.parent.parent}: this run was started with other settings ({listing}); "
+            "use the same ones to continue it, or another output folder to start anew."
+        )
+    if state["data_digest"] != data_digest:
+        raise FmrisynthError(
+            f"{folder.parent.parent}: this run was started on other latents (their index or tokenizer changed); "
+            "restore them to continue it, or use another output folder to start anew."
+        )
+
+
+def tidy(out: Path) -> None:
+    """Remove what a killed process left unfinished."""
+    for leftover in [*(out / "checkpoints").glob(".*.part"), out / f".{BEST_NAME}.part"]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    old = out / f".{BEST_NAME}.old"
+    if old.exists() and not (out / BEST_NAME).exists():
+        os.replace(old, out / BEST_NAME)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_model_files(folder: Path, card: ModelCard, averaged: Mapping[str, Tensor], prior: Prior) -> None:
+    save_file(dict(averaged), folder / EMA_NAME)
+    if prior.tensors():
+        save_file({name: t.cpu().contiguous() for name, t in prior.tensors().items()}, folder / PRIOR_NAME)
+    write_json(folder / CARD_NAME, asdict(card))
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    with _disk_errors(folder):
+        folder.mkdir(parents=True)
+    return folder
+
+
+def _sync(folder: Path) -> None:
+    """Put the files on disk before the rename, so that a crash of the machine cannot leave empty ones."""
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _prune(out: Path, keep_last: int) -> None:
+    for old in list_checkpoints(out)[:-keep_last]:
+        (old / CARD_NAME).unlink(missing_ok=True)  # without it the folder no longer counts as a checkpoint
+        shutil.rmtree(old, ignore_errors=True)
+
+
+class _disk_errors:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise FmrisynthError(
+                f"{self._path}: could not be written ({error}); free space or fix the permissions, then run the same "
+                "command again: it continues from the last complete checkpoint."
+            ) from error
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

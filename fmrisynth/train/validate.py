@@ -1,0 +1,122 @@
+"""Numbers that say whether a denoiser learns: validation loss, and whether it hears the condition.
+
+Axis legend: B instances, A attributes, K conditions, F = C*T, X Y Z latent grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.diffusion.prior import Prior
+from fmrisynth.train.batches import LatentSource, derive_seed, label_indices
+from fmrisynth.train.dataset import LatentRow
+from fmrisynth.train.distributed import World
+
+N_BINS = 5  # noise levels reported separately, from clean to noisy
+
+
+class Validation:
+    """Loss on fixed instances with fixed noise and times: the same numbers for the same weights.
+
+    Parameters
+    ----------
+    rows : sequence of LatentRow
+        The validation split; the first ``n`` after a fixed shuffle are used.
+    """
+
+    def __init__(
+        self,
+        source: LatentSource,
+        rows: Sequence[LatentRow],
+        vocabulary: Mapping[str, Sequence[str]],
+        objective: Objective,
+        prior: Prior,
+        *,
+        n: int,
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        known = [row for row in rows if row.attributes["condition"] in vocabulary["condition"]]
+        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(derive_seed("val", seed)))
+        self.rows = [known[i] for i in order[:n].tolist()]
+        self.source, self.vocabulary, self.objective, self.prior = source, vocabulary, objective, prior
+        self.seed, self.batch_size = seed, batch_size
+        spread = torch.randperm(
+            len(self.rows), generator=torch.Generator().manual_seed(derive_seed("time", seed))
+        )
+        self.uniform = (spread.double() + 0.5) / max(1, len(self.rows))
+
+    @torch.no_grad()
+    def run(self, network: nn.Module, world: World, autocast: AbstractContextManager[Any]) -> dict[str, Any]:
+        """Evaluate.
+
+        Returns
+        -------
+        dict
+            ``loss``: mean over the instances; ``loss_by_noise``: from clean to noisy, fifths of the time axis;
+            ``condition_gain``: mean increase of the loss when the label is replaced by a wrong one (positive
+            when the network uses the condition).
+        """
+        n_conditions = len(self.vocabulary["condition"])
+        # Columns: loss, loss with a wrong label, count; then per bin: loss, count.
+        totals = torch.zeros(3 + 2 * N_BINS, dtype=torch.float64)
+        n_rounds = -(-len(self.rows) // (self.batch_size * world.size))
+        for i_round in range(n_rounds):  # every rank runs as many forward passes, as FSDP demands
+            first = (i_round * world.size + world.rank) * self.batch_size
+            chosen = list(range(first, min(first + self.batch_size, len(self.rows))))
+            real = len(chosen)
+            chosen = chosen or [0]
+            clean, noise, labels = [], [], []
+            for i in chosen:
+                stack = self.source.read(self.rows[i])
+                clean.append(stack)
+                generator = torch.Generator().manual_seed(derive_seed("val-noise", self.seed, i))
+                noise.append(torch.randn(stack.shape, generator=generator))
+                labels.append(label_indices(self.rows[i], self.vocabulary))
+            labels_BA = torch.tensor(labels)
+            clean_B = self.prior.whiten(torch.stack(clean), labels_BA[:, 0]).to(world.device)
+            noise_B, time_B = (
+                torch.stack(noise).to(world.device),
+                self.objective.draw_time(self.uniform[chosen]),
+            )
+            wrong_BA = labels_BA.clone()
+            if n_conditions > 1:
+                step = 1 + torch.tensor(chosen) % (n_conditions - 1)
+                wrong_BA[:, 0] = (wrong_BA[:, 0] + step) % n_conditions
+            noisy_B = self.objective.add_noise(clean_B, noise_B, time_B)
+            told_B = self.objective.path.network_time(time_B).float().to(world.device)
+            losses: list[Tensor] = []
+            for answer_BA in (labels_BA, wrong_BA):
+                with autocast:
+                    prediction = network(noisy_B, told_B, answer_BA.to(world.device))
+                losses.append(self.objective.loss(prediction, clean_B, noise_B, time_B).double().cpu()[:real])
+            right_B, wrong_B = losses
+            totals[:3] += torch.tensor([right_B.sum(), wrong_B.sum(), real], dtype=torch.float64)
+            bins = (self.uniform[chosen][:real] * N_BINS).long()
+            totals[3 : 3 + N_BINS].index_add_(0, bins, right_B)
+            totals[3 + N_BINS :].index_add_(0, bins, torch.ones(real, dtype=torch.float64))
+        world.sum(totals)
+        count = totals[2].clamp_min(1)
+        by_noise = (totals[3 : 3 + N_BINS] / totals[3 + N_BINS :]).tolist()
+        return {
+            "loss": float(totals[0] / count),
+            "loss_by_noise": [None if value != value else value for value in by_noise],
+            "condition_gain": float((totals[1] - totals[0]) / count),
+        }
+
+
+def effect_correlation(sample_mean_KFXYZ: Tensor, training_mean_KFXYZ: Tensor) -> float:
+    """Mean over conditions of the correlation between two sets of effect maps.
+
+    An effect map is a condition's mean latent minus the mean over conditions.
+    """
+    sample, training = (m.double().flatten(1) for m in (sample_mean_KFXYZ, training_mean_KFXYZ))
+    sample, training = sample - sample.mean(0), training - training.mean(0)
+    sample, training = sample - sample.mean(1, keepdim=True), training - training.mean(1, keepdim=True)
+    return float(torch.cosine_similarity(sample, training, dim=1).mean())

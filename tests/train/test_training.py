@@ -1,0 +1,205 @@
+"""The trainer: it learns, resumes to the last bit, and refuses what would break a run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fmrisynth.config.load import dump_yaml, load_config
+from fmrisynth.config.train import TrainConfig
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.models.checkpoint import find_model_dir, list_checkpoints, load_denoiser
+from fmrisynth.train import train_denoiser
+from fmrisynth.train.runlog import read_log
+
+RUN = """
+import sys
+from pathlib import Path
+from fmrisynth.config.load import load_config
+from fmrisynth.config.train import TrainConfig
+from fmrisynth.train import train_denoiser
+latents, out, config = map(Path, sys.argv[1:])
+train_denoiser(latents, out, load_config(TrainConfig, "train", file=config))
+"""
+
+
+def losses(out, kind="train"):
+    return {r["step"]: r["loss"] for r in read_log(out / "log.jsonl") if r["kind"] == kind}
+
+
+def same_weights(a, b):
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        left, right = load_file(a / name), load_file(b / name)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert torch.equal(left[key], right[key]), (name, key)
+
+
+def start(latents, out, config, path):
+    path.write_text(dump_yaml(config))
+    command = [sys.executable, "-c", RUN, str(latents), str(out), str(path)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+
+
+def test_output_holds_all_that_sampling_needs(latents, tmp_path, make_config):
+    summary = train_denoiser(latents, tmp_path / "out", make_config(sample_every=6, prior="class_gaussian"))
+    assert not summary.failed
+    assert "Finished 6 steps" in summary.lines[0]
+    loaded = load_denoiser(tmp_path / "out")
+    assert loaded.step == 6
+    assert loaded.conditions == ("emotion_fear", "gambling_loss", "motor_rh")
+    assert loaded.latent_shape == (2, 3, 4, 4, 4)
+    assert loaded.prior_tensors.keys() == {"mean", "std"}
+    assert loaded.tokenizer == tmp_path / "out" / "tokenizer"
+    assert load_denoiser(tmp_path / "out" / "best").tokenizer == tmp_path / "out" / "tokenizer"
+    records = read_log(tmp_path / "out" / "log.jsonl")
+    assert {record["kind"] for record in records} == {"train", "val", "sample"}
+    assert next(r for r in records if r["kind"] == "sample").keys() >= {"effect_r", "std_ratio"}
+    assert next(r for r in records if r["kind"] == "val").keys() >= {
+        "loss",
+        "loss_by_noise",
+        "condition_gain",
+    }
+    assert len(list_checkpoints(tmp_path / "out")) == 3
+    assert not list((tmp_path / "out").rglob("*.pt"))
+    again = train_denoiser(latents, tmp_path / "out", make_config(sample_every=6, prior="class_gaussian"))
+    assert "already complete" in again.lines[0]
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_resumed_run_equals_the_uninterrupted_one(latents, tmp_path, make_config, log_every):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_denoiser(latents, whole, make_config(steps=7, log_every=log_every))
+    for steps in (2, 5, 7):
+        train_denoiser(latents, parts, make_config(steps=steps, log_every=log_every))
+    resumed = losses(parts)
+    assert all(resumed[step] == loss for step, loss in losses(whole).items())
+    assert losses(whole, "val")[6] == losses(parts, "val")[6]
+    same_weights(find_model_dir(whole), find_model_dir(parts))
+
+
+def test_sigkill_at_any_moment_costs_nothing(latents, tmp_path, make_config):
+    config = make_config(steps=40, checkpoint_every=3, keep_last=2, val_every=10, sample_every=15)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train_denoiser(latents, whole, config)
+    for n_lines in (4, 13, 25):  # kill once the log has come so far, wherever the process then is
+        process = start(latents, killed, config, tmp_path / "config.yaml")
+        log = killed / "log.jsonl"
+        while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= n_lines):
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+    train_denoiser(latents, killed, config)
+    assert losses(killed) == losses(whole)
+    assert losses(killed, "val") == losses(whole, "val")
+    same_weights(find_model_dir(whole), find_model_dir(killed))
+    assert not list(killed.rglob("*.part"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_leaves_a_checkpoint(latents, tmp_path, make_config, number):
+    out = tmp_path / "out"
+    process = start(
+        latents, out, make_config(steps=100_000, checkpoint_every=100_000), tmp_path / "config.yaml"
+    )
+    while process.poll() is None and not (out / "log.jsonl").is_file():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert load_denoiser(out).step == max(losses(out))
+
+
+def test_time_budget_leaves_a_checkpoint(latents, tmp_path, make_config):
+    config = make_config(steps=100_000, checkpoint_every=100_000, max_hours=0.5 / 3600)
+    summary = train_denoiser(latents, tmp_path / "out", config)
+    assert "time budget" in summary.lines[0]
+    assert load_denoiser(tmp_path / "out").step < 100_000
+
+
+def test_changed_settings_are_refused_by_name(latents, tmp_path, make_config):
+    out = tmp_path / "out"
+    train_denoiser(latents, out, make_config(steps=2))
+    changed = make_config("optimiser.learning_rate=0.5", "model.base_ch=16", steps=4)
+    with pytest.raises(
+        FmrisynthError, match=r"model\.base_ch: was 8, now 16; optimiser\.learning_rate: was 0\.001"
+    ):
+        train_denoiser(latents, out, changed)
+    train_denoiser(latents, out, make_config(steps=4, keep_last=1, max_hours=1.0))
+    index = next(latents.glob("*.tsv"))
+    index.write_text(index.read_text().replace("gambling_loss", "motor_rh"))
+    with pytest.raises(FmrisynthError, match="other latents"):
+        train_denoiser(latents, out, make_config(steps=6))
+
+
+def test_non_finite_loss_names_step_batch_and_checkpoint(latents, tmp_path, make_config):
+    out = tmp_path / "out"
+    train_denoiser(latents, out, make_config("prior=none", steps=2))
+    for shard in latents.glob("*.safetensors"):
+        save_file({"latents": load_file(shard)["latents"] * float("nan")}, shard)
+    with pytest.raises(FmrisynthError, match=r"Step 3: .*sub-\d+_latents.safetensors row \d.*step-00000002"):
+        train_denoiser(latents, out, make_config("prior=none", steps=4))
+    assert load_denoiser(out).step == 2
+
+
+def test_latents_without_statistics_are_refused(latents, tmp_path, make_config):
+    (latents / "tokenizer" / "tokenizer.json").write_text(json.dumps({"latent_mean": [0.0, 0.0]}))
+    with pytest.raises(FmrisynthError, match="latent_mean and latent_std"):
+        train_denoiser(latents, tmp_path / "out", make_config())
+
+
+def test_other_unusable_input(latents, tmp_path, make_config):
+    with pytest.raises(FmrisynthError, match="run fmrisynth tokenize"):
+        train_denoiser(tmp_path, tmp_path / "out", make_config())
+    with pytest.raises(FmrisynthError, match="'sex' has no value"):
+        train_denoiser(latents, tmp_path / "out", make_config("conditioning.attributes={sex: 0.1}"))
+    with pytest.raises(UsageError, match="U-Net"):
+        load_config(TrainConfig, "train", preset="unet-41m", overrides=["conditioning.attributes={sex: 0.1}"])
+
+
+def test_accumulation_changes_nothing_but_rounding(latents, tmp_path, make_config):
+    train_denoiser(latents, tmp_path / "one", make_config())
+    train_denoiser(latents, tmp_path / "two", make_config(micro_batch_size=1))
+    for step, loss in losses(tmp_path / "one").items():
+        assert losses(tmp_path / "two")[step] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_two_ranks_give_the_loss_curve_of_one(latents, tmp_path, make_config, engine):
+    config = make_config(distributed=engine, prior="class_gaussian", checkpoint_every=3)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_denoiser(latents, one, config)
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    (tmp_path / "run.py").write_text(RUN)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    subprocess.run(
+        [*launcher, tmp_path / "run.py", latents, two, tmp_path / "config.yaml"],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+    )
+    assert losses(two).keys() == losses(one).keys()
+    for kind in ("train", "val"):
+        for step, loss in losses(one, kind).items():
+            assert losses(two, kind)[step] == pytest.approx(loss, rel=1e-5)
+    shutil.rmtree(two / "checkpoints" / "step-00000006")  # a checkpoint of two ranks continues on one
+    train_denoiser(latents, two, config)
+    for step, loss in losses(one).items():
+        assert losses(two)[step] == pytest.approx(loss, rel=1e-5)
+
+
+def test_signal_handlers_are_put_back_and_threads_end(latents, tmp_path, make_config):
+    before, n_threads = signal.getsignal(signal.SIGTERM), threading.active_count()
+    train_denoiser(latents, tmp_path / "out", make_config())
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert threading.active_count() <= n_threads
