@@ -1,0 +1,221 @@
+"""Events files, and how their rows become blocks.
+
+The rules are those of the condition table (``conditions.yaml``): ``rows``, ``same`` and ``majority``.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from fmrisynth.bids.sidecars import read_tsv
+from fmrisynth.conditions import Condition, ConditionTable, condition_from_label, fold, make_label
+from fmrisynth.errors import FmrisynthError, UsageError
+
+
+class Event(NamedTuple):
+    """One row of an events file; seconds after the start of the run."""
+
+    onset_s: float
+    duration_s: float
+    label: str
+
+
+@dataclass(frozen=True)
+class FoundBlock:
+    """One block of one condition; seconds after the start of the run."""
+
+    condition: Condition
+    onset_s: float
+    duration_s: float
+
+    @property
+    def end_s(self) -> float:
+        """End of the block."""
+        return self.onset_s + self.duration_s
+
+
+def read_events(path: Path) -> tuple[Event, ...]:
+    """Read a BIDS ``events.tsv``, ordered by onset.
+
+    Rows without a trial type or an onset (``n/a``) are left out; a missing duration counts as 0.
+
+    Raises
+    ------
+    FmrisynthError
+        Missing columns, commas instead of tabs, cells that are not numbers.
+    """
+    events = []
+    for number, row in enumerate(read_tsv(path, ("onset", "duration", "trial_type")), start=2):
+        label = row["trial_type"].strip()
+        if label in ("", "n/a") or row["onset"].strip() in ("", "n/a"):
+            continue
+        onset_s = _number(path, number, "onset", row["onset"])
+        duration = row["duration"].strip()
+        duration_s = 0.0 if duration in ("", "n/a") else _number(path, number, "duration", duration)
+        events.append(Event(onset_s, duration_s, label))
+    return tuple(sorted(events))
+
+
+def read_ev(path: Path, label: str) -> tuple[Event, ...]:
+    """Read an HCP explanatory variable: onset, duration and amplitude per row, no header.
+
+    An empty file means that the condition did not occur; rows of amplitude 0 are left out.
+
+    Raises
+    ------
+    FmrisynthError
+        If a row is not three numbers separated by blanks or tabs.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FmrisynthError(f"{path}: the EV file cannot be read ({error}).") from None
+    events = []
+    for number, line in enumerate(lines, start=1):
+        cells = line.split()
+        if not cells:
+            continue
+        if len(cells) != 3:
+            comma = " (separated by commas)" if "," in line else ""
+            raise FmrisynthError(
+                f"{path}: expected onset, duration and amplitude separated by tabs in line {number}, "
+                f"found {line.strip()!r}{comma}; mend the EV file."
+            )
+        onset_s, duration_s, amplitude = (_number(path, number, "EV", cell) for cell in cells)
+        if amplitude != 0:
+            events.append(Event(onset_s, duration_s, label))
+    return tuple(sorted(events))
+
+
+def conditions_of_task(
+    task: str, events: Iterable[Event], table: ConditionTable, labels: Sequence[str] | None
+) -> list[Condition]:
+    """The conditions to look for in a run.
+
+    Parameters
+    ----------
+    task : str
+        Task spelling of the run.
+    events : iterable of Event
+        Its events; trial types outside the table get automatic labels where `labels` is None.
+    table : ConditionTable
+        The condition table.
+    labels : sequence of str or None
+        Condition labels asked for; None asks for every condition that occurs.
+    """
+    folded = fold(task)
+    if labels is not None:
+        return [c for c in map(table.get, labels) if folded in c.tasks]
+    found = {c.label: c for c in table.task_conditions(task)}
+    for trial_type in dict.fromkeys(event.label for event in events):
+        if table.match(task, trial_type) is None:
+            try:
+                condition = condition_from_label(make_label(task, trial_type))
+            except UsageError:  # no letter or digit in it
+                continue
+            found.setdefault(condition.label, condition)
+    return list(found.values())
+
+
+def find_blocks(
+    events: Sequence[Event],
+    conditions: Sequence[Condition],
+    table: ConditionTable,
+    *,
+    merge_gap_s: float,
+    rows_are_blocks: bool = False,
+) -> list[FoundBlock]:
+    """Merge the rows of a run's events into blocks.
+
+    Parameters
+    ----------
+    events : sequence of Event
+        All events of one run, in order of onset.
+    conditions : sequence of Condition
+        Conditions of the run's task to look for.
+    table : ConditionTable
+        The table; ``majority`` counts trials of the task's other conditions too.
+    merge_gap_s : float
+        Rows with a shorter gap between them belong to one block, seconds.
+    rows_are_blocks : bool, default False
+        Every row is a block already, whatever the condition table says (HCP's EV files).
+
+    Returns
+    -------
+    list of FoundBlock
+        In order of onset.
+    """
+    blocks: list[FoundBlock] = []
+    for condition in conditions:
+        if rows_are_blocks or condition.blocks == "rows":
+            own = [event for event in events if fold(event.label) in condition.trial_types]
+            groups = [[event] for event in own]
+        elif condition.blocks == "same":
+            groups = _neighbours(events, condition.trial_types, merge_gap_s)
+        else:
+            groups = _majority_groups(events, condition, table, merge_gap_s)
+        for group in groups:
+            onset_s = group[0].onset_s
+            end_s = max(event.onset_s + event.duration_s for event in group)
+            blocks.append(FoundBlock(condition, onset_s, end_s - onset_s))
+    return sorted(blocks, key=lambda block: (block.onset_s, block.condition.label))
+
+
+def _neighbours(events: Sequence[Event], names: Iterable[str], merge_gap_s: float) -> list[list[Event]]:
+    """Runs of neighbouring rows whose trial type is in `names`.
+
+    A row of another type that is at least half as long as ours (so not a button press) ends a block.
+    """
+    names = set(names)
+    own = [event for event in events if fold(event.label) in names]
+    if not own:
+        return []
+    rival_s = 0.5 * statistics.median(event.duration_s for event in own)
+    rivals = [e for e in events if fold(e.label) not in names and e.duration_s > 0 and e.duration_s >= rival_s]
+    groups = [[own[0]]]
+    end_s = own[0].onset_s + own[0].duration_s
+    for event in own[1:]:
+        before = groups[-1][-1].onset_s
+        interrupted = any(before < rival.onset_s < event.onset_s for rival in rivals)
+        if event.onset_s - end_s < merge_gap_s and not interrupted:
+            groups[-1].append(event)
+        else:
+            groups.append([event])
+        end_s = max(end_s, event.onset_s + event.duration_s)
+    return groups
+
+
+def _majority_groups(
+    events: Sequence[Event], condition: Condition, table: ConditionTable, merge_gap_s: float
+) -> list[list[Event]]:
+    """Blocks of mixed trials in which this condition's own trial types are the most frequent."""
+    siblings = [c for c in table.conditions.values() if c.task == condition.task and c != condition]
+    owner = {name: name for name in condition.mixes_with}
+    for sibling in [*siblings, condition]:
+        owner.update(dict.fromkeys(sibling.trial_types, sibling.label))
+    chosen = []
+    for group in _neighbours(events, owner, merge_gap_s):
+        ranking = Counter(owner[fold(event.label)] for event in group).most_common(2)
+        tie = len(ranking) > 1 and ranking[0][1] == ranking[1][1]
+        if ranking[0][0] == condition.label and not tie:
+            chosen.append(group)
+    return chosen
+
+
+def _number(path: Path, line: int, column: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        comma = "; decimal commas must be points" if "," in cell else ""
+        raise FmrisynthError(
+            f"{path}: expected a number of seconds in column {column} of line {line}, found {cell!r}{comma}."
+        )
+    return value

@@ -1,0 +1,145 @@
+"""HCP Young Adult trees, by directory walk (no index is needed).
+
+``<subject>/MNINonLinear/Results/tfMRI_<TASK>_<LR|RL>/`` holds ``tfMRI_<TASK>_<LR|RL>.nii.gz``, a brain mask
+and ``EVs/<condition>.txt``. In the same folder lie traps: single-trial EVs (``loss_event.txt``), ``Sync.txt``,
+``*_Stats.csv`` and empty files; only files named for a condition are opened.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fmrisynth.bids.events import Event, read_ev
+from fmrisynth.bids.sources import SourceRun, clean_label
+from fmrisynth.conditions import ConditionTable, fold
+from fmrisynth.errors import FmrisynthError
+
+RESULTS = Path("MNINonLinear", "Results")
+MASK_NAMES = ("brainmask_fs.2.nii.gz", "brainmask_fs.2.0.nii.gz", "brainmask_fs.nii.gz")
+SPACE = "MNI152NLin6Asym"
+
+_RUN = re.compile(r"^tfMRI_(?P<task>[A-Za-z0-9]+?)(?P<repeat>\d?)_(?P<direction>LR|RL|AP|PA)$")
+
+
+def is_hcp_tree(root: Path) -> bool:
+    """Whether some folder under `root` has ``MNINonLinear/Results``."""
+    return any(_has_results(entry) for entry in _folders(root))
+
+
+@dataclass(frozen=True)
+class HcpSource:
+    """An HCP tree.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds the subjects' folders.
+    table : ConditionTable
+        Conditions whose EV files are looked for.
+    labels : sequence of str or None
+        Conditions asked for; those outside the table are looked up by their stem.
+    """
+
+    root: Path
+    table: ConditionTable
+    labels: Sequence[str] | None = None
+    kind: str = "hcp"
+
+    def subjects(self) -> list[str]:
+        """Subject labels, sorted."""
+        return sorted(self._subject_folders)
+
+    def tasks(self) -> list[str]:
+        """Task names of the battery; all subjects share it."""
+        return sorted({c.task.upper() for c in self.table.conditions.values()})
+
+    def runs(self, subject: str) -> list[SourceRun]:
+        """The subject's task runs, by name; runs that are missing on disk are simply not listed."""
+        folders = self._subject_folders.get(subject, [])
+        if len(folders) > 1:
+            raise FmrisynthError(
+                f"{self.root}: the folders {', '.join(f.name for f in folders)} are one participant ({subject}); "
+                "keep one of them or rename the others."
+            )
+        runs = []
+        for folder in _folders(folders[0] / RESULTS):
+            match = _RUN.match(folder.name)
+            if match is None:
+                continue
+            bold = folder / f"{folder.name}.nii.gz"
+            if not bold.is_file():
+                continue
+            runs.append(self._run(subject, folder, bold, match["task"], match["direction"]))
+        return runs
+
+    def _run(self, subject: str, folder: Path, bold: Path, task: str, direction: str) -> SourceRun:
+        mask = next((folder / name for name in MASK_NAMES if (folder / name).is_file()), None)
+        return SourceRun(
+            subject=subject, session=None, task=task, bold=bold, mask=mask,
+            events=self._events(folder / "EVs", task), space=SPACE,
+            name=bold.relative_to(self.root).as_posix(), phase_encoding=direction, events_are_blocks=True,
+            entities={"dir": direction},
+        )  # fmt: skip
+
+    def _events(self, folder: Path, task: str) -> tuple[Event, ...]:
+        if not folder.is_dir():
+            return ()
+        conditions = {c.label: c for c in self.table.task_conditions(task)}
+        for label in self.labels or ():
+            if fold(task) in self.table.get(label).tasks:
+                conditions.setdefault(label, self.table.get(label))
+        files = {path.stem: path for path in _files(folder) if path.suffix == ".txt"}
+        events: list[Event] = []
+        for condition in conditions.values():
+            names = [name for name in files if fold(name) in condition.trial_types]
+            if condition.stem in names:
+                names = [condition.stem]
+            for name in names[:1]:
+                events.extend(read_ev(files[name], condition.stem))
+        return tuple(sorted(events))
+
+    @cached_property
+    def _subject_folders(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = defaultdict(list)
+        for folder in _folders(self.root):
+            if _has_results(folder):
+                found[clean_label(folder.name)].append(folder)
+        return dict(found)
+
+
+def _has_results(folder: Path) -> bool:
+    try:
+        return (folder / RESULTS).exists() or (folder / RESULTS).is_symlink()
+    except OSError:  # a participant's folder that cannot be entered is a participant, reported when it is read
+        return bool(re.fullmatch(r"(sub-)?\d{4,}\w*", folder.name))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in _entries(root) if _is_dir(path))
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(path for path in _entries(root) if not _is_dir(path))
+
+
+def _entries(root: Path) -> list[Path]:
+    try:
+        with os.scandir(root) as entries:
+            return [root / entry.name for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise FmrisynthError(
+            f"{root}: the folder cannot be read ({error.strerror}); check that it exists and its permissions."
+        ) from None
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return True

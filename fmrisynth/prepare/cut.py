@@ -1,0 +1,252 @@
+"""From one source run to its blocks: resample in space, cut and resample in time, scale.
+
+The run is streamed frame by frame: every frame goes into the temporal mean, and only the frames that some
+window needs are resampled. Nothing of the size of a run is ever held.
+
+Axis legend: X, Y, Z voxel axes; T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fmrisynth.bids.sources import SourceRun
+from fmrisynth.data.blocks import GRAND_MEAN, BlockData
+from fmrisynth.data.grid import Grid, mni_brain_mask, native_grid
+from fmrisynth.data.nifti import Header, iterate_frames, read_header, read_image
+from fmrisynth.data.resample import SpatialResampler, temporal_matrix
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.prepare.plan import PlannedRun, PlannedWindow
+
+MIN_COVERAGE = 0.7
+"""Least share of the standard box that an image in MNI space must hold (HCP's images hold 94 %)."""
+
+
+@dataclass(frozen=True)
+class CutRun:
+    """The blocks of one run.
+
+    Attributes
+    ----------
+    reference_XYZ : float32 array
+        Temporal mean of the whole run, scaled.
+    mask_XYZ : bool array
+        Brain voxels.
+    factor : float
+        What the source's intensities were multiplied with.
+    mask_source : str
+        Where the mask came from.
+    """
+
+    reference_XYZ: np.ndarray
+    mask_XYZ: np.ndarray
+    factor: float
+    mask_source: str
+    _scale: float  # the same for frames in stored units
+    _frames: dict[int, np.ndarray]
+    _run: PlannedRun
+
+    def blocks(self) -> Iterator[tuple[PlannedWindow, BlockData]]:
+        """Yield each window's arrays."""
+        timing = self._run.timing
+        for planned in self._run.windows:
+            window = planned.window
+            weights = temporal_matrix(timing.times_s, window.times_s, timing.tr_s, window.tr_s)
+            used = np.flatnonzero(weights.any(axis=0))
+            stack = np.stack([self._frames[int(i)].T for i in used])  # (frame, z, y, x), C order
+            mixed = (weights[:, used] * np.float32(self._scale)) @ stack.reshape(len(used), -1)
+            bold_XYZT = mixed.reshape(window.n_frames, *stack.shape[1:]).T
+            bold_XYZT = np.where(self.mask_XYZ[..., None], bold_XYZT, 0.0).clip(min=0.0)
+            yield planned, BlockData(bold_XYZT, self.reference_XYZ, self.mask_XYZ)
+
+
+def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> CutRun:
+    """Resample one run and cut its windows.
+
+    Parameters
+    ----------
+    run : PlannedRun
+        The run and its windows.
+    grid : Grid
+        Target grid.
+    source_mask_XYZ : bool array or None
+        Brain mask on the source grid; None takes the MNI brain mask where the run has signal.
+
+    Raises
+    ------
+    FmrisynthError
+        The image is not in the grid's space, is damaged, or has no usable signal in the brain.
+    """
+    path, header = run.source.bold, run.header
+    resampler = _resampler(path, header, grid)
+    needed = _frames_needed(run)
+    frames: dict[int, np.ndarray] = {}
+    mean = _MeanOfFrames(header)
+    for number, frame in enumerate(iterate_frames(path)):
+        cropped = mean.add(resampler.crop_frame(frame))
+        if number in needed:
+            frames[number] = resampler.resample_crop(cropped)
+    reference = resampler.resample_crop(mean.values())
+    mask_XYZ, mask_source = _mask_on_grid(run.source, resampler, source_mask_XYZ, reference)
+    _check_finite(path, mean.bad_XYZ, resampler, source_mask_XYZ, mask_XYZ)
+    grand_mean = float(reference[mask_XYZ].mean(dtype=np.float64))
+    if not np.isfinite(grand_mean) or grand_mean <= 0:
+        raise FmrisynthError(
+            f"{path}: expected BOLD intensities with a positive mean in the brain, found {grand_mean:.4g}; give the "
+            "image before demeaning or standardising."
+        )
+    scale = GRAND_MEAN / grand_mean
+    return CutRun(
+        reference_XYZ=np.where(mask_XYZ, reference * np.float32(scale), 0.0).astype(np.float32),
+        mask_XYZ=mask_XYZ, factor=scale / mean.slope_left, mask_source=mask_source,
+        _scale=scale, _frames=frames, _run=run,
+    )  # fmt: skip
+
+
+def brain_mask(run: SourceRun, header: Header, *, native: bool) -> np.ndarray | None:
+    """The brain mask on the run's own grid: as given, or for native grids from the mean image.
+
+    Raises
+    ------
+    FmrisynthError
+        The mask is empty, or not on the grid of the image.
+    """
+    if run.mask is not None:
+        image = read_image(run.mask, ndim=3)
+        if image.shape != header.shape[:3] or not np.allclose(image.affine, header.affine, atol=1e-2):
+            raise FmrisynthError(
+                f"{run.mask}: the mask ({' x '.join(map(str, image.shape))}) is not on the grid of {run.bold.name} "
+                f"({' x '.join(map(str, header.shape[:3]))}), or their affines differ; resample the mask to the image."
+            )
+        mask_XYZ = image.scaled() > 0.5
+        if not mask_XYZ.any():
+            raise FmrisynthError(f"{run.mask}: the brain mask is empty; make it again.")
+        return mask_XYZ
+    return _epi_mask(run.bold, header) if native else None
+
+
+def grid_of_native_run(run: SourceRun) -> Grid:
+    """The participant's own grid, from the brain mask of one run."""
+    header = read_header(run.bold, ndim=4)
+    mask_XYZ = brain_mask(run, header, native=True)
+    assert mask_XYZ is not None
+    return native_grid(header.shape, header.affine, mask_XYZ)[0]
+
+
+class _MeanOfFrames:
+    """Sum of frames in a type that cannot overflow, and the voxels that were ever not finite."""
+
+    def __init__(self, header: Header) -> None:
+        self._convert = header.intercept != 0 or header.slope < 0
+        small = header.dtype.kind in "iu" and header.dtype.itemsize <= 2 and not self._convert
+        self._type = np.dtype(np.int32 if small else np.float64)
+        self._floats = header.dtype.kind == "f"
+        self._header = header
+        self.slope_left = 1.0 if self._convert else header.slope  # still to be applied to frames and mean
+        self._sum: np.ndarray | None = None
+        self._n = 0
+        self.bad_XYZ: np.ndarray | None = None
+
+    def add(self, cropped_XYZ: np.ndarray) -> np.ndarray:
+        """Add a frame; return it with voxels that are not finite set to 0."""
+        if self._sum is None:
+            self._sum = np.zeros(cropped_XYZ.shape, dtype=self._type, order="F")
+        if self._floats and not np.isfinite(cropped_XYZ.sum(dtype=np.float64)):
+            bad = ~np.isfinite(cropped_XYZ)
+            self.bad_XYZ = bad if self.bad_XYZ is None else self.bad_XYZ | bad
+            cropped_XYZ = np.where(bad, 0, cropped_XYZ)
+        if self._convert:
+            slope, intercept = np.float32(self._header.slope), np.float32(self._header.intercept)
+            cropped_XYZ = cropped_XYZ.astype(np.float32) * slope + intercept
+        self._sum += cropped_XYZ
+        self._n += 1
+        return cropped_XYZ
+
+    def values(self) -> np.ndarray:
+        """Temporal mean, float32."""
+        assert self._sum is not None
+        return (self._sum / self._n).astype(np.float32)
+
+
+def _resampler(path: Path, header: Header, grid: Grid) -> SpatialResampler:
+    resampler = SpatialResampler(header.shape[:3], header.affine, grid)  # type: ignore[arg-type]
+    try:
+        coverage = resampler.coverage(np.ones(grid.shape, dtype=bool))
+    except FmrisynthError as error:
+        if grid.is_native:
+            raise FmrisynthError(
+                f"{path}: the run is rotated by {resampler.rotation_degrees:.1f} degrees against the participant's "
+                "first run; realign the runs (fMRIPrep does)."
+            ) from None
+        raise FmrisynthError(f"{path}: {error}") from None
+    if not grid.is_native and coverage < MIN_COVERAGE:
+        raise FmrisynthError(
+            f"{path}: the image holds {coverage:.0%} of the box of the MNI brain, expected at least {MIN_COVERAGE:.0%}; "
+            "its affine is not MNI space: run fMRIPrep first, or use --native."
+        )
+    return resampler
+
+
+def _frames_needed(run: PlannedRun) -> set[int]:
+    timing = run.timing
+    needed: set[int] = set()
+    for planned in run.windows:
+        weights = temporal_matrix(timing.times_s, planned.window.times_s, timing.tr_s, planned.window.tr_s)
+        needed.update(int(i) for i in np.flatnonzero(weights.any(axis=0)))
+    return needed
+
+
+def _mask_on_grid(
+    run: SourceRun, resampler: SpatialResampler, source_mask_XYZ: np.ndarray | None, reference_XYZ: np.ndarray
+) -> tuple[np.ndarray, str]:
+    if source_mask_XYZ is not None:
+        mask_XYZ = resampler(source_mask_XYZ) >= 0.5
+        origin = run.mask.name if run.mask is not None else "computed from the mean image (nilearn compute_epi_mask)"
+    else:
+        # Where a run has no mask: the MNI brain, without voxels that the scan did not reach.
+        mask_XYZ = mni_brain_mask(resampler.grid).copy()
+        origin = "MNI152 brain mask"
+    mask_XYZ &= reference_XYZ > 0
+    if not mask_XYZ.any():
+        raise FmrisynthError(
+            f"{run.bold}: there is no voxel with signal inside the brain mask ({origin}); check the image and its mask."
+        )
+    return mask_XYZ, origin
+
+
+def _check_finite(
+    path: Path,
+    bad_XYZ: np.ndarray | None,
+    resampler: SpatialResampler,
+    source_mask_XYZ: np.ndarray | None,
+    mask_XYZ: np.ndarray,
+) -> None:
+    if bad_XYZ is None:
+        return
+    if source_mask_XYZ is not None:
+        n_bad = int((bad_XYZ & resampler.crop_frame(source_mask_XYZ)).sum())
+    else:
+        n_bad = int(((resampler.resample_crop(bad_XYZ) >= 0.5) & mask_XYZ).sum())
+    if n_bad:
+        raise FmrisynthError(
+            f"{path}: {n_bad} voxels inside the brain mask are NaN or infinite, expected finite intensities; the "
+            "preprocessing of this run failed, run it again."
+        )
+
+
+def _epi_mask(path: Path, header: Header) -> np.ndarray:
+    import nibabel as nib
+    from nilearn.masking import compute_epi_mask
+
+    mean = _MeanOfFrames(header)
+    for frame in iterate_frames(path):
+        mean.add(frame)
+    mask = compute_epi_mask(nib.Nifti1Image(mean.values(), header.affine))
+    mask_XYZ = np.asarray(mask.dataobj) > 0
+    if not mask_XYZ.any():
+        raise FmrisynthError(f"{path}: no brain was found in the mean image; give a desc-brain_mask beside it.")
+    return mask_XYZ
