@@ -40,6 +40,11 @@ class GlmConfig(StageConfig):
         description="Voxels whose reference volume is below this fraction of its brain median carry no percent "
         "signal change and are left out.",
     )  # fmt: skip
+    slice_time_ref: float = Field(
+        0.5, ge=0, le=1,
+        description="Moment within the TR that a frame of a run stands for (0 its start, 0.5 its middle); a sidecar's "
+        "StartTime takes precedence. Block windows: frame k is at k * TR.",
+    )  # fmt: skip
     split: Literal["train", "val", "test"] | None = Field(
         None, description="Analyse the subjects of this split only (block datasets)."
     )

@@ -125,8 +125,8 @@ def fit_windows(windows_NTV: np.ndarray, design: Design, contrast_P: np.ndarray 
 def fixed_effects(effects_NV: np.ndarray, variances_NV: np.ndarray, dofs: np.ndarray) -> Estimate:
     """Unweighted fixed effect over instances: mean effect, variance of that mean, summed dof."""
     n = len(effects_NV)
-    effect = np.mean(effects_NV, axis=0, dtype=np.float64)
-    variance = np.sum(variances_NV, axis=0, dtype=np.float64) / n**2
+    effect: np.ndarray = np.asarray(effects_NV, dtype=np.float64).mean(axis=0)
+    variance: np.ndarray = np.asarray(variances_NV, dtype=np.float64).sum(axis=0) / n**2
     return Estimate(effect.astype(np.float32), variance.astype(np.float32), float(np.sum(dofs)))
 
 

@@ -1,0 +1,107 @@
+"""The HTML page of one participant's GLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmrisynth.bids import naming
+from fmrisynth.bids.atomic import write_text
+from fmrisynth.config.glm import GlmConfig
+from fmrisynth.data.blocks import Block
+from fmrisynth.data.grid import Grid, make_grid
+from fmrisynth.data.nifti import read_image
+from fmrisynth.glm.windows import block_design
+from fmrisynth.report import Page, Section, Table, Text, render_page
+from fmrisynth.report.brain import mosaic
+from fmrisynth.report.figures import design_figure
+from fmrisynth.report.html import Figure
+
+DISPLAY_THRESHOLD = 2.3
+
+
+def _contrast_elements(out: Path, base: naming.Entities, rows: Sequence[dict[str, Any]], background, mask_XYZ, grid: Grid):
+    from fmrisynth.glm.stage import subject_map_path
+
+    elements: list[Any] = []
+    for row in rows:
+        z_XYZ = read_image(out / subject_map_path(base, row, "z"), ndim=3).scaled()
+        figure = mosaic(
+            [(str(row["formula"]), z_XYZ)], background, mask_XYZ, grid, threshold=DISPLAY_THRESHOLD, unit="z"
+        )
+        elements.append(
+            Figure.of(
+                figure,
+                f"{row['formula']}: z, shown where |z| > {DISPLAY_THRESHOLD} (uncorrected); peak z {row['peak_z']:.1f} at "
+                f"({row['peak_x']:.0f}, {row['peak_y']:.0f}, {row['peak_z_mm']:.0f}) mm.",
+            )
+        )
+    return elements
+
+
+def _table(rows: Sequence[dict[str, Any]], unit: str) -> Table:
+    return Table(
+        ("contrast", unit, "degrees of freedom", "peak z", "x (mm)", "y (mm)", "z (mm)"),
+        [
+            (row["formula"], int(row["n_blocks"]), float(row["dof"]), float(row["peak_z"]), round(float(row["peak_x"])),
+             round(float(row["peak_y"])), round(float(row["peak_z_mm"])))
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def write_block_page(
+    out: Path, base: naming.Entities, blocks: Sequence[Block], rows: Sequence[dict[str, Any]],
+    mask_XYZ: np.ndarray, grid: Grid, config: GlmConfig,
+) -> None:  # fmt: skip
+    """Write ``sub-<label>.html`` of a block dataset's subject."""
+    background = read_image(blocks[0].reference_path, ndim=3).scaled()
+    designs: dict[str, Any] = {}
+    for block in blocks:
+        designs.setdefault(block.condition, (block_design(block, config), block.tr_s))
+    figure = design_figure([(name, d.matrix_TP, d.names, tr) for name, (d, tr) in designs.items()])
+    page = Page(
+        title=f"sub-{base.sub}: activation maps of block windows",
+        subtitle=f"{len(blocks)} blocks, {len(rows)} contrasts. Effects are percent signal change at the plateau of a long block.",
+        facts=(("space", base.space or "scanner"), ("voxels", f"{int(mask_XYZ.sum()):,}"), ("HRF", config.hrf),
+               ("drift", config.resolved_drift), ("noise", config.resolved_noise_model)),
+        sections=(
+            Section("Contrasts", [_table(rows, "blocks")]),
+            Section("Maps", _contrast_elements(out, base, rows, background, mask_XYZ, grid)),
+            Section("Design", [
+                Text("Boxcar of the block convolved with the haemodynamic response, and a constant; one example per condition."),
+                Figure.of(figure, "Design matrices, one example per condition."),
+            ]),
+        ),
+    )  # fmt: skip
+    write_text(out / naming.subject_report(base.sub), render_page(page))
+
+
+def write_run_page(
+    out: Path, base: naming.Entities, task: str, model: Any, background: np.ndarray,
+    rows: Sequence[dict[str, Any]], config: GlmConfig,
+) -> None:  # fmt: skip
+    """Write ``sub-<label>.html`` of whole runs (of the last task, where a subject has several)."""
+    mask_image = model.masker_.mask_img_
+    mask_XYZ = np.asarray(mask_image.dataobj) > 0
+    grid = make_grid(mask_XYZ.shape, mask_image.affine, base.space or "scanner")
+    designs = [
+        (f"run {i + 1}", matrix.to_numpy(), tuple(map(str, matrix.columns)), float(matrix.index[1] - matrix.index[0]))
+        for i, matrix in enumerate(model.design_matrices_)
+    ]
+    page = Page(
+        title=f"sub-{base.sub}: task {task}",
+        subtitle=f"Whole-run GLM of {len(designs)} runs, {len(rows)} contrasts.",
+        facts=(("space", base.space or "scanner"), ("voxels", f"{int(mask_XYZ.sum()):,}"), ("HRF", config.hrf),
+               ("drift", config.resolved_drift), ("noise", config.resolved_noise_model),
+               ("smoothing", f"{config.resolved_smoothing_fwhm_mm:g} mm FWHM")),
+        sections=(
+            Section("Contrasts", [_table(rows, "runs")]),
+            Section("Maps", _contrast_elements(out, base, rows, background, mask_XYZ, grid)),
+            Section("Design", [Figure.of(design_figure(designs[:4]), "Design matrices of the runs.")]),
+        ),
+    )  # fmt: skip
+    write_text(out / naming.subject_report(base.sub), render_page(page))

@@ -1,0 +1,156 @@
+"""Block windows in percent signal change, the one scaling of real and synthetic data.
+
+``percent = 100 (bold / reference - 1)`` with `reference` the block's reference volume (temporal mean of the
+source run for real blocks). nilearn's own scaling is not used: it would divide by the window's mean and
+so treat data differently with their baseline.
+
+Axis legend: X, Y, Z voxel axes; T frames; V voxels in the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmrisynth.config.glm import GlmConfig
+from fmrisynth.data.blocks import Block, BlockData
+from fmrisynth.data.grid import Grid
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.glm.design import Design, window_design
+
+
+@dataclass(frozen=True)
+class Window:
+    """One block in percent signal change.
+
+    Attributes
+    ----------
+    block : Block
+        Where it came from.
+    percent_TV : array of shape (T, V), float32
+        Percent signal change inside the mask.
+    reference_V : array of shape (V,), float32
+        The reference volume inside the mask, in BOLD-like units.
+    """
+
+    block: Block
+    percent_TV: np.ndarray
+    reference_V: np.ndarray
+
+
+def usable_voxels(data_reference_XYZ: np.ndarray, mask_XYZ: np.ndarray, min_fraction: float) -> np.ndarray:
+    """Brain voxels whose reference is large enough to divide by.
+
+    Parameters
+    ----------
+    data_reference_XYZ : array
+        Reference volume.
+    mask_XYZ : bool array
+        Brain voxels.
+    min_fraction : float
+        Least value, as a fraction of the reference's median over the brain.
+    """
+    inside = data_reference_XYZ[mask_XYZ]
+    if inside.size == 0:
+        return np.zeros_like(mask_XYZ)
+    floor = min_fraction * float(np.median(inside))
+    return mask_XYZ & np.isfinite(data_reference_XYZ) & (data_reference_XYZ > max(floor, 0.0))
+
+
+def percent_signal(data: BlockData, voxels_XYZ: np.ndarray) -> np.ndarray:
+    """Percent signal change of a block at the given voxels, (T, V) float32."""
+    bold_VT = data.bold_XYZT[voxels_XYZ]
+    reference_V = data.reference_XYZ[voxels_XYZ]
+    return np.ascontiguousarray(((bold_VT / reference_V[:, None] - 1.0) * np.float32(100.0)).T, dtype=np.float32)
+
+
+def smooth_inside(percent_TV: np.ndarray, mask_XYZ: np.ndarray, grid: Grid, fwhm_mm: float) -> np.ndarray:
+    """Gaussian smoothing that takes nothing from outside the mask (normalised by the smoothed mask)."""
+    from scipy.ndimage import gaussian_filter
+
+    sigma = fwhm_mm / np.sqrt(8 * np.log(2)) / np.array(grid.voxel_mm)
+    weight_V = gaussian_filter(mask_XYZ.astype(np.float32), sigma)[mask_XYZ]
+    smoothed = np.empty_like(percent_TV)
+    volume = np.zeros(mask_XYZ.shape, np.float32)
+    for frame, values in enumerate(percent_TV):
+        volume[mask_XYZ] = values
+        smoothed[frame] = gaussian_filter(volume, sigma)[mask_XYZ] / weight_V
+    return smoothed
+
+
+def read_window(block: Block, mask_XYZ: np.ndarray, grid: Grid, config: GlmConfig) -> Window:
+    """Read one block as percent signal change inside a given mask.
+
+    Raises
+    ------
+    FmrisynthError
+        Damaged files, another grid than `grid`, another number of frames than the index says, or values
+        that are not finite.
+    """
+    data = block.load()
+    if data.mask_XYZ.shape != grid.shape:
+        raise FmrisynthError(
+            f"{block.path}: expected the dataset's grid {grid.shape}, found {data.mask_XYZ.shape}; make the dataset again."
+        )
+    if data.bold_XYZT.shape[3] != block.n_frames:
+        raise FmrisynthError(
+            f"{block.path}: scans.tsv says {block.n_frames} frames, the image has {data.bold_XYZT.shape[3]}; "
+            "make the dataset again."
+        )
+    percent_TV = percent_signal(data, mask_XYZ)
+    if not np.isfinite(percent_TV).all():
+        raise FmrisynthError(
+            f"{block.path}: the image has voxels that are not finite or whose reference is 0 inside the mask; "
+            "make the dataset again or raise min_reference_fraction."
+        )
+    if config.resolved_smoothing_fwhm_mm > 0:
+        percent_TV = smooth_inside(percent_TV, mask_XYZ, grid, config.resolved_smoothing_fwhm_mm)
+    return Window(block, percent_TV, data.reference_XYZ[mask_XYZ])
+
+
+def iterate_windows(blocks: Sequence[Block], mask_XYZ: np.ndarray, grid: Grid, config: GlmConfig) -> Iterator[Window]:
+    """Read windows one at a time, in the order of `blocks`."""
+    for block in blocks:
+        yield read_window(block, mask_XYZ, grid, config)
+
+
+def block_design(block: Block, config: GlmConfig) -> Design:
+    """The design of a block's window under a configuration."""
+    drift = config.resolved_drift
+    if drift == "cosine":
+        raise FmrisynthError(
+            "drift=cosine needs whole runs: a block window is shorter than the cut-off; use none or linear."
+        )
+    return window_design(block.onset_s, block.duration_s, block.n_frames, block.tr_s, config.hrf, drift)
+
+
+def common_mask(blocks: Sequence[Block], grid: Grid, min_reference_fraction: float) -> np.ndarray:
+    """Voxels that are usable in every block (intersection of masks, references large enough).
+
+    Reads the masks and reference volumes only.
+
+    Raises
+    ------
+    FmrisynthError
+        A block lies on another grid, or nothing is left.
+    """
+    from fmrisynth.data.nifti import read_image
+
+    mask_XYZ = np.ones(grid.shape, bool)
+    for block in blocks:
+        own = block.load_grid()
+        if not own.same_as(grid):
+            raise FmrisynthError(
+                f"{block.path}: its grid {own.shape} with affine {own.affine_rows} differs from {grid.shape} with "
+                f"affine {grid.affine_rows} of the first block; resample one of them."
+            )
+        reference = read_image(block.reference_path, ndim=3).scaled()
+        mask_XYZ &= usable_voxels(reference, block.load_mask(), min_reference_fraction)
+    if not mask_XYZ.any():
+        raise FmrisynthError(
+            f"{blocks[0].root if blocks else 'the dataset'}: no voxel lies inside the masks of all {len(blocks)} blocks; "
+            "check that they are on the same grid and space."
+        )
+    return mask_XYZ

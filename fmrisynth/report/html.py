@@ -1,0 +1,195 @@
+"""Pages made of a few kinds of elements, rendered to one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from fmrisynth import __version__
+
+Status = Literal["pass", "warn", "fail", "info"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph of plain text; blank lines separate paragraphs."""
+
+    text: str
+    note: bool = False
+    kind: str = "text"
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """The paragraphs."""
+        return [part.strip() for part in self.text.split("\n\n") if part.strip()]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; cells are text or numbers (shown with three decimals), None is an empty dash."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    highlight: int | None = None
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture embedded in the page.
+
+    Attributes
+    ----------
+    uri : str
+        ``data:`` URI, from `embed` or `embed_svg`.
+    caption : str
+        What is seen, in words.
+    width : {"full", "half"}
+        Half-width figures stand side by side on wide screens.
+    max_px : int
+        Largest width on the page, in CSS pixels.
+    """
+
+    uri: str
+    caption: str
+    width: Literal["full", "half"] = "full"
+    max_px: int = 1100
+    kind: str = "figure"
+
+    @classmethod
+    def of(cls, figure, caption: str, *, width: Literal["full", "half"] = "full", vector: bool = False) -> Figure:
+        """Embed a matplotlib figure, shown at its own size at most; `vector` for line drawings."""
+        uri = embed_svg(figure) if vector else embed(figure)
+        return cls(uri, caption, width, max_px=round(figure.get_size_inches()[0] * 100))
+
+
+@dataclass(frozen=True)
+class Card:
+    """One number with its name and context."""
+
+    label: str
+    value: str
+    note: str = ""
+    status: Status = "info"
+
+
+@dataclass(frozen=True)
+class Cards:
+    """A row of cards."""
+
+    cards: Sequence[Card]
+    kind: str = "cards"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One check with its outcome in words."""
+
+    status: Status
+    title: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """A list of checks."""
+
+    verdicts: Sequence[Verdict]
+    kind: str = "verdicts"
+
+
+Element = Text | Table | Figure | Cards | Verdicts
+
+
+@dataclass(frozen=True)
+class Section:
+    """A headed part of the page."""
+
+    title: str
+    elements: Sequence[Element]
+
+    @property
+    def anchor(self) -> str:
+        """Its link target."""
+        return "".join(c if c.isalnum() else "-" for c in self.title.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report."""
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+    facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
+
+
+def embed(figure, *, dpi: int = 140) -> str:
+    """A matplotlib figure as a PNG ``data:`` URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def embed_svg(figure) -> str:
+    """A matplotlib figure as an SVG ``data:`` URI: sharp at any size, for line drawings."""
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "fmrisynth"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def format_cell(value: Any) -> str:
+    """A table cell as text: three decimals for numbers, an en dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        if value != value:
+            return "–"
+        return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a cell is set flush right."""
+    text = str(value)
+    return isinstance(value, (int, float)) or value is None or text[:1].isdigit() or text[:1] in "+-−–<"
+
+
+def render_page(page: Page, *, timestamp: bool = True) -> str:
+    """Render a page to HTML text.
+
+    Parameters
+    ----------
+    page : Page
+        The content.
+    timestamp : bool, default True
+        Whether the footer says when it was made.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fmrisynth.report", "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["cell"] = format_cell
+    environment.tests["number_like"] = is_number
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC" if timestamp else ""
+    return environment.get_template("page.html").render(page=page, version=__version__, made=made)
+
+
+def escape(text: str) -> str:
+    """Text made safe for HTML."""
+    return html.escape(text)

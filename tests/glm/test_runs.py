@@ -1,0 +1,152 @@
+"""The whole-run GLM: discovery, confounds, and the real localizer run against its published reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from fmrisynth.config.glm import GlmConfig
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.glm import run_glm
+from fmrisynth.glm.runs import find_runs, localise_formula, read_confounds, read_events, safe_name
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+LOCALIZER = DATA / "studyforrest-localizer"
+
+
+def make_bids(root: Path, *, derivatives=False, n_runs=2, subjects=("01", "02"), task="tapping") -> Path:
+    """A tiny BIDS dataset, optionally with an fMRIPrep-style copy; right > left by 2 % in one corner."""
+    rng = np.random.default_rng(4)
+    n_frames, tr_s = 60, 2.0
+    for subject in subjects:
+        for run in range(1, n_runs + 1):
+            stem = f"sub-{subject}_task-{task}_run-{run}"
+            raw = root / f"sub-{subject}" / "func"
+            raw.mkdir(parents=True, exist_ok=True)
+            events = [("onset", "duration", "trial_type")]
+            right = np.zeros(n_frames)
+            for start, name in ((10, "right hand"), (40, "left-hand"), (70, "right hand"), (95, "n/a")):
+                events.append((start, 15, name))
+                if name == "right hand":
+                    right[(start + 4) // 2 : (start + 19) // 2] = 1
+            (raw / f"{stem}_events.tsv").write_text("\n".join("\t".join(map(str, row)) for row in events) + "\n")
+            bold = 1000 + 3 * rng.standard_normal((8, 8, 8, n_frames))
+            bold[:4, :4, :4] += 20 * right
+            if not derivatives:  # a raw image has air around the head
+                bold = np.pad(bold, [(4, 4)] * 3 + [(0, 0)]) + 5 * rng.random((16, 16, 16, n_frames))
+            image = nib.Nifti1Image(bold.astype(np.float32), np.diag([3.0, 3, 3, 1]))
+            image.header.set_zooms((3, 3, 3, tr_s))
+            sidecar = {"RepetitionTime": tr_s, "TaskName": task}
+            if derivatives:
+                func = root / "derivatives" / "fmriprep" / f"sub-{subject}" / "func"
+                func.mkdir(parents=True, exist_ok=True)
+                space = f"{stem}_space-MNI152NLin6Asym_res-3"
+                nib.save(image, func / f"{space}_desc-preproc_bold.nii.gz")
+                (func / f"{space}_desc-preproc_bold.json").write_text(
+                    json.dumps(sidecar | {"SliceTimingCorrected": True, "StartTime": 0.97})
+                )
+                nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), image.affine), func / f"{space}_desc-brain_mask.nii.gz")
+                table = ["trans_x\trot_z\tcsf\tframewise_displacement"]
+                table += [f"{rng.random():.4f}\t{rng.random():.4f}\t{rng.random():.4f}\t{'n/a' if t == 0 else 0.1}" for t in range(n_frames)]
+                (func / f"{stem}_desc-confounds_timeseries.tsv").write_text("\n".join(table) + "\n")
+            else:
+                nib.save(image, raw / f"{stem}_bold.nii.gz")
+                (root / f"task-{task}_bold.json").write_text(json.dumps(sidecar))
+    return root
+
+
+def test_raw_dataset_with_inherited_sidecar(tmp_path):
+    runs = find_runs(make_bids(tmp_path))
+    assert {subject: len(own) for subject, own in runs.items()} == {"01": 2, "02": 2}
+    assert runs["01"][0].tr_s == 2.0
+    assert [run.events.name for run in runs["02"]] == [f"sub-02_task-tapping_run-{r}_events.tsv" for r in (1, 2)]
+
+
+@pytest.mark.parametrize("where", ["root", "fmriprep"])
+def test_fmriprep_outputs_find_their_events_masks_and_confounds(tmp_path, where):
+    root = make_bids(tmp_path / "ds", derivatives=True)
+    run = find_runs(root if where == "root" else root / "derivatives" / "fmriprep")["01"][1]
+    assert run.events == root / "sub-01/func/sub-01_task-tapping_run-2_events.tsv"
+    assert run.mask is not None
+    assert run.confounds is not None
+    assert run.start_time_s == 0.97
+    assert list(read_confounds(run.confounds, 60, GlmConfig()).columns) == ["trans_x", "rot_z", "csf"]
+    assert read_confounds(run.confounds, 60, GlmConfig(confounds="none")) is None
+    with pytest.raises(FmrisynthError, match="one row per frame"):
+        read_confounds(run.confounds, 59, GlmConfig())
+
+
+def test_two_subjects_two_runs(tmp_path):
+    root = make_bids(tmp_path / "ds", derivatives=True)
+    config = GlmConfig(unit="run", contrasts=("right = right_hand - left_hand",), smoothing_fwhm_mm=0, reports=False)
+    summary = run_glm(root, tmp_path / "out", config)
+    assert not summary.failed
+    z = nib.load(
+        tmp_path / "out/group/task-tapping_space-MNI152NLin6Asym_contrast-right_stat-z_statmap.nii.gz"
+    ).get_fdata()
+    first = next((tmp_path / "out/sub-01").rglob("*contrast-right_stat-effect_statmap.nii.gz"))
+    effect = nib.load(first).get_fdata()
+    assert 1.2 < effect[:4, :4, :4].mean() < 2.6
+    assert abs(effect[5:, 5:, 5:].mean()) < 0.2
+    assert z.shape == (8, 8, 8)
+
+
+def test_native_subjects_get_no_group_map(tmp_path):
+    root = make_bids(tmp_path / "ds")
+    config = GlmConfig(unit="run", smoothing_fwhm_mm=0, reports=False)
+    summary = run_glm(root, tmp_path / "out", config)
+    assert any("scanner spaces" in line for line in summary.lines)
+    assert not (tmp_path / "out/group").exists()
+    assert len(list((tmp_path / "out/sub-01").rglob("*stat-z*.nii.gz"))) == 2
+
+
+def test_clear_refusals(tmp_path):
+    root = make_bids(tmp_path / "ds", n_runs=1, subjects=("01",))
+    config = GlmConfig(unit="run", reports=False)
+    with pytest.raises(UsageError, match="did you mean right_hand"):
+        run_glm(root, tmp_path / "out", config.model_copy(update={"contrasts": ("righthand",)}))
+    with pytest.raises(FmrisynthError, match="no run of task 'other'"):
+        run_glm(root, tmp_path / "out", config.model_copy(update={"task": "other"}))
+    events = next(root.rglob("*_events.tsv"))
+    events.write_text("onset\tduration\n1\t2\n")
+    with pytest.raises(FmrisynthError, match="trial_type"):
+        read_events(events)
+
+
+def test_names():
+    assert safe_name("right hand") == "right_hand"
+    assert safe_name("2back") == "c2back"
+    assert localise_formula("oneback_face - oneback_bird", {"face"}, {"oneback"}) == "face - oneback_bird"
+
+
+@pytest.mark.slow
+def test_real_localizer_equals_nilearn_and_its_reference(tmp_path):
+    """Face and place areas of a real run, as its README gives them, and nilearn's own maps voxel by voxel."""
+    if not LOCALIZER.exists():
+        pytest.skip("the studyforrest localizer is not beside this checkout (../shared/data)")
+    import pandas as pd
+    from nilearn.glm.first_level import FirstLevelModel
+
+    formulas = {"ffa": "face - (object + scramble) / 2", "ppa": "(scene + house) - (face + object)"}
+    config = GlmConfig(unit="run", contrasts=tuple(f"{k} = {v}" for k, v in formulas.items()))
+    summary = run_glm(LOCALIZER, tmp_path, config)
+    assert not summary.failed
+    stem = LOCALIZER / "sub-02/func/sub-02_task-oneback_run-1"
+    model = FirstLevelModel(t_r=2.0, slice_time_ref=0.5, hrf_model="spm", drift_model="cosine", high_pass=0.01,
+                            noise_model="ar1", smoothing_fwhm=5)  # fmt: skip
+    events = pd.read_csv(f"{stem}_events.tsv", sep="\t")[["onset", "duration", "trial_type"]]
+    model.fit(f"{stem}_bold.nii.gz", events=events)
+    for name, peak_z, where in (("ffa", 7.7, (39, -37, -18)), ("ppa", 9.8, (28, -38, 3))):
+        path = next((tmp_path / "sub-02").rglob(f"*contrast-{name}_stat-z_statmap.nii.gz"))
+        ours = nib.load(path)
+        z = ours.get_fdata()
+        reference = model.compute_contrast(formulas[name], output_type="z_score").get_fdata()
+        np.testing.assert_allclose(z, reference, atol=1e-4)
+        voxel = np.unravel_index(np.argmax(z), z.shape)
+        assert abs(z[voxel] - peak_z) < 0.1
+        np.testing.assert_allclose(nib.affines.apply_affine(ours.affine, voxel), where, atol=1.5)
+    assert (tmp_path / "sub-02.html").stat().st_size > 50_000
