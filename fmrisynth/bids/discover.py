@@ -45,9 +45,7 @@ def open_source(
     """
     if not root.is_dir():
         raise UsageError(f"{root}: there is no such folder; check the path of the input.")
-    layout = config.layout
-    if layout == "auto":
-        layout = _recognise(root)
+    layout = _recognise(root) if config.layout == "auto" else config.layout
     if layout == "hcp":
         if config.native:
             raise UsageError("--native is for BIDS input in scanner space; HCP runs are in MNI space already.")

@@ -69,8 +69,13 @@ class SourceRun:
 class Source(Protocol):
     """A dataset that can list its subjects and the runs of each."""
 
-    root: Path
-    kind: str
+    @property
+    def root(self) -> Path:
+        """The dataset's folder."""
+
+    @property
+    def kind(self) -> str:
+        """``hcp`` or ``bids``."""
 
     def subjects(self) -> list[str]:
         """Subject labels, sorted."""

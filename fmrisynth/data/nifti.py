@@ -27,6 +27,7 @@ MAX_BYTES = 64 * 2**30
 """Largest uncompressed image that is read (64 GiB; an HCP run is 0.5 to 1.5 GB)."""
 
 _HEADER_BYTES = 352
+_GZIP_ERRORS: tuple[type[Exception], ...] = (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile)  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def iterate_frames(path: Path) -> Iterator[np.ndarray]:
         volume_bytes = header.n_bytes // header.shape[3]
         for number in range(header.shape[3]):
             raw = np.empty(volume_bytes, dtype=np.uint8)
-            got = _read_into(stream, memoryview(raw))
+            got = _read_into(stream, raw.data)
             if got < volume_bytes:
                 raise _truncated(path, header.n_bytes, number * volume_bytes + got)
             yield raw.view(header.dtype).reshape(header.shape[:3], order="F")
@@ -155,7 +156,7 @@ def read_image(path: Path, *, ndim: int | None = None) -> Image:
         header = _header(path, stream, ndim)
         _skip(stream, header.offset - _HEADER_BYTES)
         raw = np.empty(header.n_bytes, dtype=np.uint8)
-        got = _read_into(stream, memoryview(raw))
+        got = _read_into(stream, raw.data)
         if got < header.n_bytes:
             raise _truncated(path, header.n_bytes, got)
         stream.read(1)  # reaches the gzip trailer, which holds the checksum
@@ -232,7 +233,7 @@ def _damage_explained(path: Path) -> Iterator[None]:
     """Turn what a damaged file raises into one sentence."""
     try:
         yield
-    except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile) as error:
+    except _GZIP_ERRORS as error:
         raise FmrisynthError(
             f"{path}: the gzip data are damaged or cut short ({error}); get it again."
         ) from None

@@ -125,16 +125,21 @@ class SpatialResampler:
         """That part of one source frame (a view)."""
         return frame_XYZ[self.crop]
 
-    def resample_crop(self, cropped_XYZ: np.ndarray) -> np.ndarray:
-        """Resample one frame that `crop_frame` returned; float32 (x, y, z), Fortran order."""
+    def resample_crop(self, cropped_XYZ: np.ndarray, out_zyx: np.ndarray | None = None) -> np.ndarray:
+        """Resample one frame that `crop_frame` returned; float32 (x, y, z), Fortran order.
+
+        With `out_zyx`, a C-contiguous float32 array (z, y, x), the result is written there.
+        """
         _, source_axes, (x, y, z) = self._plan
         # Fortran order in files: X is contiguous, so the transposed view (z, y, x) feeds BLAS without a copy.
         volume_zyx = np.ascontiguousarray(cropped_XYZ.transpose(source_axes).T, dtype=np.float32)
         nz, ny, nx = volume_zyx.shape
         along_x = (volume_zyx.reshape(nz * ny, nx) @ x.T).reshape(nz, ny, -1)
-        along_y = np.matmul(y, along_x)
-        along_z = z @ along_y.reshape(nz, -1)
-        return along_z.reshape(len(z), len(y), len(x)).T
+        along_y = np.matmul(y, along_x).reshape(nz, -1)
+        if out_zyx is None:
+            out_zyx = np.empty((len(z), len(y), len(x)), dtype=np.float32)
+        np.matmul(z, along_y, out=out_zyx.reshape(len(z), -1))
+        return out_zyx.T
 
     def __call__(self, volume_XYZ: np.ndarray) -> np.ndarray:
         """Resample one whole volume; 0 outside the source."""
@@ -142,8 +147,8 @@ class SpatialResampler:
 
     def coverage(self, mask_XYZ: np.ndarray) -> float:
         """Share of a target mask's voxels that lie inside the source's box."""
-        inside = [matrix.any(axis=1) for matrix in self._plan[2]]
-        box = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+        x, y, z = (np.asarray(matrix.any(axis=1)) for matrix in self._plan[2])
+        box = x[:, None, None] & y[None, :, None] & z[None, None, :]
         return float((box & mask_XYZ).sum() / max(int(mask_XYZ.sum()), 1))
 
 

@@ -47,20 +47,20 @@ class CutRun:
     factor: float
     mask_source: str
     _scale: float  # the same for frames in stored units
-    _frames: dict[int, np.ndarray]
+    _frames_Tzyx: np.ndarray  # the resampled frames, in order of time
+    _rows: dict[int, int]  # source frame -> row of _frames_Tzyx
     _run: PlannedRun
 
     def blocks(self) -> Iterator[tuple[PlannedWindow, BlockData]]:
         """Yield each window's arrays."""
-        timing = self._run.timing
+        outside = ~self.mask_XYZ.T.ravel()
         for planned in self._run.windows:
-            window = planned.window
-            weights = temporal_matrix(timing.times_s, window.times_s, timing.tr_s, window.tr_s)
-            used = np.flatnonzero(weights.any(axis=0))
-            stack = np.stack([self._frames[int(i)].T for i in used])  # (frame, z, y, x), C order
-            mixed = (weights[:, used] * np.float32(self._scale)) @ stack.reshape(len(used), -1)
-            bold_XYZT = mixed.reshape(window.n_frames, *stack.shape[1:]).T
-            bold_XYZT = np.where(self.mask_XYZ[..., None], bold_XYZT, 0.0).clip(min=0.0)
+            weights, first, last = _window_weights(self._run, planned)
+            rows = self._frames_Tzyx[self._rows[first] : self._rows[last] + 1]  # contiguous: no copy
+            mixed = (weights * np.float32(self._scale)) @ rows.reshape(len(rows), -1)
+            mixed[:, outside] = 0.0
+            np.maximum(mixed, 0.0, out=mixed)
+            bold_XYZT = mixed.reshape(len(mixed), *rows.shape[1:]).T
             yield planned, BlockData(bold_XYZT, self.reference_XYZ, self.mask_XYZ)
 
 
@@ -83,13 +83,13 @@ def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> 
     """
     path, header = run.source.bold, run.header
     resampler = _resampler(path, header, grid)
-    needed = _frames_needed(run)
-    frames: dict[int, np.ndarray] = {}
+    rows = {frame: row for row, frame in enumerate(_frames_needed(run))}
+    frames_Tzyx = np.empty((len(rows), *grid.shape[::-1]), dtype=np.float32)
     mean = _MeanOfFrames(header)
     for number, frame in enumerate(iterate_frames(path)):
         cropped = mean.add(resampler.crop_frame(frame))
-        if number in needed:
-            frames[number] = resampler.resample_crop(cropped)
+        if number in rows:
+            resampler.resample_crop(cropped, out_zyx=frames_Tzyx[rows[number]])
     reference = resampler.resample_crop(mean.values())
     mask_XYZ, mask_source = _mask_on_grid(run.source, resampler, source_mask_XYZ, reference)
     _check_finite(path, mean.bad_XYZ, resampler, source_mask_XYZ, mask_XYZ)
@@ -101,9 +101,9 @@ def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> 
         )
     scale = GRAND_MEAN / grand_mean
     return CutRun(
-        reference_XYZ=np.where(mask_XYZ, reference * np.float32(scale), 0.0).astype(np.float32),
+        reference_XYZ=np.where(mask_XYZ, reference * np.float32(scale), np.float32(0)),
         mask_XYZ=mask_XYZ, factor=scale / mean.slope_left, mask_source=mask_source,
-        _scale=scale, _frames=frames, _run=run,
+        _scale=scale, _frames_Tzyx=frames_Tzyx, _rows=rows, _run=run,
     )  # fmt: skip
 
 
@@ -191,13 +191,21 @@ def _resampler(path: Path, header: Header, grid: Grid) -> SpatialResampler:
     return resampler
 
 
-def _frames_needed(run: PlannedRun) -> set[int]:
-    timing = run.timing
+def _window_weights(run: PlannedRun, planned: PlannedWindow) -> tuple[np.ndarray, int, int]:
+    """Temporal weights of a window (n_out, n_used), and the first and last source frame they use."""
+    timing, window = run.timing, planned.window
+    weights = temporal_matrix(timing.times_s, window.times_s, timing.tr_s, window.tr_s)
+    used = np.flatnonzero(weights.any(axis=0))
+    first, last = int(used[0]), int(used[-1])
+    return weights[:, first : last + 1], first, last
+
+
+def _frames_needed(run: PlannedRun) -> list[int]:
     needed: set[int] = set()
     for planned in run.windows:
-        weights = temporal_matrix(timing.times_s, planned.window.times_s, timing.tr_s, planned.window.tr_s)
-        needed.update(int(i) for i in np.flatnonzero(weights.any(axis=0)))
-    return needed
+        _, first, last = _window_weights(run, planned)
+        needed.update(range(first, last + 1))
+    return sorted(needed)
 
 
 def _mask_on_grid(

@@ -30,7 +30,15 @@ from fmrisynth.data.grid import MNI_3MM, Grid
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.prepare import report
 from fmrisynth.prepare.cut import brain_mask, cut_run, grid_of_native_run
-from fmrisynth.prepare.plan import Job, PlannedRun, PlannedWindow, SubjectPlan, check_labels, open_job, plan_subject
+from fmrisynth.prepare.plan import (
+    Job,
+    PlannedRun,
+    PlannedWindow,
+    SubjectPlan,
+    check_labels,
+    open_job,
+    plan_subject,
+)
 from fmrisynth.progress import StageSummary, log, track
 
 SETTINGS = Path("logs", "prepare_config.yaml")
