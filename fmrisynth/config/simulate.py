@@ -1,0 +1,107 @@
+"""Settings of the `simulate` stage: the phantom cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fmrisynth.config.base import Config, StageConfig
+from fmrisynth.config.prepare import SplitConfig
+
+Task = Literal["WM", "EMOTION", "GAMBLING", "LANGUAGE", "RELATIONAL", "MOTOR", "SOCIAL"]
+Direction = Literal["LR", "RL"]
+
+
+class AnatomyConfig(Config):
+    """What makes the brains of two subjects, and two phase encodings of one subject, look different."""
+
+    deformation_mm: float = Field(2.5, ge=0, le=8, description="SD of what registration to MNI left over, broad part.")
+    fine_deformation_mm: float = Field(1.2, ge=0, le=4, description="SD of its fine part (sulci).")
+    contrast_sd: float = Field(0.08, ge=0, le=0.3, description="SD of the tissue intensities over subjects, relative.")
+    gain_sd: float = Field(0.12, ge=0, le=0.4, description="SD of the receive gain field, relative.")
+    texture_sd: float = Field(0.07, ge=0, le=0.3, description="SD of local intensity (vessels, iron), relative.")
+    distortion_mm: float = Field(1.2, ge=0, le=5, description="Residual LR/RL displacement at the sinuses, mm.")
+    phase_encoding_gain: float = Field(0.04, ge=0, le=0.2, description="SD of the LR/RL gain difference, relative.")
+
+
+class ResponseConfig(Config):
+    """How the responses of two subjects, or two blocks, to one condition differ."""
+
+    amplitude: float = Field(1.0, ge=0, description="Scales every activation; 0 gives runs without task signal.")
+    subject_sd: float = Field(0.20, ge=0, description="SD of the log of a subject's overall responsiveness.")
+    peak_sd: float = Field(0.45, ge=0, description="SD of the log amplitude of a peak, shared by conditions.")
+    condition_peak_sd: float = Field(0.35, ge=0, description="SD of the log amplitude of a peak in one condition.")
+    idiosyncratic_percent: float = Field(
+        0.12, ge=0, description="SD of a subject's own response at peaks that the group does not share, percent signal."
+    )
+    location_sd_mm: float = Field(3.0, ge=0, le=10, description="SD of a peak's position per axis.")
+    block_sd: float = Field(0.15, ge=0, description="SD of the amplitude from block to block, relative.")
+    hrf_delay_sd_s: float = Field(0.5, ge=0, le=1.5, description="SD over subjects of the time to the HRF's peak.")
+    region_delay_sd_s: float = Field(0.5, ge=0, le=1.5, description="SD over peaks of a subject of that time.")
+
+
+class NoiseConfig(Config):
+    """Noise in percent signal change, at 3 mm and 0.72 s, in the brain's median voxel."""
+
+    local_percent: float = Field(1.5, ge=0, description="Thermal and local noise; grows where the image is dark.")
+    local_fwhm_mm: float = Field(4.5, ge=0, le=12, description="Its spatial smoothness.")
+    local_ar: float = Field(0.35, ge=0, lt=0.9, description="Its lag-one autocorrelation at 0.72 s.")
+    network_percent: float = Field(0.55, ge=0, description="Spontaneous activity of functional networks.")
+    network_tau_s: float = Field(5.0, gt=0, description="Its correlation time.")
+    respiration_percent: float = Field(0.4, ge=0)
+    cardiac_percent: float = Field(0.6, ge=0)
+    drift_percent: float = Field(0.7, ge=0, description="Slow scanner drift over a run.")
+    motion_mm: float = Field(0.15, ge=0, le=3, description="SD of head motion within a run; rotations go with it.")
+    motion_residual: float = Field(0.15, ge=0, le=1, description="Share of motion that realignment left in the data.")
+
+
+class FamilyConfig(Config):
+    """Families share part of anatomy and response; half of the first-born pairs are identical twins."""
+
+    size: int = Field(1, ge=1, le=6, description="Subjects per family; 1 is unrelated subjects, 3 twins and a sibling.")
+    heritability: float = Field(0.6, ge=0, le=1, description="Share of the variance that is genetic.")
+
+
+class SimulateConfig(StageConfig):
+    """Everything about a phantom cohort."""
+
+    layout: Literal["hcp", "bids", "blocks"] = Field(
+        "hcp", description="hcp: HCP tree; bids: fMRIPrep-style derivatives; blocks: a block dataset without runs."
+    )
+    n_subjects: int = Field(20, ge=1, le=99_999)
+    first_subject: int = Field(0, ge=0, le=99_998, description="Index of the first subject, for array jobs on one cohort.")
+    tasks: tuple[Task, ...] = Field(
+        ("WM", "EMOTION", "GAMBLING", "LANGUAGE", "RELATIONAL", "MOTOR", "SOCIAL"), min_length=1
+    )
+    directions: tuple[Direction, ...] = Field(("LR", "RL"), min_length=1, description="Phase encodings: one run each.")
+    conditions: tuple[str, ...] | None = Field(
+        None, description="Layout blocks: which conditions; default the paper's seven among the tasks."
+    )
+    resolution_mm: float = Field(2.0, description="2 (91 x 109 x 91, as HCP) or 3 (61 x 73 x 61).")
+    tr_s: float = Field(0.72, gt=0.2, le=4, description="Repetition time of the runs.")
+    split: SplitConfig = Field(SplitConfig(), description="Layout blocks: as in prepare; families stay together.")
+    activations: Path | None = Field(None, description="TSV, rows parcels, columns conditions, percent signal change.")
+    atlas: Path | None = Field(None, description="Label image of those parcels, on any MNI grid.")
+    write_truth: bool = Field(True, description="Write ground_truth/ beside the data.")
+    anatomy: AnatomyConfig = AnatomyConfig()
+    response: ResponseConfig = ResponseConfig()
+    noise: NoiseConfig = NoiseConfig()
+    families: FamilyConfig = FamilyConfig()
+
+    @field_validator("resolution_mm")
+    @classmethod
+    def _known_resolution(cls, value: float) -> float:
+        if value not in (2.0, 3.0):
+            raise ValueError("runs are written at 2 or 3 mm")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> SimulateConfig:
+        if (self.activations is None) != (self.atlas is None):
+            raise ValueError("activations and atlas belong together: give both or neither")
+        if len(set(self.tasks)) < len(self.tasks) or len(set(self.directions)) < len(self.directions):
+            raise ValueError("a task or direction is named twice")
+        return self
+

@@ -1,0 +1,194 @@
+"""Write phantom cohorts: HCP tree, BIDS derivative, or block dataset, with the truth beside the data.
+
+Every file appears under its name when it is whole, and a unit of work (a run, a subject) is recognised by
+the file that is written last, so an interrupted call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fmrisynth.bids import naming
+from fmrisynth.bids.atomic import write_json, write_text
+from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.sidecars import write_tsv
+from fmrisynth.conditions import load_table, suggest
+from fmrisynth.config.simulate import SimulateConfig
+from fmrisynth.data.blocks import Block, finish_subject, is_finished, write_block
+from fmrisynth.data.splits import split_of
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.progress import StageSummary, log, track
+from fmrisynth.simulate import truth
+from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
+from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomSubject
+from fmrisynth.simulate.randomness import stream
+from fmrisynth.simulate.space import HCP_2MM, MNI_3MM_FULL, STANDARD
+from fmrisynth.simulate.trees import write_bids_run, write_hcp_run
+
+NAME = "Phantom task-fMRI (synthetic)"
+README = """
+Simulated task-fMRI of people who do not exist, written by `fmrisynth simulate`. Design, noise and what is known
+about its realism are described in the documentation (phantom). `ground_truth/` holds the true responses; analyses
+must not read it.
+"""
+
+_FREE_TO_CHANGE = {"n_subjects", "first_subject"}
+"""Settings in which a second call into the same folder may differ."""
+
+
+def write_cohort(out: Path, config: SimulateConfig) -> StageSummary:
+    """See `fmrisynth.simulate.simulate_cohort`."""
+    labels = _block_conditions(config) if config.layout == "blocks" else _all_conditions(config)
+    _claim_folder(out, config)
+    grid = STANDARD if config.layout == "blocks" else HCP_2MM if config.resolution_mm == 2 else MNI_3MM_FULL
+    phantom = Phantom(config, grid)
+    subjects = [phantom.subject(config.first_subject + i) for i in range(config.n_subjects)]
+    if config.layout != "hcp":
+        write_dataset_description(out, NAME, synthetic=True, readme=README)
+    if config.layout == "hcp":
+        write_text(out / "families.csv", _families_csv(subjects))
+    else:
+        _write_participants(out, subjects)
+    write_run_log(out / "ground_truth" if config.layout == "hcp" else out, "simulate", config)
+    if config.write_truth:
+        truth.write_group(out, phantom, labels)
+    summary = StageSummary()
+    n_written = n_units = 0
+    for subject in track(subjects, "Simulating subjects", total=len(subjects)):
+        try:
+            written, units = _write_subject(out, subject, labels, config)
+        except FmrisynthError as error:
+            log.warning("%s", error)
+            summary.failed[subject.label] = str(error)
+            continue
+        n_written += written
+        n_units += units
+    unit = "block instances" if config.layout == "blocks" else "runs"
+    summary.lines.append(
+        f"Phantom cohort of {config.n_subjects} subjects at {out}: {n_units} {unit}"
+        + (f", {n_units - n_written} of them from an earlier call" if n_written < n_units else "")
+        + "."
+    )
+    return summary
+
+
+def _write_subject(out: Path, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> tuple[int, int]:
+    """Write one subject; returns how many units were written now, and how many there are."""
+    if config.layout == "blocks":
+        written, total = _write_blocks(out, subject, labels, config)
+    else:
+        write = write_hcp_run if config.layout == "hcp" else write_bids_run
+        done = [write(out, run) for run in subject.runs()]
+        written, total = sum(done), len(done)
+    if config.write_truth:
+        truth.write_subject(out, subject, labels)
+    return written, total
+
+
+def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> tuple[int, int]:
+    if is_finished(out, subject.label):
+        from fmrisynth.data.blocks import read_subject
+
+        return 0, len(read_subject(out, subject.label))
+    families = {subject.label: f"family{subject.traits.family:05d}"} if config.families.size > 1 else None
+    split = split_of(subject.label, config.seed, config.split, families)
+    table = load_table()
+    blocks: list[Block] = []
+    sex, age = person(subject)
+    grid = subject.phantom.grid
+    for run in subject.runs():
+        wanted = [label for label in CONDITIONS_BY_TASK[run.task] if label in labels]
+        if not wanted:
+            continue
+        number = 0
+        for data in run.blocks():
+            if data.condition not in wanted:
+                continue
+            number += 1
+            condition = table.conditions[data.condition]
+            entities = naming.Entities(
+                sub=subject.label, task=condition.task, dir=run.direction, run=number, space=grid.space,
+                res=grid.resolution,
+            )  # fmt: skip
+            blocks.append(
+                write_block(
+                    out, entities, condition.camel, data, grid, condition=data.condition, onset_s=data.onset_s,
+                    duration_s=data.duration_s, tr_s=BLOCK_TR_S, split=split, source=f"{subject.label}/{run.name}",
+                    source_onset_s=data.source_onset_s,
+                    attributes={"phase_encoding": run.direction, "sex": sex, "age": str(age)},
+                    sidecar={"SourceRepetitionTime": run.tr_s, "PhaseEncoding": run.direction, "Synthetic": True},
+                )
+            )  # fmt: skip
+    finish_subject(out, subject.label, blocks)
+    return len(blocks), len(blocks)
+
+
+def person(subject: PhantomSubject) -> tuple[str, int]:
+    """Sex and age of a subject; they have no effect on the data."""
+    rng = stream(subject.phantom.config.seed, "person", subject.index)
+    return ("F" if rng.random() < 0.5 else "M"), int(rng.integers(22, 36))
+
+
+def _all_conditions(config: SimulateConfig) -> list[str]:
+    return [label for task in config.tasks for label in CONDITIONS_BY_TASK[task]]
+
+
+def _block_conditions(config: SimulateConfig) -> list[str]:
+    available = _all_conditions(config)
+    if config.conditions is None:
+        return [label for label in load_table().default_labels if label in available]
+    for label in config.conditions:
+        if label not in available:
+            raise UsageError(
+                f"simulate: {label!r} is no condition of the tasks {', '.join(config.tasks)}; {suggest(label, available)}"
+            )
+    return list(config.conditions)
+
+
+def _claim_folder(out: Path, config: SimulateConfig) -> None:
+    """Refuse to mix cohorts of different settings in one folder."""
+    import json
+
+    path = out / "ground_truth" / "simulate.json"
+    settings = config.model_dump(mode="json")
+    kept = {key: value for key, value in settings.items() if key not in _FREE_TO_CHANGE}
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key, value in kept.items() if before.get(key) != value]
+        if differing:
+            raise UsageError(
+                f"{out}: holds a phantom cohort made with another {differing[0]}; give the same settings to go on with it, "
+                "or another folder."
+            )
+        return
+    write_json(path, kept)
+
+
+def _families_csv(subjects: list[PhantomSubject]) -> str:
+    """Family table in the form of HCP's restricted table."""
+    lines = ["Subject,ZygositySR,Family_ID"]
+    for subject in subjects:
+        lines.append(f"{subject.label},{subject.traits.zygosity},{subject.traits.family:05d}")
+    return "\n".join(lines) + "\n"
+
+
+def _write_participants(out: Path, subjects: list[PhantomSubject]) -> None:
+    rows = []
+    for subject in subjects:
+        sex, age = person(subject)
+        rows.append(
+            {
+                "participant_id": f"sub-{subject.label}", "sex": sex, "age": age,
+                "family_id": f"family{subject.traits.family:05d}", "zygosity": subject.traits.zygosity,
+            }
+        )  # fmt: skip
+    write_tsv(out / "participants.tsv", ("participant_id", "sex", "age", "family_id", "zygosity"), rows)
+    write_json(
+        out / "participants.json",
+        {
+            "sex": {"Description": "Without effect on the data", "Levels": {"F": "female", "M": "male"}},
+            "age": {"Description": "Years; without effect on the data"},
+            "family_id": {"Description": "Relatives share part of anatomy and responses"},
+            "zygosity": {"Description": "MZ, DZ or NotTwin"},
+        },
+    )

@@ -1,0 +1,328 @@
+"""The phantom in memory: subjects, runs and block instances.
+
+``bold = baseline * (1 + (task + noise) / 100)`` with the baseline of the subject and phase encoding, the
+responses of the subject and the noise of the run, all in percent signal change.
+
+Axis legend: X, Y, Z voxel axes of the output grid; V support voxels; T frames of a run; F frames of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from fmrisynth.conditions import suggest
+from fmrisynth.config.simulate import SimulateConfig
+from fmrisynth.data.blocks import GRAND_MEAN, BlockData
+from fmrisynth.data.grid import Grid
+from fmrisynth.data.resample import temporal_matrix
+from fmrisynth.errors import UsageError
+from fmrisynth.simulate.activations import EVENT_LABELS, ActivationModel, Responses, load_activations
+from fmrisynth.simulate.anatomy import Anatomy, make_anatomy
+from fmrisynth.simulate.hrf import convolved_boxcar
+from fmrisynth.simulate.noise import (
+    LocalNoise,
+    SpatialNoise,
+    TemporalNoise,
+    spatial_noise,
+    subject_network_maps,
+    temporal_noise,
+)
+from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK, Event, Paradigm, make_paradigm
+from fmrisynth.simulate.randomness import Traits, stream
+from fmrisynth.simulate.space import STANDARD, Smoother, Space, make_space
+
+BLOCK_FRAMES = 12
+BLOCK_TR_S = 1.44
+"""Frames of a block instance and the time between them (paper, section 3)."""
+
+_CHUNK = 24
+"""Frames of a run that are rendered at once."""
+
+
+@dataclass(frozen=True)
+class PhantomBlock(BlockData):
+    """One block instance: `BlockData` and what it is.
+
+    Attributes
+    ----------
+    condition : str
+        Condition label.
+    onset_s : float
+        Block onset after the first frame, seconds.
+    duration_s : float
+        Block duration, seconds.
+    phase_encoding : str
+        ``LR`` or ``RL``.
+    task : str
+        HCP's task name.
+    source_onset_s : float
+        Block onset in its run, seconds.
+    """
+
+    condition: str
+    onset_s: float
+    duration_s: float
+    phase_encoding: str
+    task: str
+    source_onset_s: float
+
+
+class Phantom:
+    """A cohort of any number of subjects, each a function of (seed, index).
+
+    Parameters
+    ----------
+    config : SimulateConfig
+        Tasks, noise, variability, seed.
+    grid : Grid, default the standard 3 mm grid
+        Output grid, in MNI space.
+    """
+
+    def __init__(self, config: SimulateConfig | None = None, grid: Grid = STANDARD) -> None:
+        self.config = config or SimulateConfig()
+        self.grid = grid
+        self.space: Space = make_space(grid)
+        self.activations: ActivationModel = load_activations(self.config.activations, self.config.atlas)
+        self.smoother = Smoother(self.space, self.config.noise.local_fwhm_mm)
+
+    def subject(self, index: int) -> PhantomSubject:
+        """The subject of an index (0, 1, ...)."""
+        return PhantomSubject(self, index)
+
+    def conditions(self) -> list[str]:
+        """Condition labels of the tasks of the configuration."""
+        return [label for task in self.config.tasks for label in CONDITIONS_BY_TASK[task]]
+
+
+class PhantomSubject:
+    """One subject; what it is made of is drawn when first asked for."""
+
+    def __init__(self, phantom: Phantom, index: int) -> None:
+        self.phantom, self.index = phantom, index
+        self.traits = Traits(phantom.config.seed, index, phantom.config.families)
+
+    @property
+    def label(self) -> str:
+        """Six digits as in HCP, above every number HCP gave to a person."""
+        return f"{900_001 + self.index}"
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The subject's anatomy."""
+        return make_anatomy(self.phantom.space, self.traits, self.phantom.config.anatomy)
+
+    @cached_property
+    def responses(self) -> Responses:
+        """The subject's true responses."""
+        return self.phantom.activations.subject(
+            self.phantom.space, self.traits, self.anatomy.grey_V, self.phantom.config.response
+        )
+
+    @cached_property
+    def _network_RV(self) -> np.ndarray:
+        return subject_network_maps(self.phantom.space, self.traits, self.anatomy, self.phantom.config.noise)
+
+    @cached_property
+    def _noise_maps(self) -> dict[str, SpatialNoise]:
+        return {}
+
+    def noise_maps(self, direction: str) -> SpatialNoise:
+        """Noise maps of a phase encoding."""
+        if direction not in self._noise_maps:
+            self._noise_maps[direction] = spatial_noise(
+                self.phantom.space, self.traits, self.anatomy, self._network_RV, direction, self.phantom.config.noise
+            )
+        return self._noise_maps[direction]
+
+    @cached_property
+    def mask_XYZ(self) -> np.ndarray:
+        """The subject's brain mask on the output grid."""
+        return self.phantom.space.to_grid(self.anatomy.mask_V)
+
+    def run(self, task: str, direction: str) -> PhantomRun:
+        """One run of the subject.
+
+        Raises
+        ------
+        UsageError
+            Unknown task or direction.
+        """
+        if task not in CONDITIONS_BY_TASK or direction not in ("LR", "RL"):
+            raise UsageError(f"there is no run {task} {direction}; {suggest(task, CONDITIONS_BY_TASK)}")
+        return PhantomRun(self, task, direction)
+
+    def runs(self) -> Iterator[PhantomRun]:
+        """All runs of the configuration."""
+        for task in self.phantom.config.tasks:
+            for direction in self.phantom.config.directions:
+                yield self.run(task, direction)
+
+    def blocks(self, condition: str | None = None) -> Iterator[PhantomBlock]:
+        """Block instances on the output grid: 12 frames of 1.44 s from each block's onset.
+
+        Parameters
+        ----------
+        condition : str, optional
+            One condition; all of the configured tasks by default.
+        """
+        known = self.phantom.conditions()
+        if condition is not None and condition not in known:
+            raise UsageError(f"{condition!r} is no condition of the phantom's tasks; {suggest(condition, known)}")
+        for run in self.runs():
+            if condition is None or condition in CONDITIONS_BY_TASK[run.task]:
+                yield from run.blocks(condition)
+
+
+class PhantomRun:
+    """One run of one subject; frames are rendered when asked for."""
+
+    def __init__(self, subject: PhantomSubject, task: str, direction: str) -> None:
+        self.subject, self.task, self.direction = subject, task, direction
+        config = subject.phantom.config
+        self.tr_s = config.tr_s
+        name = (subject.index, task, direction)
+        self.paradigm: Paradigm = make_paradigm(task, direction, stream(config.seed, "paradigm", *name), self.tr_s)
+        self._local = LocalNoise(
+            subject.phantom.space, subject.phantom.smoother, self.tr_s, config.noise, config.seed, "local", *name
+        )
+        self._name = name
+
+    @property
+    def n_frames(self) -> int:
+        """Volumes of the run."""
+        return self.paradigm.n_frames
+
+    @property
+    def name(self) -> str:
+        """HCP's name of the run (``tfMRI_GAMBLING_LR``)."""
+        return f"tfMRI_{self.task}_{self.direction}"
+
+    @cached_property
+    def noise_courses(self) -> TemporalNoise:
+        """Time courses of the low-rank noise."""
+        config = self.subject.phantom.config
+        rng = stream(config.seed, "noise", *self._name)
+        n_networks = len(self.subject.noise_maps(self.direction).network_RV)
+        return temporal_noise(rng, self.n_frames, self.tr_s, n_networks, config.noise)
+
+    @cached_property
+    def task_courses(self) -> tuple[list[int], np.ndarray]:
+        """Rows of the responses that occur in the run, and their time courses (T, 2 per row)."""
+        config = self.subject.phantom.config.response
+        rng = stream(self.subject.phantom.config.seed, "block amplitude", *self._name)
+        times = np.arange(self.n_frames) * self.tr_s
+        amplitudes = dict(zip(self.paradigm.events, 1.0 + config.block_sd * rng.standard_normal(len(self.paradigm.events)), strict=True))
+        rows, courses = [], []
+        for label in dict.fromkeys(event.condition for event in self.paradigm.events):
+            events = self.paradigm.blocks(label)
+            rows.append(EVENT_LABELS.index(label))
+            courses.extend(
+                convolved_boxcar(
+                    [e.onset_s for e in events], [e.duration_s for e in events], [amplitudes[e] for e in events],
+                    times, self.subject.responses.hrf_delay_s,
+                )
+            )  # fmt: skip
+        return rows, np.stack(courses, axis=1)
+
+    @cached_property
+    def _low_rank(self) -> tuple[np.ndarray, np.ndarray]:
+        """Time courses (T, R) and maps (R, V) of task and noise, percent signal change."""
+        rows, courses = self.task_courses
+        responses = self.subject.responses
+        maps = np.stack([m[row] for row in rows for m in (responses.percent_KV, responses.delay_KV)])
+        noise = self.subject.noise_maps(self.direction)
+        return (
+            np.concatenate([courses, self.noise_courses.stacked_TR], axis=1).astype(np.float32),
+            np.concatenate([maps, noise.stacked_RV]).astype(np.float32),
+        )
+
+    def percent_signal(self, weights_FT: np.ndarray, first: int) -> np.ndarray:
+        """Task and noise in percent of the baseline, (F, V) float32.
+
+        Parameters
+        ----------
+        weights_FT : array
+            How output frames are mixed from consecutive frames of the run (identity: the frames themselves).
+        first : int
+            Frame of the run that the first column stands for.
+        """
+        courses, maps = self._low_rank
+        part = weights_FT.astype(np.float32) @ courses[first : first + weights_FT.shape[1]]
+        percent = part @ maps
+        percent += self._local.draw(weights_FT, first) * self.subject.noise_maps(self.direction).local_V
+        return percent
+
+    @cached_property
+    def _scaled_baseline_V(self) -> np.ndarray:
+        """Baseline scaled so that the run's grand mean in the brain is 10,000."""
+        anatomy = self.subject.anatomy
+        baseline = anatomy.baseline[self.direction]
+        return baseline * np.float32(GRAND_MEAN / float(self._mean_V[anatomy.mask_V].mean(dtype=np.float64)))
+
+    @cached_property
+    def _mean_V(self) -> np.ndarray:
+        """Temporal mean of the run in units of the baseline; the local noise averages out."""
+        courses, maps = self._low_rank
+        return self.subject.anatomy.baseline[self.direction] * (1 + (courses.mean(axis=0) @ maps) / 100)
+
+    @cached_property
+    def reference_V(self) -> np.ndarray:
+        """Temporal mean of the run at the support voxels, grand mean 10,000."""
+        baseline = self.subject.anatomy.baseline[self.direction]
+        return self._mean_V * (self._scaled_baseline_V / baseline)
+
+    def frames(self, weights_FT: np.ndarray, first: int) -> np.ndarray:
+        """BOLD intensities at the support voxels, (F, V) float32; see `percent_signal`."""
+        percent = self.percent_signal(weights_FT, first)
+        percent *= np.float32(0.01)
+        percent += np.float32(1.0)
+        percent *= self._scaled_baseline_V
+        return np.maximum(percent, 0.0, out=percent)
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The whole run in order, as (first frame, (F, V) array) pieces of bounded memory."""
+        for first in range(0, self.n_frames, _CHUNK):
+            yield first, self.frames(np.eye(min(_CHUNK, self.n_frames - first)), first)
+
+    def bold_XYZT(self) -> np.ndarray:
+        """The whole run on the output grid, float32, scalp included (apply the mask to strip it)."""
+        space = self.subject.phantom.space
+        bold = np.zeros((*space.grid.shape, self.n_frames), dtype=np.float32)
+        for first, frames in self.chunks():
+            bold[..., first : first + len(frames)] = space.to_grid(frames)
+        return bold
+
+    def windows(self, condition: str | None = None) -> Iterator[tuple[Event, int, np.ndarray]]:
+        """Block windows that fit into the run: event, first frame needed, and mixing weights (12, frames).
+
+        A window starts at the block's onset; its frames are interpolated from the run's as in `prepare`.
+        """
+        times_s = np.arange(self.n_frames) * self.tr_s
+        for event in self.paradigm.events:
+            if event.condition not in CONDITIONS_BY_TASK[self.task] or condition not in (None, event.condition):
+                continue
+            wanted_s = event.onset_s + BLOCK_TR_S * np.arange(BLOCK_FRAMES)
+            past_end = wanted_s[-1] + BLOCK_TR_S > self.n_frames * self.tr_s + 1e-3
+            if past_end or wanted_s[-1] > times_s[-1] + self.tr_s / 2 + 1e-3:
+                continue
+            weights = temporal_matrix(times_s, wanted_s, self.tr_s, BLOCK_TR_S)
+            used = np.flatnonzero(weights.any(axis=0))
+            yield event, int(used[0]), weights[:, used[0] : used[-1] + 1]
+
+    def blocks(self, condition: str | None = None) -> Iterator[PhantomBlock]:
+        """Block instances of the run, in order of onset."""
+        space = self.subject.phantom.space
+        mask_XYZ = self.subject.mask_XYZ
+        mask_V = self.subject.anatomy.mask_V
+        reference_XYZ = space.to_grid(np.where(mask_V, self.reference_V, 0.0).astype(np.float32))
+        for event, first, weights in self.windows(condition):
+            bold_FV = self.frames(weights, first) * mask_V
+            yield PhantomBlock(
+                bold_XYZT=space.to_grid(bold_FV), reference_XYZ=reference_XYZ, mask_XYZ=mask_XYZ,
+                condition=event.condition, onset_s=0.0, duration_s=event.duration_s,
+                phase_encoding=self.direction, task=self.task, source_onset_s=event.onset_s,
+            )  # fmt: skip

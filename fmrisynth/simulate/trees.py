@@ -1,0 +1,100 @@
+"""One run on disk, as the HCP release or as an fMRIPrep derivative."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fmrisynth.bids.atomic import write_text
+from fmrisynth.bids.naming import Entities
+from fmrisynth.bids.sidecars import write_sidecar, write_tsv
+from fmrisynth.conditions import load_table
+from fmrisynth.data.nifti import write_image
+from fmrisynth.simulate.images import write_run
+from fmrisynth.simulate.phantom import PhantomRun
+
+
+def write_hcp_run(out: Path, run: PhantomRun) -> bool:
+    """Write a run as ``<id>/MNINonLinear/Results/tfMRI_<TASK>_<PE>/``; False if it was there already.
+
+    Beside the image: brain mask, single-band reference, twelve movement regressors (mm, degrees and their
+    derivatives), and ``EVs/`` with everything HCP ships there, single trials and ``Sync.txt`` included.
+    """
+    folder = out / run.subject.label / "MNINonLinear" / "Results" / run.name
+    image = folder / f"{run.name}.nii.gz"
+    if image.exists():
+        return False
+    grid, space = run.subject.phantom.grid, run.subject.phantom.space
+    table = load_table()
+    evs: dict[str, list[tuple[float, float]]] = dict(run.paradigm.tables)
+    for event in run.paradigm.events:
+        condition = table.conditions.get(event.condition)
+        if condition is not None:
+            evs.setdefault(condition.stem, []).append((event.onset_s, event.duration_s))
+    for name, rows in evs.items():
+        write_text(folder / "EVs" / f"{name}.txt", "".join(f"{on:g}\t{duration:g}\t1\n" for on, duration in rows))
+    write_text(folder / "EVs" / "Sync.txt", f"{8.0:g}\n")
+    motion = run.noise_courses.motion_T6
+    columns = np.concatenate([motion, np.gradient(motion, axis=0)], axis=1)
+    write_text(
+        folder / "Movement_Regressors.txt",
+        "".join("  ".join(f"{value:10.6f}" for value in row) + "\n" for row in columns),
+    )
+    relative = np.sqrt((np.diff(motion[:, :3], axis=0) ** 2).sum(axis=1)).mean()
+    write_text(folder / "Movement_RelativeRMS_mean.txt", f"{relative:.6f}\n")
+    write_image(folder / "brainmask_fs.2.nii.gz", run.subject.mask_XYZ, grid.affine, dtype="uint8")
+    reference = space.to_grid(run.reference_V.astype(np.float32))
+    write_image(folder / f"{run.name}_SBRef.nii.gz", reference, grid.affine, dtype="int16")
+    write_run(image, run)
+    return True
+
+
+def write_bids_run(out: Path, run: PhantomRun) -> bool:
+    """Write a run as an fMRIPrep-style derivative; False if it was there already."""
+    grid = run.subject.phantom.grid
+    table = load_table()
+    entities = Entities(
+        sub=run.subject.label, task=run.task.lower(), dir=run.direction, space=grid.space, res=grid.resolution
+    )
+    bold = out / entities.path("bold", ".nii.gz", desc="preproc")
+    plain = entities.without_space()
+    confounds = out / plain.path("timeseries", ".tsv", desc="confounds")  # the run's last file
+    if bold.exists() and confounds.exists():
+        return False
+    resolution = f"{grid.voxel_mm[0]:g} mm isotropic"
+    rows = [
+        {"onset": e.onset_s, "duration": e.duration_s, "trial_type": table.conditions[e.condition].stem}
+        for e in run.paradigm.events
+        if e.condition in table.conditions
+    ]
+    write_tsv(out / plain.path("events", ".tsv"), ("onset", "duration", "trial_type"), rows)
+    write_sidecar(
+        out / entities.path("bold", ".json", desc="preproc"),
+        {
+            "TaskName": run.task.lower(), "RepetitionTime": run.tr_s, "SkullStripped": False, "Resolution": resolution,
+            "PhaseEncodingDirection": "i" if run.direction == "RL" else "i-", "StartTime": 0.0, "Synthetic": True,
+        },
+    )  # fmt: skip
+    write_image(out / entities.path("mask", ".nii.gz", desc="brain"), run.subject.mask_XYZ, grid.affine, dtype="uint8")
+    write_sidecar(out / entities.path("mask", ".json", desc="brain"), {"Type": "Brain", "Resolution": resolution})
+    signals = write_run(bold, run)
+    _write_confounds(confounds, run, signals)
+    return True
+
+
+def _write_confounds(path: Path, run: PhantomRun, signals: np.ndarray) -> None:
+    motion = run.noise_courses.motion_T6.astype(np.float64).copy()
+    motion[:, 3:] = np.deg2rad(motion[:, 3:])
+    steps = np.abs(np.diff(motion, axis=0))
+    displacement = steps[:, :3].sum(axis=1) + 50.0 * steps[:, 3:].sum(axis=1)  # Power et al. 2012, 50 mm sphere
+    names = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+    rows = []
+    for frame in range(run.n_frames):
+        row: dict[str, float | None] = {
+            "global_signal": float(signals[frame, 0]), "white_matter": float(signals[frame, 1]),
+            "csf": float(signals[frame, 2]),
+            "framewise_displacement": float(displacement[frame - 1]) if frame else None,
+        }  # fmt: skip
+        rows.append(row | dict(zip(names, (float(v) for v in motion[frame]), strict=True)))
+    write_tsv(path, tuple(rows[0]), rows)

@@ -1,0 +1,90 @@
+"""Cohorts on disk."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fmrisynth.config.prepare import PrepareConfig
+from fmrisynth.config.simulate import SimulateConfig
+from fmrisynth.data.blocks import read_blocks
+from fmrisynth.errors import UsageError
+from fmrisynth.simulate import simulate_blocks, simulate_cohort
+
+SMALL = {"n_subjects": 1, "tasks": ("RELATIONAL",), "directions": ("LR",), "resolution_mm": 3, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantom")
+    for layout in ("hcp", "bids", "blocks"):
+        summary = simulate_cohort(root / layout, SimulateConfig(layout=layout, **SMALL))
+        assert not summary.failed
+    return root
+
+
+def test_prepare_of_either_tree_equals_the_direct_blocks(trees, tmp_path):
+    from fmrisynth.prepare import prepare_dataset
+
+    direct = read_blocks(trees / "blocks")
+    assert len(direct) == 3
+    for layout in ("hcp", "bids"):
+        prepare_dataset(trees / layout, tmp_path / layout, PrepareConfig(seed=5, conditions=("relational_relation",)))
+        prepared = read_blocks(tmp_path / layout)
+        assert len(prepared) == len(direct)
+        for a, b in zip(direct, prepared, strict=True):
+            assert (a.condition, a.split, a.onset_s) == (b.condition, b.split, b.onset_s)
+            assert a.source_onset_s == pytest.approx(b.source_onset_s, abs=1e-3)
+            one, two = a.load(), b.load()
+            inside = one.mask_XYZ & two.mask_XYZ
+            assert inside.sum() > 0.99 * max(one.mask_XYZ.sum(), two.mask_XYZ.sum())
+            for x, y in ((one.reference_XYZ, two.reference_XYZ), (one.bold_XYZT, two.bold_XYZT)):
+                x, y = x[inside], y[inside]
+                assert np.corrcoef(x.ravel(), y.ravel())[0, 1] > 0.999
+            change = [d.bold_XYZT[inside] / d.bold_XYZT[inside].mean(1, keepdims=True) for d in (one, two)]
+            assert np.corrcoef(change[0].ravel(), change[1].ravel())[0, 1] > 0.98
+
+
+def test_second_call_writes_nothing_new(trees):
+    files = {p: p.stat().st_mtime_ns for p in (trees / "hcp").rglob("*.nii.gz")}
+    summary = simulate_cohort(trees / "hcp", SimulateConfig(layout="hcp", **SMALL))
+    assert {p: p.stat().st_mtime_ns for p in (trees / "hcp").rglob("*.nii.gz")} == files
+    assert "earlier call" in summary.lines[0]
+
+
+def test_other_settings_in_the_same_folder_are_refused(trees):
+    with pytest.raises(UsageError, match="seed"):
+        simulate_cohort(trees / "hcp", SimulateConfig(layout="hcp", **(SMALL | {"seed": 6})))
+
+
+def test_hcp_tree_has_the_traps(trees):
+    evs = {p.name for p in (trees / "hcp").rglob("EVs/*.txt")}
+    assert {"relation.txt", "match.txt", "error.txt", "Sync.txt"} <= evs
+
+
+def test_bids_validator_accepts_the_derivative(trees):
+    pytest.importorskip("bids_validator_deno")
+    import json
+    from pathlib import Path
+
+    command = [str(Path(sys.executable).with_name("bids-validator-deno")), str(trees / "bids"), "--format", "json"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    issues = json.loads(found.stdout)["issues"]["issues"]
+    assert [i for i in issues if i["severity"] == "error"] == []
+    assert found.returncode == 0
+
+
+def test_ground_truth_is_beside_the_data(trees):
+    from safetensors.numpy import load_file
+
+    folder = trees / "blocks" / "ground_truth"
+    truth = load_file(next(folder.glob("sub-*_truth.safetensors")))
+    assert truth["percent"].shape == (1, len(truth["voxels"]))
+    assert 0.5 < np.abs(truth["percent"]).max() < 8
+    assert len(list((folder / "group").glob("*_statmap.nii.gz"))) == 1
+
+
+def test_unknown_condition_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="did you mean"):
+        simulate_blocks(tmp_path / "x", SimulateConfig(**SMALL), ["relational_relatio"])
