@@ -17,13 +17,18 @@ from torch import Tensor
 
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.prior import Prior
-from fmrisynth.train.dataset import LatentRow
 
 
 class LatentSource(Protocol):
-    """Anything that reads one normalised instance, (F, X, Y, Z)."""
+    """Anything that reads instances by number (see `dataset.TrainingLatents`)."""
 
-    def read(self, row: LatentRow) -> Tensor: ...
+    def read(self, instance: int) -> Tensor:
+        """Standardised latents (F, X, Y, Z)."""
+        ...
+
+    def labels(self, instance: int, vocabulary: Mapping[str, Sequence[str]]) -> list[int]:
+        """Label index per attribute."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Batch:
         Labels after dropout.
     condition_B : Tensor, int64
         Task condition before dropout.
-    rows : tuple of LatentRow
+    instances : tuple of int
+        Their numbers in the dataset.
     """
 
     clean_BFXYZ: Tensor
@@ -48,7 +54,7 @@ class Batch:
     time_B: Tensor
     labels_BA: Tensor
     condition_B: Tensor
-    rows: tuple[LatentRow, ...]
+    instances: tuple[int, ...]
 
 
 def derive_seed(*parts: object) -> int:
@@ -58,23 +64,19 @@ def derive_seed(*parts: object) -> int:
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(n_rows: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(derive_seed("order", seed, epoch)))
+def _epoch_order(n_instances: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(
+        n_instances, generator=torch.Generator().manual_seed(derive_seed("order", seed, epoch))
+    )
 
 
-def batch_rows(n_rows: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Indices of the global batch of a step: consecutive cuts of endless shuffled epochs."""
+def batch_order(n_instances: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Positions of the global batch of a step: consecutive cuts of endless shuffled epochs."""
     positions = range(step * batch_size, (step + 1) * batch_size)
-    return [int(_epoch_order(n_rows, seed, position // n_rows)[position % n_rows]) for position in positions]
-
-
-def label_indices(row: LatentRow, vocabulary: Mapping[str, Sequence[str]]) -> list[int]:
-    """Label index per attribute; a value that is missing or was not seen in training is "null"."""
-    indices = []
-    for name, labels in vocabulary.items():
-        value = row.attributes.get(name)
-        indices.append(labels.index(value) if value in labels else len(labels))
-    return indices
+    return [
+        int(_epoch_order(n_instances, seed, position // n_instances)[position % n_instances])
+        for position in positions
+    ]
 
 
 class BatchMaker:
@@ -84,8 +86,8 @@ class BatchMaker:
     ----------
     source : LatentSource
         Reads normalised instances.
-    rows : sequence of LatentRow
-        Training rows.
+    instances : sequence of int
+        Numbers of the training instances.
     vocabulary : mapping
         Attribute -> labels.
     dropout : sequence of float
@@ -102,7 +104,7 @@ class BatchMaker:
     def __init__(
         self,
         source: LatentSource,
-        rows: Sequence[LatentRow],
+        instances: Sequence[int],
         vocabulary: Mapping[str, Sequence[str]],
         dropout: Sequence[float],
         objective: Objective,
@@ -113,7 +115,7 @@ class BatchMaker:
         rank: int = 0,
         n_ranks: int = 1,
     ) -> None:
-        self.source, self.rows, self.vocabulary, self.dropout = source, rows, vocabulary, dropout
+        self.source, self.instances, self.vocabulary, self.dropout = source, instances, vocabulary, dropout
         self.objective, self.prior = objective, prior
         self.batch_size, self.seed = batch_size, seed
         share = batch_size // n_ranks
@@ -122,18 +124,18 @@ class BatchMaker:
 
     def make(self, step: int) -> Batch:
         """The batch of a step (0-based). Every instance has its own generator, keyed by its position."""
-        indices = batch_rows(len(self.rows), self.batch_size, self.seed, step)
-        chosen = [self.rows[indices[position]] for position in self.positions]
+        order = batch_order(len(self.instances), self.batch_size, self.seed, step)
+        chosen = [self.instances[order[position]] for position in self.positions]
         clean, noise, uniform, labels, conditions = [], [], [], [], []
-        for position, row in zip(self.positions, chosen, strict=True):
+        for position, instance in zip(self.positions, chosen, strict=True):
             generator = torch.Generator().manual_seed(derive_seed("batch", self.seed, step, position))
-            stack_FXYZ = self.source.read(row)
+            stack_FXYZ = self.source.read(instance)
             clean.append(stack_FXYZ)
             noise.append(torch.randn(stack_FXYZ.shape, generator=generator))
             # Stratified over the batch: still uniform for every instance, with less variance in the loss.
             jitter = torch.rand((), generator=generator, dtype=torch.float64)
             uniform.append((position + jitter) / self.batch_size)
-            true = label_indices(row, self.vocabulary)
+            true = self.source.labels(instance, self.vocabulary)
             drop = torch.rand(len(true), generator=generator).tolist()
             labels.append(
                 [
@@ -149,7 +151,7 @@ class BatchMaker:
             time_B=self.objective.draw_time(torch.stack(uniform)),
             labels_BA=torch.tensor(labels),
             condition_B=condition_B,
-            rows=tuple(chosen),
+            instances=tuple(chosen),
         )
 
     def stream(self, first: int, stop: int, ahead: int) -> Iterator[Batch]:

@@ -70,7 +70,8 @@ def wrap_network(network: nn.Module, config: TrainConfig, world: World) -> Engin
         for module in network.modules():
             if isinstance(module, FilmConvBlock | TransformerBlock):
                 fully_shard(module, mesh=mesh)
-        fully_shard(network, mesh=mesh)  # in place: the network itself becomes the sharded module
+        # In place. The root is resharded after the forward pass too, so that the average can be swapped in and out.
+        fully_shard(network, mesh=mesh, reshard_after_forward=True)
     elif world.size > 1:
         device_ids = [world.device] if world.device.type == "cuda" else None
         wrapped = DistributedDataParallel(network, device_ids=device_ids)

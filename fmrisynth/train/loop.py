@@ -29,8 +29,8 @@ from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
 from fmrisynth.progress import StageSummary, log, progress_bar
-from fmrisynth.train.batches import Batch, BatchMaker, label_indices
-from fmrisynth.train.dataset import LatentRow, LatentTable, block_timing
+from fmrisynth.train.batches import Batch, BatchMaker
+from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.distributed import World, join_world
 from fmrisynth.train.engine import wrap_network
 from fmrisynth.train.runlog import RunLog
@@ -59,20 +59,25 @@ class Trainer:
     def __init__(self, latents: Path, out: Path, config: TrainConfig, world: World) -> None:
         self.config, self.out, self.world = config, out, world
         self.micro_batch_size = _micro_batch_size(config, world)
-        self.table = LatentTable(latents)
-        self.train_rows, self.val_rows = self.table.select("train"), self.table.select("val")
-        if not self.train_rows:
+        self.latents = TrainingLatents(latents)
+        self.train_set, self.val_set = self.latents.select("train"), self.latents.select("val")
+        if not self.train_set:
             raise FmrisynthError(
-                f"{latents}: expected rows of split 'train', found none; check prepare's split."
+                f"{latents}: expected instances of split 'train', found none; prepare a dataset with a training split and "
+                "tokenize it again."
             )
-        check_grid(config.model, self.table.latent_shape[2:])
+        check_grid(config.model, self.latents.latent_shape[2:])
         names = ["condition", *config.conditioning.attributes]
-        self.vocabulary = self.table.vocabulary(self.train_rows, names)
+        self.vocabulary = self.latents.vocabulary(self.train_set, names)
         self.objective = Objective(**config.objective.model_dump())
 
         resume_from = self._resume_point()
         if resume_from is None:
-            self.prior = fit_prior(self.table, self.train_rows, self.vocabulary, config.prior, world)
+            self.prior = Prior()
+            if config.prior != "none":
+                self.prior = class_moments(self.latents, self.train_set, self.vocabulary, world).prior(
+                    config.prior
+                )
         else:
             self.prior = load_prior(resume_from, config.prior)
         self.run_state, self.engine = self._build()
@@ -80,8 +85,8 @@ class Trainer:
             restore_checkpoint(self.run_state, resume_from)
             log.info("Continuing from step %d.", self.run_state.progress.step)
         self.batches = BatchMaker(
-            self.table,
-            self.train_rows,
+            self.latents,
+            self.train_set,
             self.vocabulary,
             [config.conditioning.dropout, *config.conditioning.attributes.values()],
             self.objective,
@@ -92,8 +97,8 @@ class Trainer:
             n_ranks=world.size,
         )
         self.validation = Validation(
-            self.table,
-            self.val_rows,
+            self.latents,
+            self.val_set,
             self.vocabulary,
             self.objective,
             self.prior,
@@ -158,7 +163,7 @@ class Trainer:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, self.run_state.progress.step)
         optimiser.zero_grad(set_to_none=True)
-        n_rows = len(batch.rows)
+        n_rows = len(batch.instances)
         starts = range(0, n_rows, self.micro_batch_size)
         losses: list[Tensor] = []
         for start in starts:
@@ -219,7 +224,7 @@ class Trainer:
     _n_timed: int = 0
 
     def _validate(self, runlog: RunLog | None) -> None:
-        if not self.validation.rows:
+        if not self.validation.instances:
             return
         run, progress = self.run_state, self.run_state.progress
         run.network.eval()
@@ -249,7 +254,7 @@ class Trainer:
                 self._training_mean = self.prior.mean_KFXYZ
             else:
                 alone = World(0, 1, self.world.device)
-                moments = class_moments(self.table, self.train_rows, self.vocabulary, alone)
+                moments = class_moments(self.latents, self.train_set, self.vocabulary, alone)
                 self._training_mean = moments.mean().float()
         return self._training_mean
 
@@ -257,7 +262,7 @@ class Trainer:
 
     def _save(self) -> Path:
         return save_checkpoint(
-            self.run_state, self.out, self._card(), self.config, self.table.digest, self.world
+            self.run_state, self.out, self._card(), self.config, self.latents.digest, self.world
         )
 
     def _autocast(self) -> torch.autocast:
@@ -265,7 +270,7 @@ class Trainer:
 
     def _build(self) -> tuple[Run, Any]:
         config, world = self.config, self.world
-        channels = self.table.latent_shape[0] * self.table.latent_shape[1]
+        channels = self.latents.channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network: nn.Module = build_denoiser(
@@ -295,7 +300,7 @@ class Trainer:
         found = list_checkpoints(self.out)
         if not found:
             return None
-        check_same_run(found[-1], self.config, self.table.digest)
+        check_same_run(found[-1], self.config, self.latents.digest)
         return found[-1]
 
     def _prepare_output(self) -> RunLog:
@@ -305,7 +310,7 @@ class Trainer:
             temporary = self.out / ".tokenizer.part"
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(self.out / "tokenizer", ignore_errors=True)
-            shutil.copytree(self.table.tokenizer, temporary)
+            shutil.copytree(self.latents.dataset.tokenizer_dir, temporary)
             temporary.rename(self.out / "tokenizer")
         return RunLog(self.out, self.run_state.progress.step)
 
@@ -315,24 +320,25 @@ class Trainer:
             model=self.config.model.model_dump(mode="json"),
             objective=self.config.objective.model_dump(mode="json"),
             labels=self.vocabulary,
-            latent_shape=list(self.table.latent_shape),
-            latent_mean=self.table.latent_mean_C.tolist(),
-            latent_std=self.table.latent_std_C.tolist(),
+            latent_shape=list(self.latents.latent_shape),
+            latent_mean=self.latents.dataset.latent_mean.tolist(),
+            latent_std=self.latents.dataset.latent_std.tolist(),
             prior=self.config.prior,
             config_digest=self.config.digest(),
-            tokenizer_digest=self.table.tokenizer_digest,
+            tokenizer_digest=self.latents.tokenizer_digest,
             trained_on={
-                "n_instances": len(self.train_rows),
-                "n_subjects": len({row.shard for row in self.train_rows}),
-                "index_digest": self.table.digest,
-                "timing": block_timing(self.train_rows),
+                "n_instances": len(self.train_set),
+                "n_subjects": len({self.latents.dataset.rows[i].subject for i in self.train_set}),
+                "index_digest": self.latents.digest,
+                "timing": self.latents.timing(self.train_set),
             },
         )
 
     def _non_finite(self, loss: float, grad_norm: float, batch: Batch) -> str:
         step = self.run_state.progress.step + 1
         saved = list_checkpoints(self.out)
-        rows = ", ".join(map(str, batch.rows[:4])) + (", ..." if len(batch.rows) > 4 else "")
+        rows = ", ".join(self.latents.describe(i) for i in batch.instances[:4])
+        rows += ", ..." if len(batch.instances) > 4 else ""
         return (
             f"Step {step}: expected a finite loss and gradient, found loss {loss} and gradient norm {grad_norm} (batch: "
             f"{rows}); the last good checkpoint is {saved[-1] if saved else 'none'}. Check those latents for "
@@ -343,7 +349,7 @@ class Trainer:
         progress = self.run_state.progress
         lines = [
             first_line,
-            f"{self.n_parameters / 1e6:.1f} M parameters, {len(self.train_rows)} training and {len(self.val_rows)} "
+            f"{self.n_parameters / 1e6:.1f} M parameters, {len(self.train_set)} training and {len(self.val_set)} "
             f"validation instances, {progress.hours:.2f} h of training.",
         ]
         if progress.best_val_loss is not None:
@@ -371,24 +377,14 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
-def fit_prior(
-    table: LatentTable, rows: list[LatentRow], vocabulary: dict[str, list[str]], kind: str, world: World
-) -> Prior:
-    """Mean (and variance) of the training latents per condition, one instance at a time."""
-    if kind == "none":
-        return Prior()
-    return class_moments(table, rows, vocabulary, world).prior(kind)
-
-
 def class_moments(
-    table: LatentTable, rows: list[LatentRow], vocabulary: dict[str, list[str]], world: World
+    latents: TrainingLatents, instances: list[int], vocabulary: dict[str, list[str]], world: World
 ) -> MomentAccumulator:
-    """Sums of the latents per condition; the ranks share the reading."""
-    n_channels, n_frames, *grid = table.latent_shape
-    moments = MomentAccumulator(len(vocabulary["condition"]), (n_channels * n_frames, *grid))
-    with progress_bar("condition statistics", len(rows)) as bar:
-        for row in rows[world.rank :: world.size]:
-            moments.add(table.read(row), label_indices(row, vocabulary)[0])
+    """Sums of the latents per condition, one instance at a time; the ranks share the reading."""
+    moments = MomentAccumulator(len(vocabulary["condition"]), (latents.channels, *latents.latent_shape[2:]))
+    with progress_bar("condition statistics", len(instances)) as bar:
+        for instance in instances[world.rank :: world.size]:
+            moments.add(latents.read(instance), latents.labels(instance, vocabulary)[0])
             bar.update(world.size)
     for total in (moments.count_K, moments.sum, moments.sum_of_squares):
         world.sum(total)

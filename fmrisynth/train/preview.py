@@ -43,15 +43,15 @@ def draw_preview(trainer: Trainer, runlog: RunLog | None) -> None:
     and logs ``effect_r``, the mean correlation between the samples' effect maps and the training ones, and
     ``std_ratio``, the samples' standard deviation over that of the training latents (1 by normalisation).
     """
-    config, world, run, table = trainer.config, trainer.world, trainer.run_state, trainer.table
+    config, world, run, latents = trainer.config, trainer.world, trainer.run_state, trainer.latents
     if not world.is_main and config.distributed == "ddp":
         return  # under FSDP every rank takes part in every forward pass
-    n_channels = table.latent_shape[0]
+    n_channels = latents.latent_shape[0]
     model = _Model(
         network=run.network,
         objective=config.objective.model_dump(),
         labels=trainer.vocabulary,
-        latent_shape=table.latent_shape,  # type: ignore[arg-type]
+        latent_shape=latents.latent_shape,
         latent_mean_C=torch.zeros(n_channels),
         latent_std_C=torch.ones(n_channels),
         prior_kind=trainer.prior.kind,
@@ -81,7 +81,7 @@ def draw_preview(trainer: Trainer, runlog: RunLog | None) -> None:
     runlog.write("sample", run.progress.step, values)
     runlog.image("samples", contact_sheet(torch.stack([z[0] for z in drawn.values()])), run.progress.step)
     shape = (-1, 1, 1, 1, 1)
-    mean, std = table.latent_mean_C.reshape(shape), table.latent_std_C.reshape(shape)
+    mean, std = latents.dataset.latent_mean.reshape(shape), latents.dataset.latent_std.reshape(shape)
     with atomic_path(trainer.out / "samples" / f"step-{run.progress.step:08d}.safetensors") as temporary:
         save_file({condition: (z * std + mean).contiguous() for condition, z in drawn.items()}, temporary)
 

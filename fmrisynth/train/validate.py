@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.prior import Prior
-from fmrisynth.train.batches import LatentSource, derive_seed, label_indices
-from fmrisynth.train.dataset import LatentRow
+from fmrisynth.train.batches import LatentSource, derive_seed
 from fmrisynth.train.distributed import World
 
 N_BINS = 5  # noise levels reported separately, from clean to noisy
@@ -26,14 +25,14 @@ class Validation:
 
     Parameters
     ----------
-    rows : sequence of LatentRow
+    instances : sequence of int
         The validation split; the first ``n`` after a fixed shuffle are used.
     """
 
     def __init__(
         self,
         source: LatentSource,
-        rows: Sequence[LatentRow],
+        instances: Sequence[int],
         vocabulary: Mapping[str, Sequence[str]],
         objective: Objective,
         prior: Prior,
@@ -42,15 +41,18 @@ class Validation:
         seed: int,
         batch_size: int,
     ) -> None:
-        known = [row for row in rows if row.attributes["condition"] in vocabulary["condition"]]
+        null = len(vocabulary["condition"])
+        known = [
+            i for i in instances if source.labels(i, vocabulary)[0] != null
+        ]  # conditions seen in training
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(derive_seed("val", seed)))
-        self.rows = [known[i] for i in order[:n].tolist()]
+        self.instances = [known[i] for i in order[:n].tolist()]
         self.source, self.vocabulary, self.objective, self.prior = source, vocabulary, objective, prior
         self.seed, self.batch_size = seed, batch_size
         spread = torch.randperm(
-            len(self.rows), generator=torch.Generator().manual_seed(derive_seed("time", seed))
+            len(self.instances), generator=torch.Generator().manual_seed(derive_seed("time", seed))
         )
-        self.uniform = (spread.double() + 0.5) / max(1, len(self.rows))
+        self.uniform = (spread.double() + 0.5) / max(1, len(self.instances))
 
     @torch.no_grad()
     def run(self, network: nn.Module, world: World, autocast: AbstractContextManager[Any]) -> dict[str, Any]:
@@ -66,19 +68,19 @@ class Validation:
         n_conditions = len(self.vocabulary["condition"])
         # Columns: loss, loss with a wrong label, count; then per bin: loss, count.
         totals = torch.zeros(3 + 2 * N_BINS, dtype=torch.float64)
-        n_rounds = -(-len(self.rows) // (self.batch_size * world.size))
+        n_rounds = -(-len(self.instances) // (self.batch_size * world.size))
         for i_round in range(n_rounds):  # every rank runs as many forward passes, as FSDP demands
             first = (i_round * world.size + world.rank) * self.batch_size
-            chosen = list(range(first, min(first + self.batch_size, len(self.rows))))
+            chosen = list(range(first, min(first + self.batch_size, len(self.instances))))
             real = len(chosen)
             chosen = chosen or [0]
             clean, noise, labels = [], [], []
             for i in chosen:
-                stack = self.source.read(self.rows[i])
+                stack = self.source.read(self.instances[i])
                 clean.append(stack)
                 generator = torch.Generator().manual_seed(derive_seed("val-noise", self.seed, i))
                 noise.append(torch.randn(stack.shape, generator=generator))
-                labels.append(label_indices(self.rows[i], self.vocabulary))
+                labels.append(self.source.labels(self.instances[i], self.vocabulary))
             labels_BA = torch.tensor(labels)
             clean_B = self.prior.whiten(torch.stack(clean), labels_BA[:, 0]).to(world.device)
             noise_B, time_B = (

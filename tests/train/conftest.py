@@ -1,6 +1,5 @@
 """A latents directory with a known structure: subject pattern + small condition effect + noise."""
 
-import csv
 import json
 
 import pytest
@@ -33,16 +32,12 @@ def write_latents(root, n_subjects=6, blocks_per_condition=2, shape=SHAPE, effec
         for condition in CONDITIONS:
             for j in range(blocks_per_condition):
                 blocks.append(anatomy + effects[condition] + 0.5 * randn(*shape))
-                lines.append(
-                    [len(lines), condition, split, "LR" if j % 2 else "RL", 10.0, 18.0, "source.nii.gz"]
-                )
+                phase = "LR" if j % 2 else "RL"
+                lines.append([len(lines), condition, split, phase, 0.0, 18.0, 1.44, "block.nii.gz"])
         save_file({"latents": torch.stack(blocks)}, root / f"{subject}_latents.safetensors")
-        with (root / f"{subject}_latents.tsv").open("w", newline="") as stream:
-            writer = csv.writer(stream, delimiter="\t")
-            writer.writerow(
-                ["row", "condition", "split", "phase_encoding", "onset_s", "duration_s", "source"]
-            )
-            writer.writerows(lines)
+        header = ["row", "condition", "split", "phase_encoding", "onset_s", "duration_s", "tr_s", "filename"]
+        table = "".join("\t".join(map(str, line)) + "\n" for line in [header, *lines])
+        (root / f"{subject}_latents.tsv").write_text(table)
     return root
 
 
