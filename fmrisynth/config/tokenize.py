@@ -1,0 +1,147 @@
+"""Settings of the `tokenize` stage: the tokenizer, its normalisation, its fit and the encoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from fmrisynth.config.base import Config, StageConfig
+
+
+class PatchConfig(Config):
+    """Linear patch transform: every 4 x 4 x 4 patch becomes its `channels` leading components.
+
+    With the defaults the components are fitted per position to the covariance between different frames of a
+    block, which thermal noise does not enter. ``prior_blocks: null``, ``covariance: frame`` and ``synthesis: patch``
+    together are plain PCA of all patches.
+    """
+
+    kind: Literal["patch"] = "patch"
+    channels: int = Field(3, ge=1, le=64, description="Latent channels C.")
+    covariance: Literal["frame", "lagged", "block"] = Field(
+        "block",
+        description="frame: of single frames; lagged: between successive frames; block: between all pairs of "
+        "different frames of a block.",
+    )  # fmt: skip
+    prior_blocks: float | None = Field(
+        1000.0, gt=0,
+        description="Weight, in blocks, of the covariance shared by all positions against a position's own; "
+        "null: one basis for all positions.",
+    )  # fmt: skip
+    synthesis: Literal["patch", "overlap"] = Field(
+        "overlap", description="patch: decode a cell alone; overlap: from its 3 x 3 x 3 cells by ridge regression."
+    )
+    ridge: float = Field(
+        0.3, gt=0, description="Ridge of the overlapping synthesis, in units of the mean latent variance."
+    )
+    storage: Literal["float32", "float16"] = Field("float32", description="Type of the stored weights.")
+
+
+class PoolingConfig(Config):
+    """The trivial tokenizer: 4x mean pooling within the mask, trilinear upsampling; one channel."""
+
+    kind: Literal["pooling"] = "pooling"
+
+
+class VqganConfig(Config):
+    """3D VQ-GAN of volumes (one volume in, one volume out), 4x per side.
+
+    The defaults are the small one; `vqgan-paper` is the layout of the public ALDM configuration.
+    """
+
+    kind: Literal["vqgan"] = "vqgan"
+    latent_channels: int = Field(3, ge=1)
+    base_ch: int = Field(16, ge=4)
+    ch_mult: tuple[int, int, int] = Field((1, 2, 4), description="Widths of the three levels in units of base_ch.")
+    num_res_blocks: int = Field(1, ge=1, description="Blocks per level; the decoder has one more.")
+    residual: bool = Field(
+        True, description="Usual residual block of two convolutions; false: one convolution, no shortcut (ALDM)."
+    )
+    norm_groups: int = Field(8, ge=1)
+    codebook_size: int = Field(8192, ge=2)
+    codebook_decay: float = Field(0.99, gt=0, lt=1, description="EMA of the codebook.")
+    commitment: float = Field(0.25, gt=0)
+    revive_below: float = Field(
+        0.03, ge=0, description="A code whose running count is below this is set to a random latent of the batch."
+    )
+    quantise: bool = Field(True, description="False: a plain autoencoder, for the study of what quantising costs.")
+
+    @model_validator(mode="after")
+    def _check(self) -> VqganConfig:
+        for multiplier in self.ch_mult:
+            if (multiplier * self.base_ch) % self.norm_groups:
+                raise ValueError(f"width {multiplier * self.base_ch} does not divide by {self.norm_groups} norm groups")
+        return self
+
+
+def _kind(value: Any) -> str:
+    return value.get("kind", "patch") if isinstance(value, dict) else getattr(value, "kind", "patch")
+
+
+TokenizerConfig = Annotated[
+    Annotated[PatchConfig, Tag("patch")]
+    | Annotated[PoolingConfig, Tag("pooling")]
+    | Annotated[VqganConfig, Tag("vqgan")],
+    Discriminator(_kind),
+]
+
+
+class GradientFitConfig(Config):
+    """Training of a network tokenizer; the linear kinds do not use it."""
+
+    steps: int = Field(20_000, ge=1)
+    batch_size: int = Field(8, ge=1, description="Volumes per step.")
+    frames_per_block: int = Field(2, ge=1, description="Volumes taken from each block that a batch reads.")
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.5, 0.9)
+    warmup_steps: int = Field(100, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    loss: Literal["l1", "mse"] = "l1"
+    adversarial_weight: float = Field(0.1, ge=0, description="0 switches the discriminator off.")
+    adversarial_start: int = Field(10_000, ge=0, description="Step from which the discriminator acts.")
+    discriminator_ch: int = Field(32, ge=4)
+    perceptual_weight: float = Field(0.0, ge=0)
+    perceptual_weights: Path | None = Field(
+        None, description="Local safetensors of the perceptual network; nothing is downloaded."
+    )
+    temporal_weight: float = Field(
+        0.0, ge=0, description="Weight of the loss on differences of the frames taken from one block."
+    )
+    checkpoint_every: int = Field(500, ge=1)
+    log_every: int = Field(50, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> GradientFitConfig:
+        if self.batch_size % self.frames_per_block:
+            raise ValueError(f"batch_size {self.batch_size} does not divide by frames_per_block {self.frames_per_block}")
+        if self.perceptual_weight > 0 and self.perceptual_weights is None:
+            raise ValueError("perceptual_weight needs perceptual_weights, a local file")
+        return self
+
+
+class TokenizeConfig(StageConfig):
+    """Everything about one `tokenize` run."""
+
+    normalisation: Literal["dynamics", "global"] = Field(
+        "dynamics", description="dynamics: percent signal change of the run's mean; global: z-score over brain voxels."
+    )
+    model: TokenizerConfig = Field(default_factory=PatchConfig)
+    fit: GradientFitConfig = Field(default_factory=GradientFitConfig)
+    max_fit_blocks: int = Field(2000, ge=1, description="At most so many training blocks (drawn by seed) are used.")
+    init: Path | None = Field(
+        None, description="Start a vqgan from this tokenizer directory, or from an ALDM-layout state dict."
+    )
+    batch_size: int = Field(12, ge=1, description="Volumes encoded or decoded at a time.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, else fp32.")
+    report: bool = Field(True, description="Measure held-out reconstructions and write the tokenizer report.")
+    report_split: Literal["val", "test"] = Field("test", description="Subjects the report is computed on.")
+    reconstruct: bool = Field(False, description="Also decode the latents to a block dataset, `reconstructed/`.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenizeConfig:
+        if self.init is not None and self.model.kind != "vqgan":
+            raise ValueError("init applies to model.kind vqgan only")
+        return self

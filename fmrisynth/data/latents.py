@@ -1,0 +1,294 @@
+"""The latents directory: what `tokenize` writes and `train` reads.
+
+One safetensors shard per subject with one tensor, ``latents``, float32 of shape (blocks, C, T, x, y, z),
+raw encoder output; one TSV index per subject beside it, written last, so that its presence means the subject
+is complete; and ``tokenizer/``, the tokenizer they were made with, whose ``tokenizer.json`` holds the
+per-channel mean and standard deviation.
+
+Nothing but the index is held in memory: a row is read from its shard when it is asked for.
+
+Axis legend: B blocks, C latent channels, T frames; x, y, z latent axes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fmrisynth.bids import naming
+from fmrisynth.bids.atomic import atomic_path
+from fmrisynth.bids.sidecars import read_tsv, write_tsv
+from fmrisynth.data.blocks import ATTRIBUTES, Block
+from fmrisynth.errors import FmrisynthError
+
+TOKENIZER_FOLDER = "tokenizer"
+TENSOR = "latents"
+INDEX_COLUMNS = (
+    "row", "condition", "split", "onset_s", "duration_s", "tr_s", *ATTRIBUTES, "filename", "source",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LatentRow:
+    """One block instance of a latents directory.
+
+    Attributes
+    ----------
+    subject : str
+        Label without ``sub-``.
+    row : int
+        Row in the subject's shard.
+    condition : str
+        Condition label.
+    split : str or None
+        ``train``, ``val`` or ``test``.
+    onset_s, duration_s, tr_s : float
+        Block onset after the first frame, block duration, time between frames; seconds.
+    attributes : mapping
+        Known attributes (``phase_encoding``, ``sex``, ``age``).
+    filename : str
+        The block's image, relative to the block dataset.
+    """
+
+    subject: str
+    row: int
+    condition: str
+    split: str | None
+    onset_s: float
+    duration_s: float
+    tr_s: float
+    attributes: Mapping[str, str]
+    filename: str
+
+
+class LatentDataset:
+    """Random access to the blocks of a latents directory.
+
+    Parameters
+    ----------
+    root : Path
+        The directory.
+    rows : sequence of LatentRow
+        What it gives access to, in order.
+    shape : tuple of int
+        (C, T, x, y, z) of one block.
+    latent_mean, latent_std : tensor of shape (C,), float32
+        Statistics that a generator standardises with.
+    tokenizer_info : mapping
+        The content of ``tokenizer.json``.
+    """
+
+    def __init__(
+        self, root: Path, rows: Sequence[LatentRow], shape: tuple[int, ...], latent_mean: Tensor, latent_std: Tensor,
+        tokenizer_info: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.root = root
+        self.rows = list(rows)
+        self.shape = shape
+        self.latent_mean = latent_mean
+        self.latent_std = latent_std
+        self.tokenizer_info = tokenizer_info
+
+    @classmethod
+    def open(cls, path: Path, *, subjects: Sequence[str] | None = None) -> LatentDataset:
+        """Open a latents directory: reads the indices and the headers of the shards.
+
+        Raises
+        ------
+        FmrisynthError
+            Not a latents directory; no latent statistics; a shard is missing or damaged, or its shape is
+            not that of its index or of the other shards.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise FmrisynthError(f"{root}: there is no such folder; make it with `fmrisynth tokenize`.")
+        info = _read_tokenizer_json(root)
+        found = sorted(p.name[4:].removesuffix("_latents.tsv") for p in root.glob("sub-*_latents.tsv"))
+        if not found:
+            raise FmrisynthError(
+                f"{root}: expected a latents directory, found no sub-*_latents.tsv; run `fmrisynth tokenize` first."
+            )
+        chosen = found if subjects is None else list(subjects)
+        rows: list[LatentRow] = []
+        shape: tuple[int, ...] | None = None
+        for subject in chosen:
+            if subject not in found:
+                raise FmrisynthError(f"{root}: there are no latents of sub-{subject}; run `fmrisynth tokenize` on it.")
+            own = read_index(root, subject)
+            n_blocks, *rest = shard_shape(root / naming.subject_latents(subject)[0])
+            if n_blocks != len(own):
+                raise FmrisynthError(
+                    f"{root}: sub-{subject} has {n_blocks} blocks in its shard and {len(own)} in its index; delete both "
+                    "and run `fmrisynth tokenize` again."
+                )
+            if shape is not None and tuple(rest) != shape:
+                raise FmrisynthError(
+                    f"{root}: latents of sub-{subject} have shape {tuple(rest)}, those before it {shape}; encode all "
+                    "subjects with one tokenizer, from one dataset."
+                )
+            shape = tuple(rest)
+            rows += own
+        mean = torch.tensor(info["latent_mean"], dtype=torch.float32)
+        std = torch.tensor(info["latent_std"], dtype=torch.float32)
+        if shape is None or len(shape) != 5 or len(mean) != shape[0] or len(std) != shape[0]:
+            raise FmrisynthError(
+                f"{root}: latents of shape {shape} do not fit a tokenizer with {len(mean)} channels; encode them again."
+            )
+        return cls(root, rows, shape, mean, std, info)
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Folder of the tokenizer that made the latents."""
+        return self.root / TOKENIZER_FOLDER
+
+    @property
+    def conditions(self) -> list[str]:
+        """Condition labels, sorted."""
+        return sorted({row.condition for row in self.rows})
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subject labels, in order."""
+        return list(dict.fromkeys(row.subject for row in self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, *, split: str | None = None, conditions: Iterable[str] | None = None) -> LatentDataset:
+        """The rows of one split, or of some conditions, as a dataset of their own."""
+        wanted = None if conditions is None else set(conditions)
+        rows = [
+            row for row in self.rows
+            if (split is None or row.split == split) and (wanted is None or row.condition in wanted)
+        ]  # fmt: skip
+        return LatentDataset(self.root, rows, self.shape, self.latent_mean, self.latent_std, self.tokenizer_info)
+
+    def load(self, index: int) -> Tensor:
+        """Raw latents of one block, (C, T, x, y, z) float32."""
+        row = self.rows[index]
+        path = self.root / naming.subject_latents(row.subject)[0]
+        try:
+            with safe_open(path, framework="pt") as shard:
+                return shard.get_slice(TENSOR)[row.row]
+        except (SafetensorError, OSError, IndexError) as error:
+            raise FmrisynthError(f"{path}: block {row.row} cannot be read ({error}); encode the subject again.") from None
+
+    def load_many(self, indices: Sequence[int]) -> Tensor:
+        """Raw latents of several blocks, (B, C, T, x, y, z) float32."""
+        return torch.stack([self.load(index) for index in indices])
+
+    def standardise(self, latent: Tensor) -> Tensor:
+        """``(latent - mean) / std`` per channel; channels are the axis five from the end."""
+        shape = (-1, 1, 1, 1, 1)
+        return (latent - self.latent_mean.view(shape)) / self.latent_std.view(shape)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Standardised latents of one block, (C, T, x, y, z) float32."""
+        return self.standardise(self.load(index))
+
+
+def write_subject(root: Path, subject: str, latents_BCTXYZ: Tensor, blocks: Sequence[Block]) -> None:
+    """Write a subject's shard and then its index; both atomically.
+
+    Parameters
+    ----------
+    latents_BCTXYZ : tensor of shape (B, C, T, x, y, z), float32
+        Latents of `blocks`, in order.
+    blocks : sequence of Block
+        Where they come from.
+    """
+    shard, index = (root / name for name in naming.subject_latents(subject))
+    if not bool(torch.isfinite(latents_BCTXYZ).all()):
+        raise FmrisynthError(f"{shard}: refused to write latents that are not finite; the tokenizer or the block is broken.")
+    with atomic_path(shard) as temporary:
+        save_file({TENSOR: latents_BCTXYZ.float().contiguous()}, temporary)
+    rows = [
+        {
+            "row": number, "condition": block.condition, "split": block.split, "onset_s": block.onset_s,
+            "duration_s": block.duration_s, "tr_s": block.tr_s, "filename": block.bold.as_posix(),
+            "source": block.source, **{name: block.attributes.get(name) for name in ATTRIBUTES},
+        }
+        for number, block in enumerate(blocks)
+    ]  # fmt: skip
+    write_tsv(index, INDEX_COLUMNS, rows)
+
+
+def is_encoded(root: Path, subject: str) -> bool:
+    """Whether a subject's latents are complete."""
+    return all((root / name).exists() for name in naming.subject_latents(subject))
+
+
+def read_index(root: Path, subject: str) -> list[LatentRow]:
+    """The index of one subject."""
+    path = root / naming.subject_latents(subject)[1]
+    required = ("row", "condition", "split", "onset_s", "duration_s", "tr_s", "filename")
+    rows = []
+    for cells in read_tsv(path, required):
+        try:
+            rows.append(
+                LatentRow(
+                    subject=subject, row=int(cells["row"]), condition=sys.intern(cells["condition"]),
+                    split=_known(cells["split"]), onset_s=float(cells["onset_s"]),
+                    duration_s=float(cells["duration_s"]), tr_s=float(cells["tr_s"]),
+                    attributes={a: sys.intern(v) for a in ATTRIBUTES if (v := _known(cells.get(a))) is not None},
+                    filename=cells["filename"],
+                )
+            )  # fmt: skip
+        except ValueError as error:
+            raise FmrisynthError(f"{path}: a number cannot be read ({error}); encode the subject again.") from None
+    return rows
+
+
+def shard_shape(path: Path) -> tuple[int, ...]:
+    """Shape of the tensor in a shard, from its header alone.
+
+    Raises
+    ------
+    FmrisynthError
+        Missing, damaged, or not a latents shard.
+    """
+    try:
+        with safe_open(path, framework="pt") as shard:
+            if list(shard.keys()) != [TENSOR]:
+                raise FmrisynthError(f"{path}: expected one tensor named {TENSOR}, found {', '.join(shard.keys())}.")
+            part = shard.get_slice(TENSOR)
+            if part.get_dtype() != "F32" or len(part.get_shape()) != 6:
+                raise FmrisynthError(
+                    f"{path}: expected float32 latents with six axes, found {part.get_dtype()} of shape {part.get_shape()}."
+                )
+            return tuple(part.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise FmrisynthError(f"{path}: the shard cannot be read ({error}); delete it and encode the subject again.") from None
+
+
+def _read_tokenizer_json(root: Path) -> dict[str, Any]:
+    path = root / TOKENIZER_FOLDER / "tokenizer.json"
+    if not path.is_file():
+        raise FmrisynthError(
+            f"{root}: expected a latents directory with its {TOKENIZER_FOLDER}/ folder, found none; "
+            "make it with `fmrisynth tokenize`."
+        )
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        mean, std = np.asarray(info["latent_mean"], float), np.asarray(info["latent_std"], float)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FmrisynthError(
+            f"{path}: the tokenizer's latent mean and standard deviation cannot be read ({error!r}); encode again."
+        ) from None
+    if mean.ndim != 1 or mean.shape != std.shape or not np.isfinite(mean).all() or not (std > 0).all():
+        raise FmrisynthError(f"{path}: the latent mean and standard deviation are not usable; fit the tokenizer again.")
+    return info
+
+
+def _known(cell: str | None) -> str | None:
+    return None if cell in (None, "", "n/a") else sys.intern(cell)

@@ -1,0 +1,9 @@
+"""Tokenizers: volumes to latents and back, behind one interface.
+
+`load_tokenizer` reads any of them; nothing outside this package knows which kind it is.
+"""
+
+from fmrisynth.models.tokenizers.base import DOWNSAMPLING, Tokenizer, TokenizerInfo
+from fmrisynth.models.tokenizers.build import build_tokenizer, load_tokenizer
+
+__all__ = ["DOWNSAMPLING", "Tokenizer", "TokenizerInfo", "build_tokenizer", "load_tokenizer"]

@@ -1,0 +1,301 @@
+"""The tokenizer interface: volumes to latents and back.
+
+Nothing outside this package knows which kind of tokenizer it holds. A tokenizer maps *normalised* volumes
+(`fmrisynth.data.normalisation`) to latents with a quarter of the sides, knows the grid, the brain and the
+mean reference volume of its training split, and turns latents back into BOLD-like intensities.
+
+On disk it is a folder: ``weights.safetensors``, ``reference.safetensors`` (mask and reference volume) and
+``tokenizer.json``, which is written last.
+
+Axis legend: N volumes, C latent channels, T frames, B blocks; X, Y, Z voxel axes; x, y, z latent axes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fmrisynth import __version__
+from fmrisynth.bids.atomic import write_bytes, write_json
+from fmrisynth.config.base import Config
+from fmrisynth.data.grid import Grid
+from fmrisynth.data.normalisation import Normalisation, denormalise
+from fmrisynth.errors import FmrisynthError
+
+DOWNSAMPLING = 4
+"""Voxels per latent cell and side."""
+
+TOKENIZER_JSON = "tokenizer.json"
+WEIGHTS_FILE = "weights.safetensors"
+REFERENCE_FILE = "reference.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What is known about a tokenizer beside its weights.
+
+    Attributes
+    ----------
+    kind : str
+        Kind of tokenizer (for messages and provenance only).
+    normalisation : {"dynamics", "global"}
+        Unit of the volumes that `encode` takes and `decode` gives.
+    grid : Grid
+        Voxel grid of the volumes.
+    tr_s : float
+        Repetition time of the blocks it was fitted to, seconds.
+    n_frames : int
+        Frames per block of the dataset it was fitted to.
+    latent_channels : int
+        C.
+    mask_XYZ : bool array
+        Brain: voxels inside the mask of at least half of the fitting blocks.
+    reference_XYZ : float32 array
+        Mean reference volume of the fitting blocks, 0 outside `mask_XYZ`.
+    latent_mean, latent_std : float32 tensor of shape (C,), or None before the fit is complete
+        Statistics of the latents of the fitting blocks over the cells that hold brain.
+    sha256 : str
+        Digest of the saved tokenizer; empty before it was saved or loaded.
+    provenance : mapping
+        What it was fitted to, and how.
+    """
+
+    kind: str
+    normalisation: Normalisation
+    grid: Grid
+    tr_s: float
+    n_frames: int
+    latent_channels: int
+    mask_XYZ: np.ndarray
+    reference_XYZ: np.ndarray
+    latent_mean: Tensor | None = None
+    latent_std: Tensor | None = None
+    sha256: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def latent_grid(self) -> tuple[int, int, int]:
+        """Sides (x, y, z) of the latents."""
+        x, y, z = (side // DOWNSAMPLING for side in self.grid.shape)
+        return x, y, z
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Shape (C, x, y, z) of one volume's latents."""
+        return (self.latent_channels, *self.latent_grid)
+
+    @property
+    def latent_mask_xyz(self) -> Tensor:
+        """Cells that hold at least one brain voxel, bool (x, y, z)."""
+        brain = torch.from_numpy(self.mask_XYZ.astype(np.float32))[None, None]
+        return functional.max_pool3d(brain, DOWNSAMPLING)[0, 0] > 0
+
+
+class Tokenizer(nn.Module, ABC):
+    """A volume-wise map to latents and back.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the kind.
+    info : TokenizerInfo
+        Grid, brain, reference, latent statistics.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, config: Config, info: TokenizerInfo) -> None:
+        super().__init__()
+        self.config = config
+        self.info = info
+        self.register_buffer("brain_XYZ", torch.from_numpy(info.mask_XYZ.astype(np.float32)), persistent=False)
+        self.brain_XYZ: Tensor
+
+    @abstractmethod
+    def encode_masked(self, frames_NCXYZ: Tensor) -> Tensor:
+        """Latents of volumes that are already 0 outside the brain."""
+
+    @abstractmethod
+    def decode_unmasked(self, latents_NCxyz: Tensor) -> Tensor:
+        """Volumes of latents; what lies outside the brain is not looked at."""
+
+    def latents_for_diffusion(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (C,) that a generator standardises latents with.
+
+        Raises
+        ------
+        FmrisynthError
+            If the tokenizer has none, because its fit was not finished.
+        """
+        if self.info.latent_mean is None or self.info.latent_std is None:
+            raise FmrisynthError("the tokenizer has no latent statistics; finish its fit with `fmrisynth tokenize`.")
+        return self.info.latent_mean, self.info.latent_std
+
+    @torch.no_grad()
+    def encode(self, frames_NCXYZ: Tensor, *, batch_size: int = 12) -> Tensor:
+        """Encode normalised volumes.
+
+        Parameters
+        ----------
+        frames_NCXYZ : tensor of shape (N, 1, X, Y, Z), float32
+            In the tokenizer's normalisation, on its grid.
+        batch_size : int, default 12
+            Volumes computed at a time; the result does not depend on it.
+
+        Returns
+        -------
+        tensor of shape (N, C, x, y, z), float32
+            Latents, as they come (not standardised).
+        """
+        expected = (1, *self.info.grid.shape)
+        if tuple(frames_NCXYZ.shape[1:]) != expected:
+            raise FmrisynthError(
+                f"the tokenizer takes volumes of shape {expected}, found {tuple(frames_NCXYZ.shape[1:])}; "
+                "use a tokenizer that was fitted on this grid."
+            )
+        frames = frames_NCXYZ.to(self.brain_XYZ.device)
+        parts = [self.encode_masked(part * self.brain_XYZ).float() for part in frames.split(batch_size)]
+        return torch.cat(parts).to(frames_NCXYZ.device)
+
+    @torch.no_grad()
+    def decode(self, latents_NCxyz: Tensor, *, batch_size: int = 12) -> Tensor:
+        """Decode latents to normalised volumes, 0 outside the brain.
+
+        Parameters
+        ----------
+        latents_NCxyz : tensor of shape (N, C, x, y, z), float32
+            Latents as `encode` gives them.
+        batch_size : int, default 12
+            Volumes computed at a time.
+
+        Returns
+        -------
+        tensor of shape (N, 1, X, Y, Z), float32
+        """
+        if tuple(latents_NCxyz.shape[1:]) != self.info.latent_shape:
+            raise FmrisynthError(
+                f"the tokenizer takes latents of shape {self.info.latent_shape}, found "
+                f"{tuple(latents_NCxyz.shape[1:])}; use the tokenizer that the latents were made with."
+            )
+        latents = latents_NCxyz.to(self.brain_XYZ.device)
+        parts = [self.decode_unmasked(part).float() * self.brain_XYZ for part in latents.split(batch_size)]
+        return torch.cat(parts).to(latents_NCxyz.device)
+
+    def decode_blocks(
+        self, latent_BCTXYZ: Tensor, *, reference_XYZ: np.ndarray | None = None, batch_size: int = 12
+    ) -> Iterator[np.ndarray]:
+        """Decode blocks to BOLD-like intensities, one after the other.
+
+        Parameters
+        ----------
+        latent_BCTXYZ : tensor of shape (B, C, T, x, y, z), float32
+            Latents of blocks, not standardised.
+        reference_XYZ : array, optional
+            Reference volume to build on; default: the mean reference of the fitting blocks.
+        batch_size : int, default 12
+            Volumes decoded at a time.
+
+        Yields
+        ------
+        array of shape (X, Y, Z, T), float32
+            BOLD-like intensities, 0 outside the brain.
+        """
+        reference = self.info.reference_XYZ if reference_XYZ is None else reference_XYZ
+        for latent_CTxyz in latent_BCTXYZ:
+            frames = self.decode(latent_CTxyz.transpose(0, 1), batch_size=batch_size)
+            values_XYZT = frames[:, 0].permute(1, 2, 3, 0).cpu().numpy()
+            yield denormalise(values_XYZT, reference, self.info.mask_XYZ, self.info.normalisation)
+
+    def set_latent_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
+        """Store the latent statistics of the fitting blocks."""
+        self.info = replace(self.info, latent_mean=mean_C.float().cpu(), latent_std=std_C.float().cpu())
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's folder; ``tokenizer.json`` comes last, and with it the folder is whole."""
+        mean, std = self.latents_for_diffusion()
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        weight_bytes = save_bytes(weights)
+        reference_bytes = save_bytes(
+            {
+                "mask": torch.from_numpy(self.info.mask_XYZ.astype(np.uint8)),
+                "reference": torch.from_numpy(self.info.reference_XYZ.astype(np.float32)),
+            }
+        )
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "config": self.config.model_dump(mode="json"),
+            "normalisation": self.info.normalisation,
+            "grid": self.info.grid.to_json(),
+            "tr_s": self.info.tr_s,
+            "n_frames": self.info.n_frames,
+            "latent_channels": self.info.latent_channels,
+            "latent_mean": [float(v) for v in mean],
+            "latent_std": [float(v) for v in std],
+            "provenance": {"fmrisynth": __version__} | dict(self.info.provenance),
+        }
+        content["sha256"] = digest(content, weight_bytes, reference_bytes)
+        write_bytes(folder / WEIGHTS_FILE, weight_bytes)
+        write_bytes(folder / REFERENCE_FILE, reference_bytes)
+        write_json(folder / TOKENIZER_JSON, content)
+        self.info = replace(self.info, sha256=content["sha256"])
+
+
+def digest(content: Mapping[str, Any], weight_bytes: bytes, reference_bytes: bytes) -> str:
+    """SHA-256 over a tokenizer's description, weights and reference."""
+    plain = {key: value for key, value in content.items() if key != "sha256"}
+    hasher = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    hasher.update(hashlib.sha256(weight_bytes).digest())
+    hasher.update(hashlib.sha256(reference_bytes).digest())
+    return hasher.hexdigest()
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Read and check a tokenizer's folder: description, weights, reference.
+
+    Raises
+    ------
+    FmrisynthError
+        Not a tokenizer, a file is missing or damaged, or the digest does not match.
+    """
+    path = folder / TOKENIZER_JSON
+    if not path.is_file():
+        raise FmrisynthError(
+            f"{folder}: expected a tokenizer folder, found no {TOKENIZER_JSON} in it; "
+            "make one with `fmrisynth tokenize` or give the folder that holds it."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FmrisynthError(f"{path}: expected JSON, it cannot be read ({error}); get the tokenizer again.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise FmrisynthError(f"{path}: expected tokenizer format {FORMAT}, found {found}; fit or get a tokenizer again.")
+    parts = []
+    for name in (WEIGHTS_FILE, REFERENCE_FILE):
+        try:
+            parts.append((folder / name).read_bytes())
+        except OSError as error:
+            raise FmrisynthError(
+                f"{folder / name}: the tokenizer is not whole ({error.strerror}); get it again."
+            ) from None
+    if content.get("sha256") != digest(content, *parts):
+        raise FmrisynthError(f"{folder}: the tokenizer's files do not match its digest; they were altered, get it again.")
+    try:
+        weights, reference = (load_bytes(part) for part in parts)
+    except Exception as error:
+        raise FmrisynthError(f"{folder}: the weights are not valid safetensors ({error}); get it again.") from None
+    return content, weights, reference

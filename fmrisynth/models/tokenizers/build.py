@@ -1,0 +1,87 @@
+"""Make a tokenizer from its configuration, or from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from fmrisynth.config.tokenize import TokenizerConfig
+from fmrisynth.data.grid import SIDE_DIVISOR, Grid
+from fmrisynth.data.normalisation import NORMALISATIONS
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.models.tokenizers.base import Tokenizer, TokenizerInfo, read_folder
+from fmrisynth.models.tokenizers.patch import PatchTokenizer
+from fmrisynth.models.tokenizers.pooling import PoolingTokenizer
+from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
+
+KINDS: dict[str, type[Tokenizer]] = {
+    PatchTokenizer.kind: PatchTokenizer,
+    PoolingTokenizer.kind: PoolingTokenizer,
+    VqganTokenizer.kind: VqganTokenizer,
+}
+
+_CONFIG: TypeAdapter[Any] = TypeAdapter(TokenizerConfig)
+
+
+def build_tokenizer(config: Any, info: TokenizerInfo) -> Tokenizer:
+    """A tokenizer with fresh weights, of the kind that `config` names."""
+    if any(side % SIDE_DIVISOR for side in info.grid.shape):
+        raise FmrisynthError(
+            f"a grid of {' x '.join(map(str, info.grid.shape))} voxels cannot be tokenized: every side must divide by "
+            f"{SIDE_DIVISOR}; make the dataset with `fmrisynth prepare`, which pads it."
+        )
+    return KINDS[config.kind](config, info)
+
+
+def load_tokenizer(folder: Path, *, device: str | torch.device = "cpu") -> Tokenizer:
+    """Load a tokenizer from its folder, in evaluation mode.
+
+    Raises
+    ------
+    FmrisynthError
+        The folder is not a tokenizer, or its keys, shapes or statistics are not what they should be.
+    """
+    folder = Path(folder)
+    content, weights, reference = read_folder(folder)
+    try:
+        config = _CONFIG.validate_python(content["config"])
+        grid = Grid.from_json(content["grid"])
+        mask_XYZ, reference_XYZ = reference["mask"].numpy() > 0, reference["reference"].numpy()
+        mean, std = (torch.tensor(content[key], dtype=torch.float32) for key in ("latent_mean", "latent_std"))
+        info = TokenizerInfo(
+            kind=str(content["kind"]), normalisation=content["normalisation"], grid=grid, tr_s=float(content["tr_s"]),
+            n_frames=int(content["n_frames"]), latent_channels=int(content["latent_channels"]), mask_XYZ=mask_XYZ,
+            reference_XYZ=reference_XYZ, latent_mean=mean, latent_std=std, sha256=content["sha256"],
+            provenance=content.get("provenance", {}),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise FmrisynthError(f"{folder}: the tokenizer's description is malformed ({error}); get it again.") from None
+    n_channels = info.latent_channels
+    sound = (
+        config.kind == info.kind
+        and info.normalisation in NORMALISATIONS
+        and mask_XYZ.shape == reference_XYZ.shape == grid.shape
+        and bool(mask_XYZ.any())
+        and bool(np.isfinite(reference_XYZ).all())
+        and mean.shape == std.shape == (n_channels,)
+        and bool(torch.isfinite(mean).all())
+        and bool((std > 0).all())
+    )
+    if not sound:
+        raise FmrisynthError(f"{folder}: the tokenizer's parts contradict each other; get it again.")
+    tokenizer = build_tokenizer(config, info)
+    expected = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
+    if set(expected) != set(weights):
+        odd = sorted(set(expected) ^ set(weights))[0]
+        raise FmrisynthError(f"{folder}: the weights do not fit the tokenizer's kind ({odd} differs); get it again.")
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise FmrisynthError(
+                f"{folder}: weight {name} should have shape {shape}, found {tuple(weights[name].shape)}; get it again."
+            )
+    tokenizer.load_state_dict(weights)
+    return tokenizer.to(device).eval()

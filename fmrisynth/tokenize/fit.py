@@ -1,0 +1,111 @@
+"""Fit a tokenizer to a source of frames.
+
+The linear kinds are fitted in a few passes over the blocks; a network by stochastic gradients
+(`fmrisynth.tokenize.gradient`), resumable from `folder`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmrisynth.config.tokenize import TokenizeConfig
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo, build_tokenizer
+from fmrisynth.models.tokenizers.patch import PatchTokenizer
+from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
+from fmrisynth.progress import track
+from fmrisynth.tokenize.source import FrameSource, iterate_frames
+
+STATISTICS_BLOCKS = 256
+"""Blocks from which the latent mean and standard deviation are computed."""
+
+
+def fit_tokenizer(
+    source: FrameSource,
+    config: TokenizeConfig,
+    *,
+    folder: Path | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> Tokenizer:
+    """Fit a tokenizer.
+
+    Parameters
+    ----------
+    source : FrameSource
+        The fitting blocks.
+    config : TokenizeConfig
+        Kind, normalisation, fit.
+    folder : Path, optional
+        Where a network's fit keeps its checkpoint and log; an interrupted fit continues from there.
+    provenance : dict, optional
+        Recorded in the tokenizer.
+
+    Returns
+    -------
+    Tokenizer
+        In evaluation mode, with latent statistics, not yet saved.
+    """
+    channels = {"patch": "channels", "vqgan": "latent_channels"}.get(config.model.kind)
+    mask_XYZ, reference_XYZ = mean_anatomy(source)
+    info = TokenizerInfo(
+        kind=config.model.kind, normalisation=config.normalisation, grid=source.grid, tr_s=source.tr_s,
+        n_frames=source.n_frames, latent_channels=getattr(config.model, channels) if channels else 1,
+        mask_XYZ=mask_XYZ, reference_XYZ=reference_XYZ, provenance=provenance or {},
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    tokenizer = build_tokenizer(config.model, info)
+    if isinstance(tokenizer, PatchTokenizer):
+        tokenizer.fit_blocks(
+            lambda: track(iterate_frames(source, config.normalisation), "Fitting the tokenizer", total=len(source))
+        )
+    elif isinstance(tokenizer, VqganTokenizer):
+        from fmrisynth.tokenize.gradient import fit_network
+
+        tokenizer = fit_network(tokenizer, source, config, folder)
+    tokenizer.eval()
+    measure_latents(tokenizer, source, config)
+    return tokenizer
+
+
+def mean_anatomy(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
+    """Brain mask (voxels in at least half of the sources' masks) and mean reference volume within it."""
+    count = np.zeros(source.grid.shape, dtype=np.float64)
+    total = np.zeros(source.grid.shape, dtype=np.float64)
+    n_sources = 0
+    for mask_XYZ, reference_XYZ in source.anatomy():
+        count += mask_XYZ
+        total += np.where(mask_XYZ, reference_XYZ, 0.0)
+        n_sources += 1
+    mask = count * 2 >= max(n_sources, 1)
+    if n_sources == 0 or not mask.any():
+        raise FmrisynthError("no block of the fitting split has a readable brain mask; prepare the dataset again.")
+    reference = np.where(mask, total / np.maximum(count, 1), 0.0)
+    return mask, reference.astype(np.float32)
+
+
+def measure_latents(tokenizer: Tokenizer, source: FrameSource, config: TokenizeConfig) -> None:
+    """Compute and store the mean and standard deviation of the latents over the brain's cells."""
+    generator = np.random.default_rng([config.seed, 1])
+    chosen = np.sort(generator.permutation(len(source))[:STATISTICS_BLOCKS])
+    inside_xyz = tokenizer.info.latent_mask_xyz
+    total = torch.zeros(tokenizer.info.latent_channels, dtype=torch.float64)
+    squares, n = torch.zeros_like(total), 0
+    for frames in iterate_frames(source, config.normalisation, [int(i) for i in chosen]):
+        values_CM = tokenizer.encode(frames, batch_size=config.batch_size).movedim(1, 0)[:, :, inside_xyz].flatten(1).double()
+        total += values_CM.sum(dim=1)
+        squares += values_CM.square().sum(dim=1)
+        n += values_CM.shape[1]
+    if n == 0:
+        raise FmrisynthError("no block of the fitting split could be read; prepare the dataset again.")
+    mean = total / n
+    std = (squares / n - mean.square()).clamp(min=0).sqrt()
+    if not bool(torch.isfinite(mean).all()) or not bool((std > 1e-8).all()):
+        raise FmrisynthError(
+            "a latent channel is constant or not finite over the fitting blocks, so the tokenizer keeps nothing in it; "
+            "fit longer, or with fewer channels."
+        )
+    tokenizer.set_latent_statistics(mean, std)

@@ -1,0 +1,180 @@
+"""`tokenize_dataset`: the files it writes, resuming, refusals."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from fmrisynth.bids.sidecars import read_tsv
+from fmrisynth.config.load import load_config, preset_names
+from fmrisynth.config.tokenize import TokenizeConfig
+from fmrisynth.data.blocks import read_subject
+from fmrisynth.data.latents import LatentDataset
+from fmrisynth.data.normalisation import normalise
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.models.tokenizers import load_tokenizer
+from fmrisynth.tokenize import tokenize_dataset
+
+FAST = TokenizeConfig(report=False)
+TINY_NETWORK = load_config(
+    TokenizeConfig, "tokenize", preset="vqgan-smoke",
+    overrides=["report=false", "fit.steps=6", "fit.adversarial_start=3", "fit.checkpoint_every=2", "model.codebook_size=16"],
+)  # fmt: skip
+
+
+def test_writes_latents_and_tokenizer(prepared, tmp_path):
+    summary = tokenize_dataset(prepared, tmp_path, FAST)
+    assert not summary.failed
+    dataset = LatentDataset.open(tmp_path)
+    assert len(dataset) == 6 * 4
+    assert dataset.shape == (3, 6, 4, 4, 4)
+    assert dataset.conditions == ["gambling_loss", "motor_rh"]
+    assert len(dataset.subset(split="test")) == 8
+    row = dataset.rows[0]
+    assert (row.subject, row.duration_s, dict(row.attributes)) == ("01", 12.0, {"phase_encoding": "LR"})
+    block = read_subject(prepared, "05")[2]
+    data = block.load()
+    values = normalise(data.bold_XYZT, data.reference_XYZ, data.mask_XYZ, "dynamics")
+    frames = torch.from_numpy(np.moveaxis(values, 3, 0).copy())[:, None]
+    expected = load_tokenizer(tmp_path / "tokenizer").encode(frames).transpose(0, 1)
+    index = next(i for i, r in enumerate(dataset.rows) if r.subject == "05" and r.row == 2)
+    torch.testing.assert_close(dataset.load(index), expected)
+
+
+def test_latent_statistics_are_those_of_the_training_split(prepared, tmp_path):
+    tokenize_dataset(prepared, tmp_path, FAST)
+    dataset = LatentDataset.open(tmp_path)
+    train = dataset.subset(split="train")
+    inside = load_tokenizer(tmp_path / "tokenizer").info.latent_mask_xyz
+    values = train.load_many(range(len(train)))[..., inside].movedim(1, 0).flatten(1)
+    torch.testing.assert_close(dataset.latent_mean, values.mean(dim=1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dataset.latent_std, values.std(dim=1), rtol=1e-3, atol=1e-4)
+    standardised = torch.stack([train[i] for i in range(len(train))])[..., inside].movedim(1, 0).flatten(1)
+    torch.testing.assert_close(standardised.std(dim=1), torch.ones(3), rtol=1e-3, atol=1e-3)
+
+
+def test_called_again_it_changes_nothing(prepared, tmp_path):
+    tokenize_dataset(prepared, tmp_path, FAST)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("sub-*")} | {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "tokenizer").iterdir()
+    }
+    tokenize_dataset(prepared, tmp_path, FAST)
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+    (tmp_path / "sub-02_latents.tsv").unlink()  # as if killed between shard and index
+    tokenize_dataset(prepared, tmp_path, FAST)
+    assert (tmp_path / "sub-02_latents.tsv").exists()
+    assert (tmp_path / "sub-03_latents.tsv").stat().st_mtime_ns == before[tmp_path / "sub-03_latents.tsv"]
+
+
+def test_a_bad_subject_does_not_stop_the_others(prepared, tmp_path):
+    broken = tmp_path / "prepared"
+    shutil.copytree(prepared, broken)
+    victim = sorted((broken / "sub-02" / "func").glob("*_bold.nii.gz"))[0]
+    victim.write_bytes(victim.read_bytes()[:2000])
+    summary = tokenize_dataset(broken, tmp_path / "out", FAST)
+    assert list(summary.failed) == ["02"]
+    assert str(victim) in summary.failed["02"]
+    assert not (tmp_path / "out" / "sub-02_latents.tsv").exists()
+    assert LatentDataset.open(tmp_path / "out").subjects == ["01", "03", "04", "05", "06"]
+
+
+def test_given_tokenizer_is_used_and_copied(prepared, tmp_path):
+    tokenize_dataset(prepared, tmp_path / "a", FAST)
+    given = tmp_path / "a" / "tokenizer"
+    tokenize_dataset(prepared, tmp_path / "b", FAST, tokenizer=given, participant_labels=["sub-06", "04"])
+    assert sorted(p.name for p in (tmp_path / "b").glob("*.tsv")) == ["sub-04_latents.tsv", "sub-06_latents.tsv"]
+    for name in ("tokenizer.json", "weights.safetensors", "reference.safetensors"):
+        assert (tmp_path / "b" / "tokenizer" / name).read_bytes() == (given / name).read_bytes()
+
+
+def test_latents_of_two_tokenizers_are_not_mixed(prepared, tmp_path):
+    tokenize_dataset(prepared, tmp_path / "a", FAST)
+    other = FAST.model_copy(update={"normalisation": "global"})
+    tokenize_dataset(prepared, tmp_path / "b", other)
+    with pytest.raises(FmrisynthError, match="another tokenizer"):
+        tokenize_dataset(prepared, tmp_path / "a", FAST, tokenizer=tmp_path / "b" / "tokenizer")
+    with pytest.raises(UsageError, match="normalisation = dynamics, now it is global"):
+        tokenize_dataset(prepared, tmp_path / "a", other)
+
+
+def test_another_grid_is_refused_per_subject(prepared, dataset_maker, tmp_path):
+    from fmrisynth.data.grid import make_grid
+
+    grid = make_grid((16, 16, 32), np.diag([3.0, 3.0, 3.0, 1.0]), "scanner")
+    larger = dataset_maker(tmp_path / "larger", splits=("train",), n_repeats=1, grid=grid)
+    tokenize_dataset(prepared, tmp_path / "a", FAST)
+    summary = tokenize_dataset(larger, tmp_path / "b", FAST, tokenizer=tmp_path / "a" / "tokenizer")
+    assert "fitted on 16 x 16 x 16" in summary.failed["01"]
+
+
+def test_a_dataset_without_training_split_is_fitted_whole(dataset_maker, tmp_path):
+    single = dataset_maker(tmp_path / "single", splits=(None,))
+    tokenize_dataset(single, tmp_path / "out", FAST)
+    assert load_tokenizer(tmp_path / "out" / "tokenizer").info.provenance["split"] == "all"
+
+
+def test_unknown_subject(prepared, tmp_path):
+    with pytest.raises(UsageError, match="no sub-99"):
+        tokenize_dataset(prepared, tmp_path, FAST, participant_labels=["99"])
+
+
+def test_network_fit_resumes_to_the_bit(prepared, tmp_path, monkeypatch):
+    from fmrisynth.tokenize import gradient
+
+    tokenize_dataset(prepared, tmp_path / "whole", TINY_NETWORK)
+    draw = gradient.draw_frames
+
+    def interrupted(source, config, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return draw(source, config, step)
+
+    monkeypatch.setattr(gradient, "draw_frames", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_dataset(prepared, tmp_path / "parts", TINY_NETWORK)
+    assert not (tmp_path / "parts" / "tokenizer").exists()
+    monkeypatch.setattr(gradient, "draw_frames", draw)
+    steps = []
+    monkeypatch.setattr(gradient, "draw_frames", lambda s, c, step: steps.append(step) or draw(s, c, step))
+    tokenize_dataset(prepared, tmp_path / "parts", TINY_NETWORK)
+    assert steps == [4, 5]  # continued from the checkpoint of step 4
+    for name in ("weights.safetensors", "tokenizer.json", "reference.safetensors"):
+        assert (tmp_path / "whole/tokenizer" / name).read_bytes() == (tmp_path / "parts/tokenizer" / name).read_bytes()
+
+
+def test_network_fit_with_other_settings_is_not_continued(prepared, tmp_path, monkeypatch):
+    from fmrisynth.tokenize import gradient
+
+    monkeypatch.setattr(gradient, "draw_frames", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_dataset(prepared, tmp_path, TINY_NETWORK)
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="seed = 0, now it is 3"):
+        tokenize_dataset(prepared, tmp_path, TINY_NETWORK.model_copy(update={"seed": 3}))
+
+
+def test_adversarial_loss_starts_at_its_step(prepared, tmp_path):
+    import json
+
+    config = TINY_NETWORK.model_copy(
+        update={"fit": TINY_NETWORK.fit.model_copy(update={"log_every": 1, "temporal_weight": 0.5})}
+    )
+    tokenize_dataset(prepared, tmp_path, config)
+    records = [json.loads(line) for line in (tmp_path / "fit" / "log.jsonl").read_text().splitlines()]
+    assert [("discriminator" in r) for r in records] == [False] * 3 + [True] * 3
+    assert all("temporal" in r and 1 <= r["perplexity"] <= 16 for r in records)
+
+
+@pytest.mark.parametrize("name", preset_names("tokenize"))
+def test_presets_are_valid(name):
+    assert load_config(TokenizeConfig, "tokenize", preset=name).model.kind in ("patch", "pooling", "vqgan")
+
+
+def test_index_columns(prepared, tmp_path):
+    tokenize_dataset(prepared, tmp_path, FAST)
+    rows = read_tsv(tmp_path / "sub-01_latents.tsv")
+    assert list(rows[0])[:6] == ["row", "condition", "split", "onset_s", "duration_s", "tr_s"]
+    assert [int(r["row"]) for r in rows] == [0, 1, 2, 3]
