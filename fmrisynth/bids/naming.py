@@ -17,7 +17,8 @@ ENTITY_ORDER = (
 )  # fmt: skip
 
 IGNORED_PATTERNS = (
-    "*.html", "*_statmap.nii.gz", "*_statmap.json", "*_timeseries.tsv", "*_design.tsv",
+    "*.html", "*_boldref.nii.gz", "*_boldref.json", "*_statmap.nii.gz", "*_statmap.json", "*_timeseries.tsv",
+    "*_design.tsv",
     "figures", "group", "logs", "*_preview.png", "metrics.json", "ground_truth",
     "latents", "glm", "synthetic", "synthetic-glm", "evaluation",
 )  # fmt: skip

@@ -195,7 +195,9 @@ def write_block(
     mask = naming.block_companion(bold, "mask")
     write_image(root / mask, data.mask_XYZ, grid.affine, dtype="uint8", mni=mni)
     resolution = bold_sidecar("", 0, voxel_mm=voxel_mm)
-    mask_keys = {"Type": "Brain"} | {k: v for k, v in resolution.items() if k == "Resolution"}
+    # BIDS wants every space label outside its list of templates to be explained.
+    reference = {"SpatialReference": "the participant's own scanner space"} if grid.is_native else {}
+    mask_keys = {"Type": "Brain"} | reference | {k: v for k, v in resolution.items() if k == "Resolution"}
     write_sidecar(root / mask.with_name(mask.name.replace(".nii.gz", ".json")), mask_keys)
     reference_sidecar = naming.block_companion(bold, "reference").name.replace(".nii.gz", ".json")
     write_sidecar(
@@ -206,6 +208,7 @@ def write_block(
     events = {"onset": float(onset_s), "duration": float(duration_s), "trial_type": condition}
     write_tsv(root / naming.block_companion(bold, "events"), ("onset", "duration", "trial_type"), [events])
     keys: dict[str, Any] = {"Condition": condition, "IntensityUnits": f"arbitrary, grand mean {GRAND_MEAN:g}"}
+    keys |= reference
     write_sidecar(
         root / naming.block_companion(bold, "sidecar"),
         bold_sidecar(entities.task or "", tr_s, voxel_mm=voxel_mm, extra=keys | dict(sidecar or {})),

@@ -16,8 +16,8 @@ import numpy as np
 
 from fmrisynth.bids.sources import SourceRun
 from fmrisynth.data.blocks import GRAND_MEAN, BlockData
-from fmrisynth.data.grid import Grid, mni_brain_mask, native_grid
-from fmrisynth.data.nifti import Header, iterate_frames, read_header, read_image
+from fmrisynth.data.grid import Grid, mni_brain_mask
+from fmrisynth.data.nifti import Header, iterate_frames, read_image
 from fmrisynth.data.resample import SpatialResampler, temporal_matrix
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.prepare.plan import PlannedRun, PlannedWindow
@@ -127,14 +127,6 @@ def brain_mask(run: SourceRun, header: Header, *, native: bool) -> np.ndarray | 
             raise FmrisynthError(f"{run.mask}: the brain mask is empty; make it again.")
         return mask_XYZ
     return _epi_mask(run.bold, header) if native else None
-
-
-def grid_of_native_run(run: SourceRun) -> Grid:
-    """The participant's own grid, from the brain mask of one run."""
-    header = read_header(run.bold, ndim=4)
-    mask_XYZ = brain_mask(run, header, native=True)
-    assert mask_XYZ is not None
-    return native_grid(header.shape, header.affine, mask_XYZ)[0]
 
 
 class _MeanOfFrames:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fmrisynth.bids import naming
@@ -26,10 +27,10 @@ from fmrisynth.data.blocks import (
     subjects_of,
     write_block,
 )
-from fmrisynth.data.grid import MNI_3MM, Grid
+from fmrisynth.data.grid import MNI_3MM, Grid, native_grid
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.prepare import report
-from fmrisynth.prepare.cut import brain_mask, cut_run, grid_of_native_run
+from fmrisynth.prepare.cut import brain_mask, cut_run
 from fmrisynth.prepare.plan import (
     Job,
     PlannedRun,
@@ -118,11 +119,12 @@ def _check_out(source: Path, out: Path) -> None:
     if out.resolve() == source.resolve() or source.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"{out}: the output would lie over the input; choose another folder.")
     description = out / "dataset_description.json"
+    ours = out.is_dir() or not out.exists()
     if description.exists():
         makers = read_json(description).get("GeneratedBy") or [{}]
-        ours = makers[0].get("Name") == "fmrisynth" and (out / SETTINGS).exists()
-    else:
-        ours = not any(out.glob("sub-*")) if out.is_dir() else not out.exists()
+        ours = makers[0].get("Name") == "fmrisynth"
+    if not (out / SETTINGS).exists():
+        ours = ours and not any(path.is_dir() for path in out.glob("sub-*"))
     if not ours:
         raise UsageError(f"{out}: expected an empty folder or a dataset begun by `fmrisynth prepare`; choose another one.")
 
@@ -154,13 +156,13 @@ def _prepare_subject(job: Job, out: Path, subject: str, person: Mapping[str, str
             f"{job.source.root}: participant {subject}: {what}{f' ({why})' if why else ''}; see `prepare --dry-run`."
         )
     split = job.split_of(subject)
-    grid = _grid(job, plan)
+    space = _Space.of(plan, job.config.native)
     blocks: list[Block] = []
     runs: list[PlannedRun] = []
     notes = list(plan.notes)
     for run in plan.runs:
         try:
-            blocks += list(_write_run(job, out, run, grid, split, person)) if run.windows else []
+            blocks += list(_write_run(job, out, run, space, split, person)) if run.windows else []
             runs.append(run)
         except FmrisynthError as error:
             if job.config.on_bad_run == "fail" or _is_our_disk(error):
@@ -179,26 +181,51 @@ def _is_our_disk(error: FmrisynthError) -> bool:
     return isinstance(error.__cause__, OSError)
 
 
-def _grid(job: Job, plan: SubjectPlan) -> Grid:
-    first = next(run for run in plan.runs if run.windows)
-    if job.config.native:
-        return grid_of_native_run(first.source)
-    space = first.source.space or MNI_3MM.space
-    return MNI_3MM if space == MNI_3MM.space else replace(MNI_3MM, space=space)
+@dataclass(frozen=True)
+class _Space:
+    """Target grids of a participant's runs, and brain masks on the source grids."""
+
+    native: bool
+    native_grid: Grid | None = None
+    first_run: PlannedRun | None = None
+    first_mask_XYZ: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, plan: SubjectPlan, native: bool) -> _Space:
+        """In native space all runs share the grid around the brain of the first one that is cut."""
+        if not native:
+            return cls(False)
+        first = next(run for run in plan.runs if run.windows)
+        mask_XYZ = brain_mask(first.source, first.header, native=True)
+        assert mask_XYZ is not None
+        grid, _ = native_grid(first.header.shape, first.header.affine, mask_XYZ)
+        return cls(True, grid, first, mask_XYZ)
+
+    def grid(self, run: PlannedRun) -> Grid:
+        """The run's target grid."""
+        if self.native_grid is not None:
+            return self.native_grid
+        return replace(MNI_3MM, space=run.source.space or MNI_3MM.space)
+
+    def mask(self, run: PlannedRun) -> np.ndarray | None:
+        """The run's brain mask on its own grid; None where there is none to be had."""
+        if run is self.first_run:
+            return self.first_mask_XYZ
+        return brain_mask(run.source, run.header, native=self.native)
 
 
 def _write_run(
-    job: Job, out: Path, run: PlannedRun, grid: Grid, split: str, person: Mapping[str, str]
+    job: Job, out: Path, run: PlannedRun, space: _Space, split: str, person: Mapping[str, str]
 ) -> Iterator[Block]:
     """Write the blocks of a run; those that an earlier call completed are only listed."""
     digest = job.config.digest()
+    grid = space.grid(run)
     attributes = _attributes(run, person)
     if all(_is_written(out, run, planned, grid, digest) for planned in run.windows):
         for planned in run.windows:
             yield _record(out, run, planned, grid, split, attributes)
         return
-    source_mask = brain_mask(run.source, run.header, native=job.config.native)
-    cut = cut_run(run, grid, source_mask)
+    cut = cut_run(run, grid, space.mask(run))
     for planned, data in cut.blocks():
         block, window = planned.window.block, planned.window
         yield write_block(
