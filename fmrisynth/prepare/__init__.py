@@ -42,7 +42,7 @@ def prepare_dataset(
 
 def plan_prepare(
     source: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None
-) -> StageSummary:
+) -> list[str]:
     """List the files that `prepare_dataset` would read and the blocks it would cut; writes nothing."""
     from fmrisynth.prepare.stage import plan_prepare as run
 

@@ -55,30 +55,29 @@ written last, so a participant without it is not complete."""
 
 def plan_prepare(
     source: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None
-) -> StageSummary:
+) -> list[str]:
     """See `fmrisynth.prepare.plan_prepare`."""
     job = open_job(source, config)
     subjects = choose_subjects(job.source, participant_labels)
     check_labels(job, subjects)
-    summary = StageSummary()
+    lines: list[str] = []
     total: dict[str, dict[str, Any]] = {}
     for subject in track(subjects, "Reading events"):
         try:
             plan = plan_subject(job, subject)
         except Exception as error:
-            summary.failed[subject] = _reason(subject, error)
+            lines.append(f"sub-{subject}: cannot be prepared: {_reason(subject, error)}")
             continue
-        summary.lines.append(f"sub-{subject} ({job.split_of(subject)}): {plan.n_windows} blocks")
+        lines.append(f"sub-{subject} ({job.split_of(subject)}): {plan.n_windows} blocks")
         for run in plan.runs:
             mask = run.source.mask.name if run.source.mask else "no mask file"
-            summary.lines.append(
+            lines.append(
                 f"  {run.source.name}: {run.timing.n_frames} frames, TR {run.timing.tr_s:g} s, {mask}, "
                 f"{len(run.source.events)} events, {len(run.windows)} of {len(run.windows) + len(run.dropped)} blocks"
             )
-        summary.lines += [f"  {note}" for note in plan.notes]
+        lines += [f"  {note}" for note in plan.notes]
         report.add_counts(total, report.count_blocks(plan, job.labels))
-    summary.lines += report.table_lines(total)
-    return summary
+    return lines + report.table_lines(total)
 
 
 def prepare_dataset(
@@ -109,7 +108,6 @@ def prepare_dataset(
 def _reason(subject: str, error: Exception) -> str:
     """One sentence for the summary; an error that is not ours is logged with its traceback."""
     if isinstance(error, FmrisynthError):
-        log.error("sub-%s failed: %s", subject, error)
         return str(error)
     log.error("sub-%s failed with an unexpected error", subject, exc_info=error)
     return f"unexpected {type(error).__name__}: {error}"
