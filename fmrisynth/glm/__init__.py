@@ -5,13 +5,21 @@ Light to import: nilearn is loaded when a model is fitted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.progress import StageSummary
 
 
-def run_glm(dataset: Path, out: Path, config: GlmConfig) -> StageSummary:
+def run_glm(
+    dataset: Path,
+    out: Path,
+    config: GlmConfig,
+    *,
+    participant_labels: Sequence[str] | None = None,
+    group: bool = True,
+) -> StageSummary:
     """Write subject and group stat maps of a block dataset, or of whole BIDS runs.
 
     Parameters
@@ -22,6 +30,10 @@ def run_glm(dataset: Path, out: Path, config: GlmConfig) -> StageSummary:
         Output folder, a BIDS derivative.
     config : GlmConfig
         Model, contrasts and unit.
+    participant_labels : sequence of str, optional
+        Only these subjects of a block dataset, without ``sub-``; default all.
+    group : bool, default True
+        Whether to make group maps; array jobs over participants leave them to a last call.
 
     Returns
     -------
@@ -30,7 +42,7 @@ def run_glm(dataset: Path, out: Path, config: GlmConfig) -> StageSummary:
     """
     from fmrisynth.glm.stage import run_stage
 
-    return run_stage(dataset, out, config)
+    return run_stage(dataset, out, config, participant_labels=participant_labels, group=group)
 
 
 __all__ = ["run_glm"]

@@ -34,7 +34,14 @@ class SubjectResult:
     rows: list[dict[str, Any]]
 
 
-def run_stage(dataset: Path, out: Path, config: GlmConfig) -> StageSummary:
+def run_stage(
+    dataset: Path,
+    out: Path,
+    config: GlmConfig,
+    *,
+    participant_labels: Sequence[str] | None = None,
+    group: bool = True,
+) -> StageSummary:
     """Write subject maps, group maps and pages (see `fmrisynth.glm.run_glm`)."""
     write_dataset_description(
         out, f"GLM maps of {dataset.name}", sources=[dataset],
@@ -46,12 +53,15 @@ def run_stage(dataset: Path, out: Path, config: GlmConfig) -> StageSummary:
 
         results, failed = fit_dataset(dataset, out, config)
     else:
-        results, failed = _fit_block_dataset(dataset, out, config)
+        results, failed = _fit_block_dataset(dataset, out, config, participant_labels)
     summary = StageSummary(failed=failed)
     if not results:
         reasons = "; ".join(f"sub-{subject}: {reason}" for subject, reason in list(failed.items())[:3])
         raise FmrisynthError(f"{dataset}: no subject could be analysed ({reasons or 'none matched the split or task'}).")
-    _write_group(out, results, config, summary)
+    if group:
+        _write_group(out, results, config, summary)
+    else:
+        summary.lines.append(f"{len(results)} subjects' maps in {out}.")
     return summary
 
 
@@ -69,9 +79,13 @@ def contrast_task(contrast: Contrast) -> str | None:
     return tasks.pop() if len(tasks) == 1 else None
 
 
-def _fit_block_dataset(dataset: Path, out: Path, config: GlmConfig) -> tuple[list[SubjectResult], dict[str, str]]:
+def _fit_block_dataset(
+    dataset: Path, out: Path, config: GlmConfig, participant_labels: Sequence[str] | None
+) -> tuple[list[SubjectResult], dict[str, str]]:
     results, failed = [], {}
     subjects = subjects_of(dataset)
+    if participant_labels is not None:
+        subjects = [subject for subject in subjects if subject in participant_labels]
     # Formulas are checked against all conditions first: a misspelling must not cost an hour of fitting.
     chosen = {}
     for subject in subjects:
