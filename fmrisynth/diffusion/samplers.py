@@ -146,14 +146,21 @@ def euler(
 def heun(
     denoise: Denoise, noise: Tensor, objective: Objective, times: Tensor, *, on_step: OnStep | None = None
 ) -> Tensor:
-    """Heun's method along the flow's velocity: second order, two evaluations a step."""
+    """Heun's method along the flow's velocity: second order, two evaluations a step.
+
+    A last step that ends at zero noise is an Euler step (Karras et al. 2022), so that the network is never
+    asked about clean data.
+    """
     _need_flow(objective, "heun")
     x = noise
+    sigmas = objective.path.alpha_sigma(times)[1].tolist()
     for step in range(len(times) - 1):
         h = float(times[step + 1] - times[step])
         velocity = denoise(x, times[step].expand(x.shape[0]))
-        velocity_next = denoise(x + h * velocity, times[step + 1].expand(x.shape[0]))
-        x = x + h / 2 * (velocity + velocity_next)
+        if sigmas[step + 1] > 0:
+            velocity_next = denoise(x + h * velocity, times[step + 1].expand(x.shape[0]))
+            velocity = (velocity + velocity_next) / 2
+        x = x + h * velocity
         if on_step is not None:
             on_step(step, x)
     return x

@@ -82,7 +82,14 @@ class DiffusionSchedule:
             raise UsageError(
                 f"{n_steps} sampling steps: expected 1 to {self.n_steps}, the steps of training."
             )
-        return torch.linspace(self.n_steps - 1, -1, n_steps + 1, dtype=torch.float64).round()
+        if n_steps == self.n_steps:
+            return torch.arange(self.n_steps - 1, -2, -1, dtype=torch.float64)
+        # Quadratic, denser towards the clean end: with 20 evenly spaced steps the last jump alone loses a sixth
+        # of the standard deviation of a Gaussian of half unit width; with these, less than a hundredth.
+        share = torch.linspace(1, 0, n_steps + 1, dtype=torch.float64)
+        times = (self.n_steps - 1) * share**2
+        times[-1] = -1
+        return times
 
     def network_time(self, time: Tensor) -> Tensor:
         return time * (1000 / self.n_steps)

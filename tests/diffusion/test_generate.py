@@ -1,0 +1,147 @@
+"""Drawing samples, the condition prior and the weight average."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fmrisynth.config.train import HybridConfig, ObjectiveConfig
+from fmrisynth.diffusion.ema import Ema
+from fmrisynth.diffusion.generate import encode_labels, generate_latents
+from fmrisynth.diffusion.prior import MomentAccumulator, Prior
+from fmrisynth.errors import UsageError
+from fmrisynth.models.build import build_denoiser
+
+LABELS = {"condition": ("fear", "loss", "story"), "phase_encoding": ("LR", "RL")}
+SHAPE = (2, 3, 4, 4, 8)
+
+
+def make_model(prediction="epsilon", network=None, **changes):
+    if network is None:
+        torch.manual_seed(0)
+        config = HybridConfig(
+            base_ch=16, num_heads=2, encoder_blocks=(1, 1), decoder_blocks=(1, 1), bottleneck_blocks=1
+        )
+        network = build_denoiser(config, 6, [3, 2]).eval()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    values = {
+        "network": network,
+        "objective": ObjectiveConfig(prediction=prediction).model_dump(),
+        "labels": LABELS,
+        "latent_shape": SHAPE,
+        "latent_mean_C": torch.tensor([10.0, -3.0]),
+        "latent_std_C": torch.tensor([2.0, 0.5]),
+        "prior_kind": "none",
+        "prior_tensors": {},
+    }
+    return SimpleNamespace(**values | changes)
+
+
+class Quiet(torch.nn.Module):
+    """Predicts no velocity: the flow leaves the noise as it is."""
+
+    def forward(self, x, time_B, labels_BA):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "sampler"), [("epsilon", "ddpm"), ("v", "dpmpp2m"), ("flow", "heun"), ("epsilon", "ddim")]
+)
+@pytest.mark.parametrize("guidance", [1.0, {"condition": 3.0}])
+def test_a_sample_depends_on_its_seed_alone(prediction, sampler, guidance):
+    model = make_model(prediction)
+    settings = {"sampler": sampler, "n_steps": 4, "guidance": guidance, "eta": 0.5}
+    together = generate_latents(model, "loss", {"phase_encoding": "RL"}, seeds=[3, 4, 5, 6, 7], **settings)
+    assert together.shape == (5, *SHAPE)
+    for position, seed in ((0, 3), (2, 5), (4, 7)):
+        alone = generate_latents(model, "loss", {"phase_encoding": "RL"}, seeds=[seed], **settings)
+        assert torch.equal(alone[0], together[position])
+    assert not torch.equal(together[0], together[1])
+    other = generate_latents(model, "fear", {"phase_encoding": "RL"}, seeds=[3], **settings)
+    assert not torch.equal(other[0], together[0])
+
+
+def test_guidance_one_is_conditional_and_zero_unconditional():
+    model = make_model("flow")
+    plain = generate_latents(model, "loss", seeds=[1], sampler="heun", n_steps=3)
+    one = generate_latents(model, "loss", seeds=[1], sampler="heun", n_steps=3, guidance={"condition": 1.0})
+    none = [
+        generate_latents(model, c, seeds=[1], sampler="heun", n_steps=3, guidance=0.0)
+        for c in ("loss", "story")
+    ]
+    assert torch.equal(plain, one)
+    assert torch.equal(*none)
+    assert not torch.equal(plain, none[0])
+
+
+def test_latents_come_in_the_units_of_the_tokenizer():
+    tables = {"mean": torch.zeros(3, 6, 4, 4, 8), "std": torch.ones(3, 6, 4, 4, 8)}
+    tables["mean"][1] = 5.0
+    tables["std"][1] = 0.1
+    model = make_model("flow", Quiet(), prior_kind="class_gaussian", prior_tensors=tables)
+    latents = generate_latents(model, "loss", seeds=range(40), sampler="euler", n_steps=2)
+    for channel, (mean, std) in enumerate([(10 + 2 * 5.0, 2 * 0.1), (-3 + 0.5 * 5.0, 0.5 * 0.1)]):
+        assert float(latents[:, channel].mean()) == pytest.approx(mean, abs=0.02)
+        assert float(latents[:, channel].std()) == pytest.approx(std, rel=0.03)
+
+
+def test_unknown_labels_are_answered_with_the_nearest():
+    assert encode_labels(LABELS, "story", {"phase_encoding": "LR"}).tolist() == [2, 0]
+    assert encode_labels(LABELS, "story").tolist() == [2, 2]
+    with pytest.raises(UsageError, match="did you mean loss"):
+        encode_labels(LABELS, "los")
+    with pytest.raises(UsageError, match="no attribute 'sex'"):
+        encode_labels(LABELS, "loss", {"sex": "F"})
+    with pytest.raises(UsageError, match="attributes are condition, phase_encoding"):
+        generate_latents(make_model(), "loss", seeds=[1], guidance={"sex": 2.0})
+
+
+def test_prior_statistics_from_a_stream():
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(300, 4, 2, generator=generator) * torch.tensor([0.5, 2.0]) + 3
+    labels = torch.arange(300) % 3
+    data[labels == 1] += 1
+    moments = MomentAccumulator(3, (4, 2))
+    for value, label in zip(data, labels.tolist(), strict=True):
+        moments.add(value, label)
+    means = torch.stack([data[labels == k].mean(0) for k in range(3)])
+    variances = torch.stack([data[labels == k].var(0, correction=0) for k in range(3)])
+    torch.testing.assert_close(moments.mean().float(), means)
+    torch.testing.assert_close(moments.variance().float(), variances, rtol=1e-4, atol=1e-4)
+    prior = moments.prior("class_gaussian")
+    white = prior.whiten(data, labels)
+    assert float(white.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(white.std()) == pytest.approx(1, abs=0.02)
+    torch.testing.assert_close(prior.unwhiten(white, labels), data, rtol=1e-4, atol=1e-5)
+    assert moments.prior("class_mean").std_KFXYZ is None
+    assert torch.equal(moments.prior("none").whiten(data, labels), data)
+
+
+def test_a_constant_latent_does_not_divide_by_zero():
+    moments = MomentAccumulator(1, (2,))
+    for value in (-1.0, 1.0):
+        moments.add(torch.tensor([value, 0.0]), 0)
+    prior = moments.prior("class_gaussian")
+    assert prior.whiten(torch.tensor([[1.0, 0.0]]), torch.tensor([0])).isfinite().all()
+    assert isinstance(prior, Prior)
+
+
+def test_average_of_weights():
+    network = torch.nn.Linear(2, 2)
+    ema = Ema(network, 0.9, warmup=False)
+    expected = network.weight.detach().clone()
+    for step in range(5):
+        with torch.no_grad():
+            network.weight.fill_(float(step))
+        ema.update(network)
+        expected = 0.9 * expected + 0.1 * step
+    torch.testing.assert_close(ema.shadow["weight"], expected)
+    with ema.swap(network):
+        torch.testing.assert_close(network.weight.detach(), expected)
+    assert float(network.weight.detach().max()) == 4.0
+    torch.testing.assert_close(ema.shadow["weight"], expected)
+    warm = Ema(network, 0.9999)
+    assert warm.current_decay() == pytest.approx(0.1)
+    warm.n_updates = 1000
+    assert warm.current_decay() == pytest.approx(1001 / 1010)
