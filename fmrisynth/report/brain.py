@@ -48,6 +48,7 @@ def mosaic(
     threshold: float = 0.0,
     limits: Sequence[float] | None = None,
     unit: str = "z",
+    relative_threshold: bool = False,
 ):
     """Axial slices of several maps, one row each, over a grey background.
 
@@ -61,6 +62,8 @@ def mosaic(
         Voxels that are drawn.
     threshold : float
         Values below it in magnitude are transparent.
+    relative_threshold : bool
+        Whether `threshold` is a share of each row's limit.
     limits : sequence of float, optional
         Colour limit of each row; default one for all.
 
@@ -89,6 +92,7 @@ def mosaic(
         corner_z, step_z = corner_z + step_z * (grid.shape[2] - 1), -step_z
     for (title, values), limit, line in zip(rows, limits, axes, strict=True):
         image = None
+        cut = threshold * limit if relative_threshold else threshold
         shown = _upright(np.where(mask_XYZ, values, 0.0), grid)
         for index, axis in zip(slices, line, strict=True):
             inside = mask[(*box, index)]
@@ -96,7 +100,7 @@ def mosaic(
             axis.imshow(grey_slice.T, origin="lower", cmap="gray", vmin=0, vmax=grey * 1.15,
                         aspect=grid.voxel_mm[1] / grid.voxel_mm[0])  # fmt: skip
             overlay = np.ma.masked_where(
-                (np.abs(shown[(*box, index)]) <= threshold) | ~mask[(*box, index)], shown[(*box, index)]
+                (np.abs(shown[(*box, index)]) <= cut) | ~mask[(*box, index)], shown[(*box, index)]
             )
             image = axis.imshow(overlay.T, origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.9,
                                 aspect=grid.voxel_mm[1] / grid.voxel_mm[0], interpolation="nearest")  # fmt: skip

@@ -201,3 +201,22 @@ def components_figure(
         if len(names) <= max_labels:
             axis.legend(fontsize=7, markerscale=1.3)
     return figure
+
+
+@styled
+def connectivity_figure(matrices: Sequence[tuple[str, np.ndarray]]):
+    """Correlation matrices of many parcels side by side."""
+    figure = new_figure(4.2 * len(matrices) + 0.8, 4.0)
+    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+    limit = max(float(np.percentile(np.abs(m), 98)) for _, m in matrices) or 1.0
+    image = None
+    for axis, (title, matrix) in zip(axes, matrices, strict=True):
+        image = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axis.set_title(title)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.grid(False)
+    bar = figure.colorbar(image, ax=list(axes), fraction=0.03, pad=0.02)
+    bar.set_label("correlation")
+    bar.outline.set_visible(False)
+    return figure

@@ -1,0 +1,47 @@
+"""Configuration of ``fmrisynth evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from fmrisynth.config.base import StageConfig
+from fmrisynth.config.glm import GlmConfig
+
+
+class EvaluateConfig(StageConfig):
+    """Settings of the comparison of a synthetic with a real block dataset."""
+
+    glm: GlmConfig = Field(GlmConfig(reports=False), description="The window GLM, the same for both datasets.")
+    conditions: tuple[str, ...] = Field((), description="Conditions to compare; empty: all that were synthesised.")
+    test_split: Literal["train", "val", "test", "all"] = Field(
+        "test", description="Real subjects to compare with; where a dataset has none of this split, all are used."
+    )
+    resample: bool = Field(False, description="Resample synthetic images onto the real grid where they differ.")
+    bootstrap_repeats: int = Field(1000, ge=0, le=100_000, description="Resamples of subjects and samples.")
+    split_half_repeats: int = Field(200, ge=0, le=100_000, description="Random halves of the real subjects.")
+    resampling_voxels: int = Field(
+        20_000, ge=100, description="Bootstrap and split halves use this many random voxels of the mask."
+    )
+    baselines: bool = Field(True, description="Fit and score the three trivial baselines on the training split.")
+    baseline_samples: int = Field(30, ge=2, le=1000, description="Samples per condition and baseline.")
+    baseline_training_blocks: int = Field(
+        40, ge=2, le=1000, description="Training blocks per condition kept for the baselines (on disk, temporary)."
+    )
+    max_training_subjects: int | None = Field(
+        None, ge=1, description="Read only the first so many training subjects; empty: all."
+    )
+    rois: Path | None = Field(
+        None, description="Own spherical ROIs: TSV with columns label, task, x, y, z (mm), radius_mm."
+    )
+    roi_atlas: Path | None = Field(None, description="Own ROIs: a label image on any grid; needs roi_labels.")
+    roi_labels: Path | None = Field(None, description="TSV with columns index, label, task for roi_atlas.")
+    reconstructions: Path | None = Field(
+        None, description="Block dataset of the test blocks after tokenizer encode and decode: the tokenizer ceiling."
+    )
+    privacy_percentile: float = Field(
+        5.0, gt=0, lt=50, description="A sample nearer to a training block than this percentile of training distances counts."
+    )  # fmt: skip
+    glass_brain: bool = Field(True, description="Draw glass brains (MNI space only).")

@@ -1,0 +1,234 @@
+"""All numbers of one evaluation, before any of them is written or drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fmrisynth.config.evaluate import EvaluateConfig
+from fmrisynth.data.blocks import read_blocks
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.evaluate import baselines
+from fmrisynth.evaluate.cohorts import Cohorts
+from fmrisynth.evaluate.privacy import Audit, audit
+from fmrisynth.evaluate.realism import Check, realism_checks, variance_shares
+from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres
+from fmrisynth.evaluate.scoring import (
+    Comparison,
+    GroupMaps,
+    Score,
+    compare_maps,
+    group_maps,
+    leave_one_out_top1,
+    noise_free_ceiling,
+    split_half_ceiling,
+)
+from fmrisynth.evaluate.summary import Probes, Summary, summarise
+from fmrisynth.evaluate.utility import Transfer, transfers
+from fmrisynth.glm.effects import subject_effects
+from fmrisynth.glm.windows import iterate_windows
+from fmrisynth.progress import log, track
+
+
+@dataclass
+class Baseline:
+    """A trivial generator's scores and realism."""
+
+    name: str
+    comparison: Comparison
+    checks: list[Check]
+    n_per_condition: int
+
+
+@dataclass
+class Analysis:
+    """Everything that the report shows."""
+
+    cohorts: Cohorts
+    real: Summary
+    synthetic: Summary
+    train: Summary | None
+    real_maps: GroupMaps
+    synthetic_maps: GroupMaps
+    comparison: Comparison
+    split_half: dict[str, Score]
+    split_half_note: str
+    train_ceiling: Comparison | None
+    noise_free_corr: float | None
+    real_per_subject: Score | None
+    tokenizer_ceiling: Comparison | None
+    baselines: list[Baseline]
+    checks: list[Check]
+    rois: list[Roi]
+    roi_note: str
+    privacy: dict[str, Audit]
+    utility: list[Transfer]
+    variance: dict[str, dict[str, float | None]]
+    notes: list[str] = field(default_factory=list)
+
+
+def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
+    """Compute everything; reads each real, training and synthetic block once (twice for native-space ROIs).
+
+    Parameters
+    ----------
+    cohorts : Cohorts
+        What is compared.
+    config : EvaluateConfig
+    out : Path
+        Folder for temporary files.
+    """
+    notes = list(cohorts.notes)
+    rois, roi_note = choose_rois(cohorts, config)
+    probes = Probes(cohorts.grid, cohorts.mask_XYZ, rois)
+
+    def stream(blocks, what):
+        return track(iterate_windows(blocks, cohorts.mask_XYZ, cohorts.grid, config.glm), what, total=len(blocks))
+
+    real = summarise(stream(cohorts.real, "real blocks"), probes, config.glm)
+    synthetic = summarise(stream(cohorts.synthetic, "synthetic blocks"), probes, config.glm)
+    _refuse_constant(synthetic)
+    real_maps = group_maps(real.table, cohorts.candidates)
+    synthetic_maps = group_maps(synthetic.table, cohorts.conditions)
+    rng = np.random.default_rng(config.seed)
+    n_voxels = int(cohorts.mask_XYZ.sum())
+    voxels = np.sort(rng.choice(n_voxels, min(n_voxels, config.resampling_voxels), replace=False))
+
+    def score(maps: GroupMaps, summary: Summary, repeats: int) -> Comparison:
+        order = maps.conditions + [c for c in cohorts.candidates if c not in maps.conditions]
+        candidates = group_maps(real.table, order)
+        return compare_maps(candidates, maps, real.table, summary.table, bootstrap_repeats=repeats, voxels=voxels, seed=config.seed)
+
+    log.info("scores and bootstrap")
+    comparison = score(synthetic_maps, synthetic, config.bootstrap_repeats)
+    split_half, split_half_note = split_half_ceiling(
+        real.table, cohorts.conditions, config.split_half_repeats, voxels, config.seed
+    )
+    train, train_ceiling, found = None, None, []
+    if cohorts.train:
+        with baselines.training_store(out, config.baseline_training_blocks, config.seed) as store:
+            train = summarise(store.watch(stream(cohorts.train, "training blocks")), probes, config.glm)
+            shared = [c for c in cohorts.conditions if c in set(train.conditions_N)]
+            if shared:
+                train_ceiling = score(group_maps(train.table, shared), train, min(config.bootstrap_repeats, 200))
+            if config.baselines and shared:
+                n = config.baseline_samples
+                streams = (
+                    baselines.class_mean_residuals(store, shared, n, config.seed + 1),
+                    baselines.pca_gaussian(store, shared, n, config.seed + 2),
+                    baselines.nearest_training(store, train, synthetic, shared, n),
+                )
+                for name, windows in zip(baselines.NAMES, streams, strict=True):
+                    summary = summarise(track(windows, name, total=n * len(shared)), probes, config.glm)
+                    maps = group_maps(summary.table, shared)
+                    found.append(
+                        Baseline(name, score(maps, summary, min(config.bootstrap_repeats, 200)),
+                                 realism_checks(real, summary, shared, train), n)
+                    )  # fmt: skip
+    elif config.baselines:
+        notes.append("Baselines were not fitted: there is no training split apart from the compared subjects.")
+    audit_base = train or real
+    if train is None:
+        notes.append("The privacy audit compares with the evaluated subjects, as there is no separate training split.")
+    privacy = {}
+    for name, base, samples in (
+        ("dynamics", audit_base.windows_NCT, synthetic.windows_NCT), ("anatomy", audit_base.anatomy_NC, synthetic.anatomy_NC),
+    ):  # fmt: skip
+        outcome = audit(base, audit_base.subjects_N, samples, config.privacy_percentile)
+        if outcome is not None:
+            privacy[name] = outcome
+    if not privacy:
+        notes.append("No privacy audit: it needs training blocks of at least three subjects.")
+    corr = split_half.get("corr")
+    return Analysis(
+        cohorts=cohorts, real=real, synthetic=synthetic, train=train, real_maps=real_maps, synthetic_maps=synthetic_maps,
+        comparison=comparison, split_half=split_half, split_half_note=split_half_note, train_ceiling=train_ceiling,
+        noise_free_corr=noise_free_ceiling(corr.value) if corr is not None and corr.value is not None else None,
+        real_per_subject=leave_one_out_top1(real.table, cohorts.candidates),
+        tokenizer_ceiling=_tokenizer_ceiling(cohorts, config, real_maps, real, voxels),
+        baselines=found, checks=realism_checks(real, synthetic, cohorts.conditions, train), rois=rois, roi_note=roi_note,
+        privacy=privacy, utility=transfers(real, synthetic, train, cohorts.conditions),
+        variance={"real": _shares(real), "synthetic": _shares(synthetic)}, notes=notes,
+    )  # fmt: skip
+
+
+def _refuse_constant(synthetic: Summary) -> None:
+    still = [
+        block.subject for block, window in zip(synthetic.blocks, synthetic.windows_NCT, strict=True)
+        if not np.isfinite(window).all() or np.ptp(window) == 0
+    ]  # fmt: skip
+    if len(still) == len(synthetic.blocks):
+        raise FmrisynthError(
+            f"all {len(still)} synthetic blocks are constant or not finite; the generator that made them is broken or untrained."
+        )
+
+
+def _shares(summary: Summary) -> dict[str, float | None]:
+    """Share of the variance of block-mean volumes and of dynamics that subject, phase encoding and task explain."""
+    encodings = [block.phase_encoding for block in summary.blocks]
+    conditions, subjects = list(summary.conditions_N), list(summary.subjects_N)
+    shares = {
+        "volumes by subject": variance_shares(volume_features(summary), subjects),
+        "volumes by task": variance_shares(volume_features(summary), conditions),
+        "dynamics by subject": variance_shares(summary.windows_NCT, subjects),
+        "dynamics by task": variance_shares(summary.windows_NCT, conditions),
+    }
+    if all(encodings):
+        shares["volumes by phase encoding"] = variance_shares(volume_features(summary), [str(e) for e in encodings])
+    return shares
+
+
+def volume_features(summary: Summary) -> np.ndarray:
+    """Block-mean volumes on cells, log units: anatomy times (1 + mean percent change)."""
+    n_cells = summary.anatomy_NC.shape[1]
+    mean_change = summary.windows_NCT.reshape(len(summary.blocks), -1, n_cells).mean(axis=1)
+    return summary.anatomy_NC + np.log1p(np.maximum(mean_change, -99.0) / 100.0)
+
+
+def choose_rois(cohorts: Cohorts, config: EvaluateConfig) -> tuple[list[Roi], str]:
+    """The user's ROIs, the packaged spheres in MNI space, or peaks of other real data; with a sentence on which."""
+    grid, mask = cohorts.grid, cohorts.mask_XYZ
+    if config.roi_atlas is not None:
+        if config.roi_labels is None:
+            raise FmrisynthError(f"{config.roi_atlas}: an ROI atlas needs roi_labels, a TSV with columns index, label, task.")
+        return read_atlas(mask, grid, config.roi_atlas, config.roi_labels), f"Regions of {config.roi_atlas.name}."
+    if config.rois is not None:
+        return read_spheres(mask, grid, config.rois), f"Spheres of {config.rois.name}."
+    if not grid.is_native:
+        rois = [roi for roi in read_spheres(mask, grid) if any(roi.belongs_to(c) for c in cohorts.conditions)]
+        covered = all(any(roi.belongs_to(c) for roi in rois) for c in cohorts.conditions)
+        if rois and covered:
+            return rois, "Packaged spheres at documented MNI coordinates, three per task."
+    source, text = (cohorts.train, "the training split") if cohorts.train else (cohorts.real, "the evaluated real data themselves")
+    blocks = [block for block in source if block.condition in cohorts.conditions]
+    if not blocks:
+        return [], "No regions: there are no real blocks to choose them from."
+    table = subject_effects(blocks, config.glm, grid=grid, mask_XYZ=mask)
+    maps = {c: group_maps(table, [c]).z_KV[0] for c in cohorts.conditions if c in table.conditions}
+    note = f"Data-driven spheres of 6 mm around the largest |z| of {text}, at least 20 mm apart (no atlas fits this space or task)."
+    if not cohorts.train:
+        note += " They were chosen on the data they are shown with, which favours the real curves."
+    return peak_rois(maps, mask, grid, text), note
+
+
+def _tokenizer_ceiling(
+    cohorts: Cohorts, config: EvaluateConfig, real_maps: GroupMaps, real: Summary, voxels: np.ndarray
+) -> Comparison | None:
+    if config.reconstructions is None:
+        return None
+    blocks = [b for b in read_blocks(config.reconstructions) if b.condition in cohorts.conditions]
+    subjects = set(real.subjects_N)
+    blocks = [block for block in blocks if block.subject in subjects]
+    if not blocks:
+        raise FmrisynthError(
+            f"{config.reconstructions}: holds no blocks of the compared subjects and conditions; reconstruct the same test blocks."
+        )
+    table = subject_effects(blocks, config.glm, grid=cohorts.grid, mask_XYZ=cohorts.mask_XYZ)
+    conditions = [c for c in cohorts.conditions if c in table.conditions]
+    order = conditions + [c for c in cohorts.candidates if c not in conditions]
+    return compare_maps(
+        group_maps(real.table, order), group_maps(table, conditions), real.table, table,
+        bootstrap_repeats=0, voxels=voxels, seed=config.seed,
+    )  # fmt: skip

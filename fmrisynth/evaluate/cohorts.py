@@ -1,0 +1,135 @@
+"""Which blocks are compared with which, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fmrisynth.conditions import suggest
+from fmrisynth.config.evaluate import EvaluateConfig
+from fmrisynth.data.blocks import Block, common_grid, read_blocks
+from fmrisynth.data.grid import Grid
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.glm.windows import common_mask
+
+
+@dataclass(frozen=True)
+class Cohorts:
+    """The blocks to compare, on one grid and mask.
+
+    Attributes
+    ----------
+    real, train, synthetic : list of Block
+        Real blocks to compare with; real training blocks (may be empty); synthetic blocks.
+    conditions : list of str
+        Synthesised conditions that the real data have too: the K of the scores.
+    candidates : list of str
+        All real conditions, `conditions` first: what Top-1 chooses from.
+    grid : Grid
+    mask_XYZ : bool array
+        Voxels usable in every block of all three.
+    n_frames, tr_s
+        Window shape, the same everywhere.
+    notes : list of str
+        What is reduced or unusual about this comparison, in sentences.
+    """
+
+    real: list[Block]
+    train: list[Block]
+    synthetic: list[Block]
+    conditions: list[str]
+    candidates: list[str]
+    grid: Grid
+    mask_XYZ: np.ndarray
+    n_frames: int
+    tr_s: float
+    notes: list[str]
+
+
+def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig) -> Cohorts:
+    """Read both indices, choose splits and conditions, check timing and grids, intersect the masks.
+
+    Raises
+    ------
+    FmrisynthError
+        No shared condition, different frames or TR, different grids, or no common voxel.
+    """
+    notes: list[str] = []
+    every_real = read_blocks(real_root)
+    synthetic = read_blocks(synthetic_root)
+    if not synthetic:
+        raise FmrisynthError(f"{synthetic_root}: the dataset has no blocks; run `fmrisynth sample` first.")
+    real = every_real
+    if config.test_split != "all":
+        real = [block for block in every_real if block.split == config.test_split]
+    if not real:
+        real = every_real
+        notes.append(
+            f"The real dataset has no subject in the {config.test_split} split, so all its subjects are compared; a generator "
+            "trained on them has seen them, and every score is optimistic."
+        )
+    seen = {block.subject for block in real}
+    train = [block for block in every_real if block.split == "train" and block.subject not in seen]
+    train = _first_subjects(train, config.max_training_subjects)
+    if not train:
+        notes.append("There are no training blocks apart from the compared ones: baselines and the privacy audit use what is there.")
+
+    known_real = list(dict.fromkeys(block.condition for block in real))
+    known_synthetic = list(dict.fromkeys(block.condition for block in synthetic))
+    wanted = list(config.conditions) or known_synthetic
+    for label in wanted:
+        if label not in known_synthetic:
+            raise UsageError(f"condition {label!r} is not among the synthetic blocks; {suggest(label, known_synthetic)}")
+    conditions = [label for label in wanted if label in known_real]
+    if not conditions:
+        raise FmrisynthError(
+            f"{synthetic_root}: its conditions ({', '.join(known_synthetic)}) share none with {real_root} "
+            f"({', '.join(known_real)}); sample the conditions of the real dataset."
+        )
+    lost = [label for label in wanted if label not in known_real]
+    if lost:
+        notes.append(f"No real blocks of {', '.join(lost)}: these synthetic blocks were left out.")
+    candidates = conditions + [label for label in known_real if label not in conditions]
+    if len(candidates) > len(conditions):
+        notes.append(
+            f"{len(candidates) - len(conditions)} real conditions were not synthesised ({', '.join(candidates[len(conditions):])}); they "
+            "stay candidates of Top-1 and take no part in Corr and RSA."
+        )
+    real = [block for block in real if block.condition in candidates]
+    train = [block for block in train if block.condition in candidates]
+    synthetic = [block for block in synthetic if block.condition in conditions]
+
+    shape = (real[0].n_frames, real[0].tr_s)
+    for block in (*real, *train, *synthetic):
+        if block.n_frames != shape[0] or abs(block.tr_s - shape[1]) > 1e-3:
+            raise FmrisynthError(
+                f"{block.path}: expected {shape[0]} frames of {shape[1]:g} s as in {real[0].path.name}, found {block.n_frames} "
+                f"of {block.tr_s:g} s; prepare or sample with the same window."
+            )
+    grid, synthetic_grid = common_grid(real), common_grid(synthetic)
+    if not grid.same_as(synthetic_grid):
+        raise FmrisynthError(
+            f"the grids differ: {real_root} has {grid.shape}, space {grid.space}, affine {grid.affine_rows}; {synthetic_root} has "
+            f"{synthetic_grid.shape}, space {synthetic_grid.space}, affine {synthetic_grid.affine_rows}; sample with a tokenizer of "
+            "the real grid, or resample one dataset."
+        )
+    mask_XYZ = _mask([*real, *train, *synthetic], grid, config.glm.min_reference_fraction)
+    return Cohorts(real, train, synthetic, conditions, candidates, grid, mask_XYZ, shape[0], shape[1], notes)
+
+
+def _first_subjects(blocks: Sequence[Block], limit: int | None) -> list[Block]:
+    if limit is None:
+        return list(blocks)
+    subjects = list(dict.fromkeys(block.subject for block in blocks))[:limit]
+    return [block for block in blocks if block.subject in subjects]
+
+
+def _mask(blocks: Sequence[Block], grid: Grid, min_reference_fraction: float) -> np.ndarray:
+    """Intersection of masks; blocks of one source run share mask and reference, so each run is read once."""
+    runs: dict[tuple[str, str], Block] = {}
+    for index, block in enumerate(blocks):
+        runs.setdefault((f"{block.root}/{block.subject}", block.source or str(index)), block)
+    return common_mask(list(runs.values()), grid, min_reference_fraction)

@@ -1,0 +1,221 @@
+"""Do synthetic blocks look like real ones? Ratios and distances with the real data's own spread beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fmrisynth.evaluate.metrics import off_diagonal, pearson
+from fmrisynth.evaluate.summary import Summary
+
+Outcome = Literal["pass", "warn", "fail", "info"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of a property.
+
+    Attributes
+    ----------
+    key, title : str
+    real, synthetic : float or None
+        The property itself.
+    value : float or None
+        The number that is judged: a ratio, a difference or a correlation.
+    what : str
+        What `value` is.
+    outcome : {"pass", "warn", "fail", "info"}
+    bounds : str
+        The rule, in words.
+    note : str
+    """
+
+    key: str
+    title: str
+    real: float | None
+    synthetic: float | None
+    value: float | None
+    what: str
+    outcome: Outcome
+    bounds: str
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "title": self.title, "real": self.real, "synthetic": self.synthetic, "value": self.value,
+            "what": self.what, "outcome": self.outcome, "bounds": self.bounds, "note": self.note,
+        }  # fmt: skip
+
+
+def _ratio_check(key: str, title: str, real: float, synthetic: float, good: float, bad: float, note: str = "") -> Check:
+    """Pass within a factor `good`, fail beyond a factor `bad`, look in between."""
+    bounds = f"passes between {1 / good:.2f} and {good:.2f}, fails beyond {1 / bad:.2f} or {bad:.2f}"
+    if not (np.isfinite(real) and np.isfinite(synthetic)) or real <= 0:
+        reason = note or "the property does not exist in one of the datasets (no variation)"
+        outcome: Outcome = "fail" if np.isfinite(real) and real > 0 else "info"
+        return Check(key, title, _number(real), _number(synthetic), None, "ratio", outcome, bounds, reason)
+    ratio = synthetic / real
+    distance = abs(np.log(ratio)) if ratio > 0 else np.inf
+    outcome = "pass" if distance <= np.log(good) else "warn" if distance <= np.log(bad) else "fail"
+    return Check(key, title, real, synthetic, float(ratio), "synthetic / real", outcome, bounds, note)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def realism_checks(real: Summary, synthetic: Summary, conditions: list[str], reference: Summary | None = None) -> list[Check]:
+    """All realism checks of section 9 that are numbers.
+
+    Parameters
+    ----------
+    real, synthetic : Summary
+        To compare.
+    conditions : list of str
+        Conditions of both.
+    reference : Summary, optional
+        Training split: how well real data match real data (connectivity ceiling).
+    """
+    chosen = np.isin(real.conditions_N, conditions)
+    checks = [
+        _ratio_check("residual_variance", "Voxel variance over time",
+                     float(np.median(real.residual_variance_V)), float(np.median(synthetic.residual_variance_V)), 1.5, 2.5,
+                     "median over voxels of the variance that the task does not explain, %²"),
+        _between_variance(real, synthetic, conditions),
+        _difference("autocorrelation", "Temporal autocorrelation (lag 1)",
+                    _mean(real.autocorrelation_NL[chosen, 0]), _mean(synthetic.autocorrelation_NL[:, 0]), 0.1, 0.2),
+        _spectrum_check(real, synthetic, chosen),
+        _ratio_check("smoothness", "Spatial smoothness (FWHM of residuals, mm)",
+                     _mean(real.fwhm_mm_N[chosen]), _mean(synthetic.fwhm_mm_N), 1.2, 1.5),
+        _variance_map(real, synthetic),
+        _connectivity(real, synthetic, reference),
+    ]  # fmt: skip
+    checks += [_courses(real, synthetic, conditions)]
+    return checks
+
+
+def _mean(values: np.ndarray) -> float:
+    good = values[np.isfinite(values)]
+    return float(good.mean()) if good.size else float("nan")
+
+
+def _difference(key: str, title: str, real: float, synthetic: float, good: float, bad: float) -> Check:
+    bounds = f"passes within {good:g}, fails beyond {bad:g}"
+    if not (np.isfinite(real) and np.isfinite(synthetic)):
+        return Check(key, title, _number(real), _number(synthetic), None, "difference", "fail", bounds, "a dataset does not vary over time")
+    gap = synthetic - real
+    outcome: Outcome = "pass" if abs(gap) <= good else "warn" if abs(gap) <= bad else "fail"
+    return Check(key, title, real, synthetic, float(gap), "synthetic - real", outcome, bounds)
+
+
+def _between_variance(real: Summary, synthetic: Summary, conditions: list[str]) -> Check:
+    shared = [c for c in conditions if c in real.effect_variance and c in synthetic.effect_variance]
+    title = "Variance of effects between blocks"
+    if not shared:
+        return Check("effect_variance", title, None, None, None, "ratio", "info", "", "needs two blocks per condition on both sides")
+    a = float(np.mean([np.median(real.effect_variance[c]) for c in shared]))
+    b = float(np.mean([np.median(synthetic.effect_variance[c]) for c in shared]))
+    note = "variance of single-block effects within a condition: between subjects and within"
+    return _ratio_check("effect_variance", title, a, b, 1.5, 2.5, note)
+
+
+def _spectrum_check(real: Summary, synthetic: Summary, chosen: np.ndarray) -> Check:
+    a, b = real.spectrum_NF[chosen].mean(axis=0), synthetic.spectrum_NF.mean(axis=0)
+    bounds = "passes below 0.35, fails above 0.7"
+    title = "Power spectrum (mean |log ratio| over frequencies)"
+    if (a <= 0).any() or (b <= 0).any():
+        return Check("spectrum", title, None, None, None, "mean |ln ratio|", "fail", bounds, "a dataset has no power at some frequency")
+    value = float(np.abs(np.log(b / a)).mean())
+    outcome: Outcome = "pass" if value < 0.35 else "warn" if value < 0.7 else "fail"
+    return Check("spectrum", title, float(a.sum()), float(b.sum()), value, "mean |ln ratio|", outcome, bounds, "total power, %², beside it")
+
+
+def _variance_map(real: Summary, synthetic: Summary) -> Check:
+    title = "Where in the brain the signal varies (map correlation)"
+    a, b = np.log(np.maximum(real.residual_variance_V, 1e-12)), np.log(np.maximum(synthetic.residual_variance_V, 1e-12))
+    r = float(pearson(a, b))
+    bounds = "passes from 0.7, fails below 0.4"
+    if not np.isfinite(r):
+        return Check("variance_map", title, None, None, None, "Pearson r", "fail", bounds, "the variance does not differ between voxels")
+    outcome: Outcome = "pass" if r >= 0.7 else "warn" if r >= 0.4 else "fail"
+    return Check("variance_map", title, None, None, r, "Pearson r of log variance", outcome, bounds)
+
+
+def _connectivity(real: Summary, synthetic: Summary, reference: Summary | None) -> Check:
+    title = "Functional connectivity (residuals, parcel pairs)"
+    a, b = off_diagonal(real.connectivity_PP), off_diagonal(synthetic.connectivity_PP)
+    if a.size < 10:
+        return Check("connectivity", title, None, None, None, "Pearson r", "info", "", f"the mask holds only {a.size} parcel pairs")
+    r = float(pearson(a, b))
+    ceiling = float(pearson(a, off_diagonal(reference.connectivity_PP))) if reference is not None else float("nan")
+    best = ceiling if np.isfinite(ceiling) else 1.0
+    bounds = f"passes from 0.8 of the real-against-real r{f' ({ceiling:.2f})' if np.isfinite(ceiling) else ''}, fails below 0.5 of it"
+    if not np.isfinite(r):
+        return Check("connectivity", title, None, None, None, "Pearson r", "fail", bounds, "residuals do not vary")
+    outcome: Outcome = "pass" if r >= 0.8 * best else "warn" if r >= 0.5 * best else "fail"
+    return Check("connectivity", title, _number(ceiling), r, r, "Pearson r over parcel pairs", outcome, bounds)
+
+
+def roi_courses(summary: Summary, condition: str, region: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and SEM over blocks of one region's course in one condition, and the number of blocks."""
+    courses = summary.courses_NRT[summary.conditions_N == condition, region]
+    n = len(courses)
+    sem = courses.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.zeros(courses.shape[1])
+    return courses.mean(axis=0), sem, n
+
+
+def _courses(real: Summary, synthetic: Summary, conditions: list[str]) -> Check:
+    title = "ROI time courses (mean correlation)"
+    values = []
+    for condition in conditions:
+        for region in range(real.courses_NRT.shape[1]):
+            a, _, _ = roi_courses(real, condition, region)
+            b, _, _ = roi_courses(synthetic, condition, region)
+            values.append(float(pearson(a, b)))
+    good = [v for v in values if np.isfinite(v)]
+    bounds = "passes from 0.7, fails below 0.4"
+    if not good:
+        return Check("roi_courses", title, None, None, None, "Pearson r", "info", bounds, "no region lies inside the mask")
+    r = float(np.mean(good))
+    outcome: Outcome = "pass" if r >= 0.7 else "warn" if r >= 0.4 else "fail"
+    return Check("roi_courses", title, None, None, r, f"mean Pearson r of {len(good)} courses", outcome, bounds)
+
+
+def variance_shares(features_NC: np.ndarray, labels: list[str]) -> float | None:
+    """Share of total variance that lies between the groups of a label (eta squared, all features pooled).
+
+    The share that random labels would reach, ``(groups - 1) / (N - 1)``, is removed (epsilon squared), so that
+    many groups do not explain variance by number alone; never below 0. None for one group.
+    """
+    groups = list(dict.fromkeys(labels))
+    n = len(labels)
+    if len(groups) < 2 or n <= len(groups):
+        return None
+    centred = features_NC - features_NC.mean(axis=0)
+    total = float(np.square(centred).sum(dtype=np.float64))
+    if total <= 0:
+        return None
+    names = np.array(labels)
+    between = sum(
+        float(np.square(centred[names == g].mean(axis=0)).sum(dtype=np.float64)) * int((names == g).sum()) for g in groups
+    )
+    within = (total - between) / (n - len(groups))
+    return max(0.0, (between - (len(groups) - 1) * within) / total)
+
+
+def principal_components(features_NC: np.ndarray, n: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the first `n` principal components, and their shares of variance."""
+    centred = features_NC - features_NC.mean(axis=0)
+    gram = centred @ centred.T
+    values, vectors = np.linalg.eigh(gram.astype(np.float64))
+    order = np.argsort(values)[::-1][:n]
+    total = max(float(values.clip(min=0).sum()), 1e-30)
+    scores = vectors[:, order] * np.sqrt(values[order].clip(min=0))
+    if scores.shape[1] < n:
+        scores = np.pad(scores, ((0, 0), (0, n - scores.shape[1])))
+    shares = np.zeros(n)
+    shares[: len(order)] = values[order].clip(min=0) / total
+    return scores, shares

@@ -1,0 +1,123 @@
+"""``fmrisynth evaluate``: analysis, ``metrics.json``, maps and report."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmrisynth import __version__
+from fmrisynth.bids.atomic import write_json, write_text
+from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.config.evaluate import EvaluateConfig
+from fmrisynth.evaluate.analysis import Analysis, analyse
+from fmrisynth.evaluate.cohorts import choose_cohorts
+from fmrisynth.evaluate.scoring import Comparison, Score
+from fmrisynth.evaluate.verdicts import SCORE_TITLES, headline, judge, show
+from fmrisynth.progress import StageSummary
+
+SCHEMA_VERSION = "1.0"
+METRICS = Path("metrics.json")
+REPORT = Path("report.html")
+
+
+def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig) -> StageSummary:
+    """Evaluate and write (see `fmrisynth.evaluate.evaluate_datasets`)."""
+    cohorts = choose_cohorts(real, synthetic, config)
+    write_dataset_description(
+        out, f"Evaluation of {synthetic.name} against {real.name}", sources=[real, synthetic],
+        readme="`report.html` is for people, `metrics.json` for machines; both hold the same numbers.",
+    )  # fmt: skip
+    write_run_log(out, "evaluate", config)
+    analysis = analyse(cohorts, config, out)
+    lines = judge(analysis)
+    write_json(out / METRICS, without_nan(metrics_of(analysis, config, real, synthetic)))
+
+    from fmrisynth.evaluate.page import render_report
+
+    write_text(out / REPORT, render_report(analysis, lines, config, real, synthetic))
+    summary = StageSummary()
+    summary.lines.append(headline(lines))
+    for name, title in SCORE_TITLES.items():
+        score = analysis.comparison.scores.get(name)
+        if score is not None:
+            summary.lines.append(f"{title}: {show(score) if score.value is not None else score.note}")
+    summary.lines += [f"Note: {note}" for note in [*analysis.notes, *analysis.comparison.notes]]
+    summary.lines.append(f"Report: {out / REPORT}")
+    return summary
+
+
+def _comparison_json(comparison: Comparison | None, note: str = "") -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    return {
+        "scores": {name: score.to_json() for name, score in comparison.scores.items()},
+        "corr_per_condition": comparison.corr_per_condition,
+        "maps": comparison.map_kind,
+        "notes": comparison.notes + ([note] if note else []),
+    }
+
+
+def _scores_json(scores: dict[str, Score]) -> dict[str, Any]:
+    return {name: score.to_json() for name, score in scores.items()}
+
+
+def metrics_of(analysis: Analysis, config: EvaluateConfig, real: Path, synthetic: Path) -> dict[str, Any]:
+    """The content of ``metrics.json``; see ``docs/metrics.md`` for every field."""
+    cohorts = analysis.cohorts
+    per_subject = analysis.real_per_subject
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fmrisynth_version": __version__,
+        "config_hash": config.digest(),
+        "seed": config.seed,
+        "datasets": {
+            "real": real.name, "synthetic": synthetic.name, "space": cohorts.grid.space,
+            "grid_shape": list(cohorts.grid.shape), "voxels": int(cohorts.mask_XYZ.sum()),
+            "frames": cohorts.n_frames, "tr_s": cohorts.tr_s,
+            "conditions": cohorts.conditions, "candidates": cohorts.candidates,
+            "real_subjects": {c: analysis.real_maps.n_subjects[c] for c in cohorts.candidates},
+            "synthetic_samples": analysis.synthetic_maps.n_subjects,
+            "real_blocks": len(cohorts.real), "training_blocks": len(cohorts.train), "synthetic_blocks": len(cohorts.synthetic),
+            "group_model": analysis.real_maps.models,
+        },
+        "units": {"effect": "percent signal change of the reference volume", "z": "standard normal deviate", "distance": "percent (L2 over cells and frames)"},
+        "resampling": {
+            "bootstrap_repeats": config.bootstrap_repeats, "split_half_repeats": config.split_half_repeats,
+            "voxels": min(config.resampling_voxels, int(cohorts.mask_XYZ.sum())),
+        },
+        "synthetic": _comparison_json(analysis.comparison),
+        "ceiling": {
+            "split_half": {"scores": _scores_json(analysis.split_half), "note": analysis.split_half_note},
+            "train_against_test": _comparison_json(analysis.train_ceiling),
+            "noise_free_corr": analysis.noise_free_corr,
+            "tokenizer": _comparison_json(analysis.tokenizer_ceiling),
+            "top1_per_subject": per_subject.to_json() if per_subject is not None else None,
+        },
+        "baselines": {
+            b.name: (_comparison_json(b.comparison) or {}) | {"realism": {c.key: c.to_json() for c in b.checks}, "samples_per_condition": b.n_per_condition}
+            for b in analysis.baselines
+        },
+        "realism": {check.key: check.to_json() for check in analysis.checks},
+        "variance_explained": analysis.variance,
+        "privacy": {name: audit.to_json() for name, audit in analysis.privacy.items()},
+        "utility": [transfer.to_json() for transfer in analysis.utility],
+        "rois": {"note": analysis.roi_note, "regions": [{"label": r.label, "task": r.task, "origin": r.origin, "voxels": int(r.voxels_V.sum())} for r in analysis.rois]},
+        "summary": [line.to_json() for line in judge(analysis)],
+        "notes": analysis.notes,
+    }  # fmt: skip
+
+
+def without_nan(value: Any) -> Any:
+    """Plain JSON values: numpy numbers become Python ones, NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
