@@ -143,13 +143,16 @@ def _overlapping(blocks: Sequence[FoundBlock], overlap_s: float) -> set[int]:
     """Blocks whose label is ambiguous: of two of one condition the later, of two conditions both."""
     found: set[int] = set()
     for first, one in enumerate(blocks):
+        if one.onset_s < 0:  # dropped anyway, it takes nothing with it
+            continue
         for second in range(first + 1, len(blocks)):
             other = blocks[second]
             if other.onset_s >= one.end_s:
                 break
             if min(one.end_s, other.end_s) - other.onset_s <= overlap_s:
                 continue
-            found.add(second)
             if other.condition.label != one.condition.label:
-                found.add(first)
+                found |= {first, second}
+            elif first not in found:
+                found.add(second)
     return found
