@@ -31,8 +31,8 @@ class ResponseConfig(Config):
 
     amplitude: float = Field(1.0, ge=0, description="Scales every activation; 0 gives runs without task signal.")
     subject_sd: float = Field(0.20, ge=0, description="SD of the log of a subject's overall responsiveness.")
-    peak_sd: float = Field(0.45, ge=0, description="SD of the log amplitude of a peak, shared by conditions.")
-    condition_peak_sd: float = Field(0.35, ge=0, description="SD of the log amplitude of a peak in one condition.")
+    peak_sd: float = Field(0.4, ge=0, description="SD of the log amplitude of a peak, shared by conditions.")
+    condition_peak_sd: float = Field(0.3, ge=0, description="SD of the log amplitude of a peak in one condition.")
     idiosyncratic_percent: float = Field(
         0.12, ge=0, description="SD of a subject's own response at peaks that the group does not share, percent signal."
     )
@@ -45,14 +45,14 @@ class ResponseConfig(Config):
 class NoiseConfig(Config):
     """Noise in percent signal change, at 3 mm and 0.72 s, in the brain's median voxel."""
 
-    local_percent: float = Field(1.5, ge=0, description="Thermal and local noise; grows where the image is dark.")
-    local_fwhm_mm: float = Field(4.5, ge=0, le=12, description="Its spatial smoothness.")
-    local_ar: float = Field(0.35, ge=0, lt=0.9, description="Its lag-one autocorrelation at 0.72 s.")
-    network_percent: float = Field(0.55, ge=0, description="Spontaneous activity of functional networks.")
+    local_percent: float = Field(0.9, ge=0, description="Thermal and local noise; grows where the image is dark.")
+    local_fwhm_mm: float = Field(4.0, ge=0, le=12, description="Its spatial smoothness.")
+    local_ar: float = Field(0.2, ge=0, lt=0.9, description="Its lag-one autocorrelation at 0.72 s.")
+    network_percent: float = Field(0.4, ge=0, description="Spontaneous activity of functional networks.")
     network_tau_s: float = Field(5.0, gt=0, description="Its correlation time.")
-    respiration_percent: float = Field(0.4, ge=0)
-    cardiac_percent: float = Field(0.6, ge=0)
-    drift_percent: float = Field(0.7, ge=0, description="Slow scanner drift over a run.")
+    respiration_percent: float = Field(0.3, ge=0)
+    cardiac_percent: float = Field(0.45, ge=0)
+    drift_percent: float = Field(0.5, ge=0, description="Slow scanner drift over a run.")
     motion_mm: float = Field(0.15, ge=0, le=3, description="SD of head motion within a run; rotations go with it.")
     motion_residual: float = Field(0.15, ge=0, le=1, description="Share of motion that realignment left in the data.")
 

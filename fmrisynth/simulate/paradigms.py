@@ -115,9 +115,9 @@ class _Builder:
 def _wm(b: _Builder) -> None:
     for name in ("0bk_cor", "0bk_err", "0bk_nlr", "2bk_cor", "2bk_err", "2bk_nlr", "all_bk_cor", "all_bk_err"):
         b.tables[name] = []
-    order = ["2bk_tools", "0bk_body", "2bk_faces", "0bk_tools", "2bk_body", "2bk_places", "0bk_faces", "0bk_places"]
+    order = ["2bk_tools", "0bk_body", "2bk_places", "0bk_tools", "2bk_body", "0bk_places", "0bk_faces", "2bk_faces"]
     if b.flip:
-        order = ["2bk_body", "0bk_faces", "2bk_tools", "0bk_body", "0bk_places", "2bk_faces", "0bk_tools", "2bk_places"]
+        order = ["2bk_body", "0bk_faces", "0bk_tools", "2bk_faces", "2bk_places", "0bk_body", "2bk_tools", "0bk_places"]
     for i, kind in enumerate(order):
         onset = b.block(f"wm_{kind}", 27.5)
         for trial in range(10):
@@ -164,7 +164,10 @@ def _language(b: _Builder) -> None:
 
 def _relational(b: _Builder) -> None:
     b.tables["error"] = []
-    for kind in ("match", "relation") * 3 if b.flip else ("relation", "match") * 3:
+    order = ["relation", "match", "relation", "match", "relation", "match"]
+    if b.flip:
+        order = ["relation", "match", "match", "relation", "relation", "match"]
+    for kind in order:
         b.wait(2.0)
         onset = b.block(f"relational_{kind}", 16.0)
         for trial in range(4):
