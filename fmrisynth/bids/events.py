@@ -113,8 +113,9 @@ def conditions_of_task(
     if labels is not None:
         return [c for c in map(table.get, labels) if folded in c.tasks]
     found = {c.label: c for c in table.task_conditions(task)}
+    fillers = {name for condition in found.values() for name in condition.mixes_with}
     for trial_type in dict.fromkeys(event.label for event in events):
-        if table.match(task, trial_type) is None:
+        if table.match(task, trial_type) is None and fold(trial_type) not in fillers:
             try:
                 condition = condition_from_label(make_label(task, trial_type))
             except UsageError:  # no letter or digit in it

@@ -112,7 +112,7 @@ def plan_windows(
         The other blocks with the reason.
     """
     windows, dropped = [], []
-    overlapping = _overlapping(blocks, rules.overlap_s)
+    overlapping = _overlapping(blocks, rules)
     for number, block in enumerate(blocks):
         start_s = block.onset_s + window.delay_s
         if window.align == "frame":
@@ -139,17 +139,23 @@ def _is_past_the_end(window: Window, timing: Timing) -> bool:
     return ends_s > timing.end_s + _TOLERANCE_S or window.times_s[-1] > last_frame_s + timing.tr_s / 2 + _TOLERANCE_S
 
 
-def _overlapping(blocks: Sequence[FoundBlock], overlap_s: float) -> set[int]:
-    """Blocks whose label is ambiguous: of two of one condition the later, of two conditions both."""
+def _overlapping(blocks: Sequence[FoundBlock], rules: BlocksConfig) -> set[int]:
+    """Blocks whose label is ambiguous: of two of one condition the later, of two conditions both.
+
+    Blocks that are dropped anyway (before the run, too short: button presses, cues) take nothing with them.
+    """
     found: set[int] = set()
-    for first, one in enumerate(blocks):
-        if one.onset_s < 0:  # dropped anyway, it takes nothing with it
-            continue
-        for second in range(first + 1, len(blocks)):
+    usable = [
+        number for number, block in enumerate(blocks)
+        if block.onset_s >= -_TOLERANCE_S and block.duration_s >= rules.min_duration_s - _TOLERANCE_S
+    ]  # fmt: skip
+    for at, first in enumerate(usable):
+        one = blocks[first]
+        for second in usable[at + 1 :]:
             other = blocks[second]
             if other.onset_s >= one.end_s:
                 break
-            if min(one.end_s, other.end_s) - other.onset_s <= overlap_s:
+            if min(one.end_s, other.end_s) - other.onset_s <= rules.overlap_s:
                 continue
             if other.condition.label != one.condition.label:
                 found |= {first, second}

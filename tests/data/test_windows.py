@@ -97,3 +97,10 @@ def test_properties(rows, n_frames, tr_s, align, delay_s, first_frame_s) -> None
             assert w.start_s == w.block.onset_s + delay_s
         weights = temporal_matrix(timing.times_s, w.times_s, tr_s, 1.44)  # never reaches outside the run
         assert np.isfinite(weights).all()
+
+
+def test_short_rows_inside_a_block_do_not_spoil_it() -> None:
+    blocks = [block(10, 18), block(12, 4, "emotion_press"), block(20, 4, "emotion_press")]
+    kept, dropped = plan(blocks)
+    assert [w.block.onset_s for w in kept] == [10]
+    assert {d.reason for d in dropped} == {TOO_SHORT}
