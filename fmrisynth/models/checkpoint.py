@@ -156,9 +156,9 @@ def read_card(model_dir: Path) -> ModelCard:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, with an error a user can act on."""
+    """Read a safetensors file as float32 (half precision is a way to store weights, not to compute)."""
     try:
-        return load_file(path)
+        return {name: t.float() if t.is_floating_point() else t for name, t in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise FmrisynthError(
             f"{path}: expected a complete safetensors file, found none or a damaged one ({error}); "

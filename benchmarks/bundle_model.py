@@ -1,0 +1,39 @@
+"""Copy a trained model into the package, in half precision.
+
+    python benchmarks/bundle_model.py MODEL [fmrisynth/bundled]
+
+MODEL is the output of `fmrisynth train`; its best checkpoint by validation loss is taken. Weights and prior are
+stored as float16 and computed with in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fmrisynth.models.checkpoint import CARD_NAME, EMA_NAME, PRIOR_NAME, find_model_dir
+
+
+def main(run: Path, out: Path) -> None:
+    """Write the model directory `out` from the training output `run`."""
+    source = run / "best" if (run / "best" / CARD_NAME).is_file() else find_model_dir(run)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for name in (EMA_NAME, PRIOR_NAME):
+        if (source / name).is_file():
+            tensors = {key: tensor.to(torch.float16) for key, tensor in load_file(source / name).items()}
+            save_file(tensors, out / name)
+    card = json.loads((source / CARD_NAME).read_text())
+    (out / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")
+    shutil.copytree(run / "tokenizer", out / "tokenizer")
+    total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{source} -> {out}: step {card['step']}, {total / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "fmrisynth/bundled"))
