@@ -169,7 +169,7 @@ class BidsSource:
                 "use --native to keep each subject's own grid."
             )
         images: dict[str, list[_File]] = defaultdict(list)
-        for key in sorted(by_run, key=lambda key: tuple(str(part) for part in key)):
+        for key in sorted(by_run, key=_sortable):
             file = min(by_run[key])[2]
             images[clean_label(file.entities["sub"])].append(file)
         # Participants that have images of another kind only are listed too, so that they are reported.
@@ -285,6 +285,11 @@ class BidsSource:
                 and (sub is None or f.entities.get("sub", sub) == sub)
             ]  # fmt: skip
         return self._cache[key]
+
+
+def _sortable(key: tuple) -> tuple[str, ...]:
+    """Order of acquisitions: by entity, with numbers as numbers and missing entities first."""
+    return tuple("" if part is None else f"{part:06d}" if isinstance(part, int) else part for part in key)
 
 
 def _is_derivative(root: Path) -> bool:

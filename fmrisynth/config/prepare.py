@@ -69,6 +69,7 @@ class PrepareConfig(StageConfig):
     native: bool = Field(
         False, description="Keep each subject's own grid in scanner space (no MNI space needed); for trials of one subject."
     )
+    mask: Path | None = Field(None, description="Brain mask, on the grid of the images, for runs that have none.")
     tr_s: float = Field(1.44, gt=0.05, le=10, description="Time between the frames of a window, in s.")
     source_tr_s: float | None = Field(
         None, gt=0.05, le=20, description="Repetition time of the input where header and sidecar are wrong, in s."

@@ -299,7 +299,7 @@ def _header(path: Path, stream, ndim: int | None) -> Header:
 def _read_header(path: Path, stream) -> nib.Nifti1Header:
     block = stream.read(_HEADER_BYTES)
     try:
-        header = nib.Nifti1Header.from_fileobj(_Bytes(block), check=False)
+        header = nib.Nifti1Header(block[:348], check=False)  # extensions after it are skipped, not parsed
         if header["magic"].item() not in (b"n+1", b"ni1") or int(header["sizeof_hdr"]) != 348:
             raise ValueError("no NIfTI-1 magic")
         dtype = header.get_data_dtype()
@@ -308,18 +308,6 @@ def _read_header(path: Path, stream) -> nib.Nifti1Header:
     except Exception as error:
         raise FmrisynthError(f"{path}: expected a NIfTI-1 image, found something else ({error}).") from None
     return header
-
-
-class _Bytes:
-    """Just enough of a file for nibabel's header reader."""
-
-    def __init__(self, block: bytes) -> None:
-        self._block, self._at = block, 0
-
-    def read(self, n: int = -1) -> bytes:
-        end = len(self._block) if n < 0 else self._at + n
-        part, self._at = self._block[self._at : end], min(end, len(self._block))
-        return part
 
 
 def _check_claim(path: Path, n_bytes: int) -> None:

@@ -8,6 +8,7 @@ Axis legend: X, Y, Z voxel axes; T frames.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,8 +246,13 @@ def _epi_mask(path: Path, header: Header) -> np.ndarray:
     mean = _MeanOfFrames(header)
     for frame in iterate_frames(path):
         mean.add(frame)
-    mask = compute_epi_mask(nib.Nifti1Image(mean.values(), header.affine))
-    mask_XYZ = np.asarray(mask.dataobj) > 0
+    image = nib.Nifti1Image(mean.values(), header.affine)
+    mask_XYZ = np.zeros(header.shape[:3], dtype=bool)
+    for opening in (2, False):  # eroding by two voxels leaves nothing of a very coarse brain
+        if not mask_XYZ.any():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                mask_XYZ = np.asarray(compute_epi_mask(image, opening=opening).dataobj) > 0
     if not mask_XYZ.any():
         raise FmrisynthError(f"{path}: no brain was found in the mean image; give a desc-brain_mask beside it.")
     return mask_XYZ

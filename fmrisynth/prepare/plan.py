@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +162,8 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
     runs: list[PlannedRun] = []
     notes: list[str] = []
     for run in job.source.runs(subject):
+        if run.mask is None and config.mask is not None:
+            run = replace(run, mask=config.mask)
         conditions = conditions_of_task(run.task, run.events, job.table, job.labels)
         blocks = find_blocks(
             run.events, conditions, job.table,

@@ -207,9 +207,15 @@ class _Space:
 
     def mask(self, run: PlannedRun) -> np.ndarray | None:
         """The run's brain mask on its own grid; None where there is none to be had."""
-        if run is self.first_run:
+        first = self.first_run
+        if first is not None and (run is first or (run.source.mask is None and _same_grid(run, first))):
             return self.first_mask_XYZ
         return brain_mask(run.source, run.header, native=self.native)
+
+
+def _same_grid(one: PlannedRun, other: PlannedRun) -> bool:
+    a, b = one.header, other.header
+    return a.shape[:3] == b.shape[:3] and np.allclose(a.affine, b.affine, atol=1e-2)
 
 
 def _write_run(
@@ -335,9 +341,10 @@ def _finish(
             f"No participant is in {' or '.join(empty)}: the split is by hash, so with few participants a share may be "
             "empty; set split.train, split.val and split.test, another seed, or split.all."
         )
-    if not job.families and job.source.kind == "hcp":
+    has_families = job.source.kind == "hcp" or any("family_id" in person for person in people.values())
+    if not job.families and has_families and job.config.split.all is None:
         summary.lines.append(
-            "Split by participant: HCP holds twins and siblings, give split.families to keep families together."
+            "Split by participant: this dataset holds relatives, give split.families to keep families together."
         )
     summary.lines.append(f"Details: {out / report.DATASET_REPORT}")
     return summary

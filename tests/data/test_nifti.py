@@ -51,6 +51,18 @@ def test_slope_and_intercept(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(tmp_path / "x.nii.gz").scaled(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+def test_header_extensions_are_skipped(tmp_path: Path, name: str) -> None:
+    """AFNI, Connectome Workbench and others put text between header and voxels."""
+    values = np.random.default_rng(0).integers(0, 100, (5, 6, 7, 3)).astype(np.int16)
+    image = nib.Nifti1Image(values, AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"history " * 50))
+    nib.save(image, tmp_path / name)
+    assert read_header(tmp_path / name).offset > 352
+    np.testing.assert_array_equal(read_image(tmp_path / name).stored_XYZT, values)
+    np.testing.assert_array_equal(np.stack(list(iterate_frames(tmp_path / name)), axis=-1), values)
+
+
 def test_trailing_axis_and_time_units(tmp_path: Path) -> None:
     nibabel_image(tmp_path / "x.nii", "<i2", shape=(5, 6, 7, 1))
     assert read_image(tmp_path / "x.nii", ndim=3).shape == (5, 6, 7)

@@ -144,7 +144,7 @@ def test_families_and_splits(tmp_path: Path) -> None:
         assert len({split[s] for s in family}) == 1
     assert all(b.split == split[b.subject] for b in read_blocks(tmp_path / "out"))
     assert any("No participant is in" in line for line in summary.lines)  # two families cannot fill three splits
-    assert not any("twins" in line for line in summary.lines)
+    assert not any("relatives" in line for line in summary.lines)
 
 
 def test_jobs_of_an_array_make_the_same_dataset(tmp_path: Path) -> None:
@@ -167,6 +167,66 @@ def test_jobs_of_an_array_make_the_same_dataset(tmp_path: Path) -> None:
     for path in (tmp_path / "one").rglob("sub-*"):
         if path.is_file() and "logs" not in path.parts:
             assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
+
+
+def test_native_runs_share_a_grid(raw_tree: Path, tmp_path: Path) -> None:
+    func = raw_tree / "sub-02" / "func"
+    first = func / "sub-02_task-oneback_run-1_bold.nii.gz"
+    image = nib.load(first)
+    moved = image.affine.copy()
+    moved[:3, 3] += moved[:3, 0]  # the second run was planned one voxel to the side
+    save(func / "sub-02_task-oneback_run-2_bold.nii.gz", np.asarray(image.dataobj), moved, tr_s=2.0, xform=1)
+    events = func / "sub-02_task-oneback_run-1_events.tsv"
+    shutil.copy(events, events.with_name("sub-02_task-oneback_run-2_events.tsv"))
+    assert prepare_dataset(raw_tree, tmp_path / "out", PrepareConfig(native=True)).failed == {}
+    blocks = read_blocks(tmp_path / "out")
+    assert len(blocks) == 4
+    assert all(b.load_grid().same_as(blocks[0].load_grid()) for b in blocks)
+    one, two = blocks[0].load(), blocks[2].load()
+    both = one.mask_XYZ[:-1] & two.mask_XYZ[1:]
+    a, b = one.bold_XYZT[:-1][both], two.bold_XYZT[1:][both]
+    assert both.sum() > 0.8 * one.mask_XYZ.sum()
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9999
+    turned = image.affine @ np.array([[0.98, -0.2, 0, 0], [0.2, 0.98, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    save(func / "sub-02_task-oneback_run-2_bold.nii.gz", np.asarray(image.dataobj), turned, tr_s=2.0, xform=1)
+    failed = prepare_dataset(raw_tree, tmp_path / "turned", PrepareConfig(native=True)).failed
+    assert "run-2_bold.nii.gz: the run is rotated by 11.5 degrees against the participant's first run" in failed["02"]
+
+
+def test_start_time_of_slice_timing_correction(tmp_path: Path) -> None:
+    """Frames that fMRIPrep moved to the middle of the TR are taken at that time."""
+    root = make_fmriprep(tmp_path / "bids", ("01",))
+    sidecar = next((root / "derivatives").rglob("sub-01*MNI152NLin6Asym*_bold.json"))
+    sidecar.write_text(json.dumps({"RepetitionTime": 1.0, "StartTime": 0.5}))
+    config = PrepareConfig(window={"align": "frame"}, tr_s=1.0)
+    assert prepare_dataset(root, tmp_path / "out", config).failed == {}
+    (block,) = read_blocks(tmp_path / "out")
+    content = json.loads(block.path.with_name(block.path.name.replace(".nii.gz", ".json")).read_text())
+    assert (content["SourceOnset"], content["WindowStart"], block.onset_s) == (5.0, 4.5, 0.5)
+    source = nib.load(next((root / "derivatives").rglob("sub-01*MNI152NLin6Asym*_bold.nii.gz")))
+    image = nib.load(block.path)
+    world = np.array([0, -18, 8, 1.0])
+    ijk = np.rint(np.linalg.inv(image.affine) @ world)[:3].astype(int)
+    at = np.linalg.inv(source.affine) @ image.affine @ np.array([*ijk, 1.0])
+    from scipy.ndimage import map_coordinates
+
+    bold = np.asarray(source.dataobj, dtype=float)
+    expected = [map_coordinates(bold[..., k], at[:3, None], order=1)[0] for k in range(4, 16)]
+    ours = image.get_fdata()[tuple(ijk)] / content["IntensityFactor"]
+    np.testing.assert_allclose(ours, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["dynamics", "global"])
+def test_normalisations_of_prepared_blocks_are_undone(hcp_tree: Path, tmp_path: Path, kind) -> None:
+    from fmrisynth.data.normalisation import PSC_LIMIT, denormalise, normalise
+
+    prepare_dataset(hcp_tree, tmp_path / "out", PrepareConfig(), participant_labels=["100408"])
+    data = read_blocks(tmp_path / "out")[0].load()
+    values = normalise(data.bold_XYZT, data.reference_XYZ, data.mask_XYZ, kind)
+    back = denormalise(values, data.reference_XYZ, data.mask_XYZ, kind)
+    kept = data.mask_XYZ[..., None] & (np.abs(values) < (PSC_LIMIT if kind == "dynamics" else np.inf))
+    assert kept.sum() > 0.99 * data.mask_XYZ.sum() * 12
+    np.testing.assert_allclose(back[kept], data.bold_XYZT[kept], rtol=1e-4, atol=0.5)
 
 
 def test_plan_writes_nothing_and_lists_everything(hcp_tree: Path) -> None:
@@ -219,6 +279,22 @@ def test_real_run_in_its_own_space(tmp_path: Path) -> None:
     mean = source.get_fdata(dtype=np.float32)[tuple((ijk + shift).T)].mean(axis=-1)
     ours = data.reference_XYZ[tuple(ijk.T)]
     assert np.corrcoef(mean, ours)[0, 1] > 0.99999
+
+
+def test_twelve_real_runs_of_one_subject(tmp_path: Path) -> None:
+    """Haxby at 25 mm: twelve runs of eight blocks on one grid, with the mask that comes with the data."""
+    root = shared("haxby-lowres")
+    config = PrepareConfig(native=True, mask=root / "masks" / "brain.nii.gz", split={"all": "train"}, tr_s=2.5)
+    assert prepare_dataset(root, tmp_path / "out", config).failed == {}
+    blocks = read_blocks(tmp_path / "out")
+    assert len(blocks) == 96
+    assert all(sum(b.condition == c for b in blocks) == 12 for c in {b.condition for b in blocks})
+    assert [int(b.entities["run"]) for b in blocks] == list(range(1, 97))
+    sources = [b.source for b in blocks]
+    assert sources == sorted(sources)  # run-02 before run-10
+    mask = nib.load(root / "masks" / "brain.nii.gz")
+    assert blocks[0].load_mask().sum() == (np.asarray(mask.dataobj) > 0).sum()
+    assert len({b.load_grid() for b in blocks}) == 1
 
 
 def test_real_trees_without_images(tmp_path: Path) -> None:
