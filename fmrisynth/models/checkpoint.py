@@ -156,9 +156,10 @@ def read_card(model_dir: Path) -> ModelCard:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file as float32 (half precision is a way to store weights, not to compute)."""
+    """Read a safetensors file; half precision is a way to store weights, not to compute, and becomes float32."""
     try:
-        return {name: t.float() if t.is_floating_point() else t for name, t in load_file(path).items()}
+        half = (torch.float16, torch.bfloat16)
+        return {name: t.float() if t.dtype in half else t for name, t in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise FmrisynthError(
             f"{path}: expected a complete safetensors file, found none or a damaged one ({error}); "
