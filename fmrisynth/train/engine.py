@@ -35,9 +35,12 @@ class Engine:
     network: nn.Module
     wrapped: nn.Module
     compiled: Callable[..., Tensor]
+    channels_last: bool = False
 
     def forward(self, noisy: Tensor, time_B: Tensor, labels_BA: Tensor) -> Tensor:
         """Training-mode prediction."""
+        if self.channels_last:
+            noisy = noisy.contiguous(memory_format=torch.channels_last_3d)
         return self.compiled(noisy, time_B, labels_BA)
 
     @contextmanager
@@ -75,4 +78,6 @@ def wrap_network(network: nn.Module, config: TrainConfig, world: World) -> Engin
     elif world.size > 1:
         device_ids = [world.device] if world.device.type == "cuda" else None
         wrapped = DistributedDataParallel(network, device_ids=device_ids)
-    return Engine(network, wrapped, torch.compile(wrapped) if config.compile else wrapped)
+    return Engine(
+        network, wrapped, torch.compile(wrapped) if config.compile else wrapped, config.channels_last
+    )

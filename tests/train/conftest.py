@@ -42,6 +42,11 @@ def write_latents(root, n_subjects=6, blocks_per_condition=2, shape=SHAPE, effec
 
 
 @pytest.fixture
+def make_latents():
+    return write_latents
+
+
+@pytest.fixture
 def latents(tmp_path):
     return write_latents(tmp_path / "latents")
 

@@ -207,3 +207,51 @@ def test_signal_handlers_are_put_back_and_threads_end(latents, tmp_path, make_co
     train_denoiser(latents, tmp_path / "out", make_config())
     assert signal.getsignal(signal.SIGTERM) is before
     assert threading.active_count() <= n_threads
+
+
+@pytest.mark.slow
+def test_eight_instances_are_learnt_by_heart(make_latents, tmp_path, make_config):
+    latents = make_latents(tmp_path / "latents", blocks_per_condition=1)
+    left = 8
+    for index in sorted(latents.glob("*.tsv")):  # the other training instances move to the test split
+        lines = [line.split("\t") for line in index.read_text().splitlines()]
+        for line in lines[1:]:
+            if line[2] == "train":
+                line[2], left = ("train" if left > 0 else "test"), left - 1
+        index.write_text("".join("\t".join(line) + "\n" for line in lines))
+    overrides = ["prior=none", "objective.prediction=epsilon", "model.base_ch=32", "model.num_heads=4"]
+    overrides += ["optimiser.learning_rate=2e-3", "optimiser.decay=cosine", "conditioning.dropout=0"]
+    config = make_config(
+        *overrides,
+        steps=900,
+        batch_size=16,
+        log_every=100,
+        val_every=900,
+        checkpoint_every=900,
+        channels_last=True,
+    )
+    summary = train_denoiser(latents, tmp_path / "out", config)
+    assert "8 training" in summary.lines[1]
+    curve = [r["loss_mean"] for r in read_log(tmp_path / "out" / "log.jsonl") if r["kind"] == "train"]
+    assert curve[0] > 0.15
+    assert curve[-1] < 0.05  # predicting no noise at all scores 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+def test_validation_loss_falls_and_the_condition_is_heard(make_latents, tmp_path, make_config, prediction):
+    latents = make_latents(tmp_path / "latents", n_subjects=20, effect=1.0)
+    overrides = [
+        "prior=none",
+        f"objective.prediction={prediction}",
+        "model.base_ch=16",
+        "optimiser.learning_rate=2e-3",
+    ]
+    config = make_config(
+        *overrides, steps=300, batch_size=16, log_every=50, val_every=100, checkpoint_every=300
+    )
+    train_denoiser(latents, tmp_path / "out", config)
+    records = [r for r in read_log(tmp_path / "out" / "log.jsonl") if r["kind"] == "val"]
+    assert [r["step"] for r in records] == [100, 200, 300]
+    assert records[0]["loss"] > records[1]["loss"] > records[2]["loss"]
+    assert records[-1]["condition_gain"] > 0.005
