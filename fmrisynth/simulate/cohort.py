@@ -20,7 +20,7 @@ from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.progress import StageSummary, log, track
 from fmrisynth.simulate import truth
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
-from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomSubject
+from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomSubject, subject_index
 from fmrisynth.simulate.randomness import stream
 from fmrisynth.simulate.space import HCP_2MM, MNI_3MM_FULL, STANDARD
 from fmrisynth.simulate.trees import write_bids_run, write_hcp_run
@@ -45,10 +45,7 @@ def write_cohort(out: Path, config: SimulateConfig) -> StageSummary:
     subjects = [phantom.subject(config.first_subject + i) for i in range(config.n_subjects)]
     if config.layout != "hcp":
         write_dataset_description(out, NAME, synthetic=True, readme=README)
-    if config.layout == "hcp":
-        write_text(out / "families.csv", _families_csv(subjects))
-    else:
-        _write_participants(out, subjects)
+    _write_people(out, phantom, subjects)
     write_run_log(out / "ground_truth" if config.layout == "hcp" else out, "simulate", config)
     if config.write_truth:
         truth.write_group(out, phantom, labels)
@@ -63,6 +60,7 @@ def write_cohort(out: Path, config: SimulateConfig) -> StageSummary:
             continue
         n_written += written
         n_units += units
+    _write_people(out, phantom, subjects)  # again: other jobs may have added theirs meanwhile
     unit = "block instances" if config.layout == "blocks" else "runs"
     summary.lines.append(
         f"Phantom cohort of {config.n_subjects} subjects at {out}: {n_units} {unit}"
@@ -74,6 +72,9 @@ def write_cohort(out: Path, config: SimulateConfig) -> StageSummary:
 
 def _write_subject(out: Path, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> tuple[int, int]:
     """Write one subject; returns how many units were written now, and how many there are."""
+    folder = out / (subject.label if config.layout == "hcp" else f"sub-{subject.label}")
+    for stray in folder.rglob(".[0-9]*.*"):  # halves of files that a killed call left; nobody else writes here
+        stray.unlink(missing_ok=True)
     if config.layout == "blocks":
         written, total = _write_blocks(out, subject, labels, config)
     else:
@@ -162,6 +163,18 @@ def _claim_folder(out: Path, config: SimulateConfig) -> None:
             )
         return
     write_json(path, kept)
+
+
+def _write_people(out: Path, phantom: Phantom, subjects: list[PhantomSubject]) -> None:
+    """Write who is in the cohort: these subjects, and those that other calls wrote into the folder."""
+    prefix = "" if phantom.config.layout == "hcp" else "sub-"
+    labels = {subject.label for subject in subjects}
+    labels |= {path.name.removeprefix(prefix) for path in out.glob(f"{prefix}9[0-9][0-9][0-9][0-9][0-9]")}
+    people = [phantom.subject(subject_index(label)) for label in sorted(labels)]
+    if phantom.config.layout == "hcp":
+        write_text(out / "families.csv", _families_csv(people))
+    else:
+        _write_participants(out, people)
 
 
 def _families_csv(subjects: list[PhantomSubject]) -> str:

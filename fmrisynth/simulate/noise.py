@@ -208,8 +208,8 @@ class LocalNoise:
 
 
 def _voxel_factor(voxel_mm: float) -> float:
-    """Local noise relative to 3 mm: grows as voxels shrink, less than in proportion because part is not thermal."""
-    return float((REFERENCE_VOXEL_MM / voxel_mm) ** 1.0)
+    """Local noise relative to 3 mm, 1.15 at 2 mm: such that a 2 mm run has the noise of a 3 mm run once it is resampled."""
+    return float((REFERENCE_VOXEL_MM / voxel_mm) ** 0.35)
 
 
 def _scaled(maps_RV: np.ndarray, where_V: np.ndarray, percent: float) -> np.ndarray:

@@ -39,8 +39,15 @@ BLOCK_FRAMES = 12
 BLOCK_TR_S = 1.44
 """Frames of a block instance and the time between them (paper, section 3)."""
 
+_FIRST_LABEL = 900_001
+
 _CHUNK = 24
 """Frames of a run that are rendered at once."""
+
+
+def subject_index(label: str) -> int:
+    """Index of a subject's label (``900001`` is 0)."""
+    return int(label) - _FIRST_LABEL
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class PhantomSubject:
     @property
     def label(self) -> str:
         """Six digits as in HCP, above every number HCP gave to a person."""
-        return f"{900_001 + self.index}"
+        return f"{_FIRST_LABEL + self.index}"
 
     @cached_property
     def anatomy(self) -> Anatomy:
