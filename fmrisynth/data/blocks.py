@@ -10,6 +10,7 @@ Axis legend: X, Y, Z voxel axes; T frames.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,6 +245,14 @@ def finish_subject(root: Path, subject: str, blocks: Sequence[Block]) -> None:
 def is_finished(root: Path, subject: str) -> bool:
     """Whether the subject is complete."""
     return (root / naming.subject_scans(subject)).exists()
+
+
+def is_synthetic(root: Path, subject: str) -> bool:
+    """Whether a subject's blocks say in their sidecars that a model made them."""
+    if not is_finished(root, subject):
+        return False
+    sidecar = naming.block_companion(read_subject(root, subject)[0].bold, "sidecar")
+    return bool(json.loads((root / sidecar).read_text(encoding="utf-8")).get("Synthetic", False))
 
 
 def subjects_of(root: Path) -> list[str]:

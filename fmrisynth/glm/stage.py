@@ -14,7 +14,7 @@ from fmrisynth.bids import naming
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.conditions import load_table
 from fmrisynth.config.glm import GlmConfig
-from fmrisynth.data.blocks import Block, common_grid, read_subject, subjects_of
+from fmrisynth.data.blocks import Block, common_grid, is_synthetic, read_subject, subjects_of
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import Contrast, parse_contrast
 from fmrisynth.glm.effects import combine_conditions, fit_subject
@@ -59,7 +59,7 @@ def run_stage(
         reasons = "; ".join(f"sub-{subject}: {reason}" for subject, reason in list(failed.items())[:3])
         raise FmrisynthError(f"{dataset}: no subject could be analysed ({reasons or 'none matched the split or task'}).")
     if group:
-        _write_group(out, results, config, summary)
+        _write_group(dataset, out, results, summary)
     else:
         summary.lines.append(f"{len(results)} subjects' maps in {out}.")
     return summary
@@ -175,10 +175,10 @@ def subject_map_path(entities: naming.Entities, row: dict[str, Any], stat: str) 
     return naming.subject_statmap(own, str(row["contrast"]), stat)
 
 
-def _write_group(out: Path, results: list[SubjectResult], config: GlmConfig, summary: StageSummary) -> None:
+def _write_group(dataset: Path, out: Path, results: list[SubjectResult], summary: StageSummary) -> None:
     spaces = {result.entities.space or "scanner" for result in results}
-    native = spaces == {"scanner"}
-    if native and len(results) > 1:
+    # Synthetic subjects of one native model share the grid it was trained on; real ones never share theirs.
+    if spaces == {"scanner"} and len(results) > 1 and not all(is_synthetic(dataset, r.entities.sub) for r in results):
         summary.lines.append(
             "Group maps were not made: the subjects are in their own scanner spaces, which cannot be averaged."
         )
