@@ -51,7 +51,7 @@ class _RichBar:
 
 
 @contextmanager
-def progress_bar(description: str, total: float | None, completed: float = 0) -> Iterator[ProgressBar]:
+def progress_bar(description: str, total: float | None, completed: int = 0) -> Iterator[ProgressBar]:
     """Show a bar with the rate and the time left on a terminal; stay silent elsewhere."""
     if not sys.stderr.isatty() or log.getEffectiveLevel() > logging.INFO:
         yield _SilentBar()

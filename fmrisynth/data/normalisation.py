@@ -51,8 +51,8 @@ def normalise(
     if kind == "dynamics":
         usable = mask_XYZ & (reference_XYZ > 0)
         safe = np.where(usable, reference_XYZ, 1.0).astype(np.float32)[..., None]
-        change = (bold_XYZT / safe - 1.0) * np.float32(100.0)
-        return np.where(usable[..., None], change, 0.0).clip(-PSC_LIMIT, PSC_LIMIT).astype(np.float32)
+        change_XYZT: np.ndarray = (bold_XYZT / safe - 1.0) * np.float32(100.0)
+        return np.where(usable[..., None], change_XYZT, 0.0).clip(-PSC_LIMIT, PSC_LIMIT).astype(np.float32)
     mean, std = _brain_statistics(reference_XYZ, mask_XYZ)
     return np.where(inside, (bold_XYZT - mean) / std, 0.0).astype(np.float32)
 
@@ -62,7 +62,7 @@ def denormalise(
 ) -> np.ndarray:
     """Inverse of `normalise`: BOLD-like intensities, float32, never negative, 0 outside the mask."""
     if kind == "dynamics":
-        bold = reference_XYZ[..., None] * (1.0 + values_XYZT / np.float32(100.0))
+        bold: np.ndarray = reference_XYZ[..., None] * (1.0 + values_XYZT / np.float32(100.0))
     else:
         mean, std = _brain_statistics(reference_XYZ, mask_XYZ)
         bold = values_XYZT * std + mean

@@ -30,14 +30,13 @@ def write_preview(root: Path, subject: str) -> Path:
     figure = Figure(figsize=(1.5 * (len(frames) + 1) + 0.6, 4.6), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(frames) + 1)
-    image = None
     for row, axis in enumerate((0, 1, 2)):
         mask = np.take(data.mask_XYZ, middle[axis], axis=axis)
         anatomy = np.take(data.reference_XYZ, middle[axis], axis=axis)
         axes[row, 0].imshow(anatomy.T, origin="lower", cmap="gray")
         for column, frame in enumerate(frames, start=1):
             values = np.take(change_XYZT[..., frame], middle[axis], axis=axis)
-            image = axes[row, column].imshow(
+            axes[row, column].imshow(
                 np.ma.masked_where(~mask, values).T, origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit
             )
     for axis in axes.ravel():
@@ -45,7 +44,7 @@ def write_preview(root: Path, subject: str) -> Path:
     axes[0, 0].set_title("reference", color="white", fontsize=9)
     for column, frame in enumerate(frames, start=1):
         axes[0, column].set_title(f"{frame * block.tr_s - block.onset_s:.1f} s", color="white", fontsize=9)
-    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.01)
+    bar = figure.colorbar(axes[2, -1].images[0], ax=axes, shrink=0.7, pad=0.01)
     bar.set_label("% signal change", color="white")
     bar.ax.tick_params(colors="white")
     figure.suptitle(f"sub-{subject}: {block.condition}", color="white", fontsize=10)
