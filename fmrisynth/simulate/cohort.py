@@ -51,7 +51,9 @@ def write_cohort(out: Path, config: SimulateConfig) -> StageSummary:
         truth.write_group(out, phantom, labels)
     summary = StageSummary()
     n_written = n_units = 0
-    for subject in track(subjects, "Simulating subjects", total=len(subjects)):
+    # A subject keeps what was drawn for it; writing a fresh one each time keeps the cohort out of memory.
+    for index in track([subject.index for subject in subjects], "Simulating subjects", total=len(subjects)):
+        subject = phantom.subject(index)
         try:
             written, units = _write_subject(out, subject, labels, config)
         except FmrisynthError as error:
