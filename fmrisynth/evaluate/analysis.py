@@ -125,7 +125,7 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
                     maps = group_maps(summary.table, shared)
                     found.append(
                         Baseline(name, score(maps, summary, min(config.bootstrap_repeats, 200)),
-                                 realism_checks(real, summary, shared, train), n)
+                                 realism_checks(real, summary, shared, rois, train), n)
                     )  # fmt: skip
     elif config.baselines:
         notes.append("Baselines were not fitted: there is no training split apart from the compared subjects.")
@@ -148,7 +148,7 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
         noise_free_corr=noise_free_ceiling(corr.value) if corr is not None and corr.value is not None else None,
         real_per_subject=leave_one_out_top1(real.table, cohorts.candidates),
         tokenizer_ceiling=_tokenizer_ceiling(cohorts, config, real_maps, real, voxels),
-        baselines=found, checks=realism_checks(real, synthetic, cohorts.conditions, train), rois=rois, roi_note=roi_note,
+        baselines=found, checks=realism_checks(real, synthetic, cohorts.conditions, rois, train), rois=rois, roi_note=roi_note,
         privacy=privacy, utility=transfers(real, synthetic, train, cohorts.conditions),
         variance={"real": _shares(real), "synthetic": _shares(synthetic)}, notes=notes,
     )  # fmt: skip

@@ -19,8 +19,8 @@ from fmrisynth.report import figures as draw
 from fmrisynth.report.brain import glass_brains, mosaic
 from fmrisynth.report.html import Card, Verdict
 
-DISPLAY_SHARE = 0.33
-"""Maps are drawn transparent below this share of the colour limit."""
+DISPLAY_SHARE, GLASS_SHARE = 0.33, 0.5
+"""Slices and glass brains are transparent below this share of the colour limit."""
 
 
 def render_report(
@@ -186,9 +186,9 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
         elements.append(Figure.of(figure, f"{condition}: correlation of the synthetic with the real group map {text}."))
         if config.glass_brain and not cohorts.grid.is_native:
             rows = [("real", real / max(limits[0], 1e-9)), ("synthetic", other / max(limits[1], 1e-9))]
-            glass = glass_brains(rows, cohorts.grid, threshold=DISPLAY_SHARE, limit=1.0)
+            glass = glass_brains(rows, cohorts.grid, threshold=GLASS_SHARE, limit=1.0)
             elements.append(
-                Figure.of(glass, f"{condition} on the glass brain; each map as a share of its own colour limit, above a third of it.")
+                Figure.of(glass, f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it.")
             )
     finite = np.isfinite(real_KV[: len(cohorts.conditions)]).all(axis=0) & np.isfinite(other_KV).all(axis=0)
     if finite.any():
@@ -240,7 +240,7 @@ def _courses(analysis: Analysis) -> list[Element]:
             for name, summary, role in (("real", analysis.real, "real"), ("synthetic", analysis.synthetic, "synthetic")):
                 mean, sem, n = roi_courses(summary, condition, index)
                 lines[f"{name} (n = {n})"] = (mean, sem, role)
-            place = roi.label if condition in roi.label else f"{condition}: {roi.label}"
+            place = roi.label if condition in roi.label else f"{condition}\n{roi.label}"
             panels.append({"title": place, "lines": lines})
     if not panels:
         return [Text(analysis.roi_note or "No regions lie inside the mask.", note=True)]

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 _CHUNK = 512
+EXACT_SHARE = 0.1
+"""A sample nearer to a training block than this share of the median training distance is a copy."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Audit:
         Share of synthetic samples under the threshold.
     copies : list of int
         Synthetic samples under the threshold whose nearest training block is also singled out (ratio of
-        first to second distance under the same percentile of the training ratios).
+        first to second distance under the same percentile of the training ratios), and exact copies.
     outcome : {"pass", "warn", "fail"}
     ratio_of_means : float
         Mean synthetic over mean training nearest distance (BrainG3N's 1.55).
@@ -98,16 +100,23 @@ def nearest_two(
     return first, second
 
 
+def _more_often(hits: int, n: int, reference_hits: int, n_reference: int) -> bool:
+    from scipy.stats import fisher_exact
+
+    table = [[hits, n - hits], [reference_hits, n_reference - reference_hits]]
+    return bool(fisher_exact(table, alternative="greater").pvalue < 0.01)
+
+
 def audit(
     train_ND: np.ndarray, train_subjects: np.ndarray, synthetic_MD: np.ndarray, percentile: float = 5.0
 ) -> Audit | None:
     """Audit synthetic features against training features; None with fewer than three training subjects.
 
-    The outcome is ``fail`` when more samples are singled-out neighbours than chance allows (binomial, 99 %),
-    ``warn`` when samples lie under the threshold more often than training blocks would, without pointing
-    at single training blocks (over-smooth samples do that), else ``pass``.
+    The outcome is ``fail`` when any sample is a copy (distance under a tenth of the training median) or when
+    samples are singled-out neighbours more often than training blocks are (Fisher's exact test, one-sided,
+    p < 0.01); ``warn`` when they lie under the threshold more often than training blocks do, without
+    pointing at single training blocks (over-smooth samples do that); else ``pass``.
     """
-    from scipy.stats import binom
 
     if len(np.unique(train_subjects)) < 3:
         return None
@@ -119,9 +128,15 @@ def audit(
     ratio_threshold = float(np.percentile(train_ratio, percentile)) if train_ratio.size else 0.0
     ratio = np.divide(first, second, out=np.ones_like(first), where=np.isfinite(second) & (second > 0))
     below = first < threshold
-    copies = np.flatnonzero(below & (ratio < ratio_threshold))
-    allowed = binom.ppf(0.99, len(first), percentile / 100)
-    outcome = "fail" if len(copies) > allowed else "warn" if below.sum() > allowed else "pass"
+    exact = first < EXACT_SHARE * float(np.median(train_first))
+    copies = np.flatnonzero(exact | (below & (ratio < ratio_threshold)))
+    train_below = int((train_first < threshold).sum())
+    train_copies = int(((train_first[finite] < threshold) & (train_ratio < ratio_threshold)).sum())
+    n, m = len(train_first), len(first)
+    if exact.any() or _more_often(len(copies), m, train_copies, n):
+        outcome = "fail"
+    else:
+        outcome = "warn" if _more_often(int(below.sum()), m, train_below, n) else "pass"
     mean_train = float(train_first.mean())
     return Audit(
         train_first, first, threshold, float(below.mean()), [int(i) for i in copies], outcome,

@@ -65,15 +65,18 @@ def judge(analysis: Analysis) -> list[Judgement]:
         if check.value is None:
             detail = check.note or "not computed"
         else:
-            pair = f"real {check.real:.3g}, synthetic {check.synthetic:.3g}; " if check.real is not None and check.synthetic is not None else ""
-            detail = f"{pair}{check.what} {check.value:.2f}; {check.bounds}." + (f" {check.note}." if check.note else "")
+            pair = ""
+            if check.real is not None and check.synthetic is not None and check.synthetic != check.value:
+                pair = f"real {check.real:.3g}, synthetic {check.synthetic:.3g}; "
+            note = f" ({check.note})" if check.note else ""
+            detail = f"{pair}{check.what} {check.value + 0.0:.2f}{note}; {check.bounds}."
         lines.append(Judgement(f"realism.{check.key}", check.outcome, check.title, detail))
     for name, audit in analysis.privacy.items():
         sentence = {
             "pass": "no sample singles out a training block more often than chance",
             "warn": "samples lie nearer to the training data than training blocks of different subjects do, but without "
             "singling out one block: over-smooth samples do that",
-            "fail": "samples are near copies of single training blocks",
+            "fail": "samples are copies or near copies of single training blocks",
         }[audit.outcome]
         outcome: Outcome = audit.outcome  # type: ignore[assignment]
         if name == "anatomy" and audit.outcome == "fail":
@@ -109,6 +112,9 @@ def _score_line(analysis: Analysis, name: str) -> Judgement:
         outcome = "warn"
     else:
         outcome = "fail"
+    if score.p is not None and score.p > 0.05 and outcome == "pass":
+        outcome = "warn"
+        detail += " Shuffled condition labels score as high too often."
     if value <= 0.1:
         outcome = "info"
         detail += " The real data themselves do not reproduce, so this score says nothing."

@@ -73,7 +73,7 @@ def matrix_figure(
         for i in range(n_rows):
             for j in range(n_columns):
                 value = matrix[i, j]
-                text = f"{value:.2f}".replace("0.", ".") if np.isfinite(value) else "–"
+                text = f"{value + 0.0:.2f}".replace("0.", ".").replace("-.00", ".00") if np.isfinite(value) else "–"
                 axis.text(j, i, text, ha="center", va="center", fontsize=7.5,
                           color="white" if np.isfinite(value) and abs(value) > 0.6 else INK)  # fmt: skip
         axis.set_xticks(range(n_columns), column_names, rotation=50, ha="right", fontsize=8)

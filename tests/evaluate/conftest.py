@@ -29,7 +29,7 @@ def brain_mask(grid: Grid = GRID) -> np.ndarray:
 
 
 def smooth_map(rng: np.random.Generator, grid: Grid = GRID, sigma: float = 1.5) -> np.ndarray:
-    values = gaussian_filter(rng.standard_normal(grid.shape), sigma)
+    values = gaussian_filter(rng.standard_normal(grid.shape), sigma, mode="wrap")  # the same variance everywhere
     return (values / values.std()).astype(np.float32)
 
 
@@ -41,6 +41,7 @@ class Maker:
     grid: Grid = GRID
     amplitude: float = 1.0
     subject_sd: float = 0.5
+    subject_sigma: float = 1.5
     noise_sd: float = 1.0
     n_frames: int = N_FRAMES
     tr_s: float = TR_S
@@ -61,7 +62,7 @@ class Maker:
         blocks = []
         for condition in conditions:
             task, stem = condition.split("_", 1)
-            own = self.amplitude * self.truth[condition] + self.subject_sd * smooth_map(rng, self.grid)
+            own = self.amplitude * self.truth[condition] + self.subject_sd * smooth_map(rng, self.grid, self.subject_sigma)
             for run in range(len(windows[condition]) if windows else n_blocks):
                 percent = windows[condition][run] if windows else self.window(rng, own)
                 bold = (reference[..., None] * (1 + percent / 100)).astype(np.float32)
@@ -93,7 +94,7 @@ class Maker:
         for condition in conditions:
             for _ in range(n):
                 number += 1
-                effect = self.amplitude * self.truth[labels[condition]] + self.subject_sd * smooth_map(rng, self.grid)
+                effect = self.amplitude * self.truth[labels[condition]] + self.subject_sd * smooth_map(rng, self.grid, self.subject_sigma)
                 windows = {condition: [self.window(rng, effect)]}
                 self.write(root, f"synth{number:04d}", [condition], rng, windows=windows)
         return root

@@ -1,0 +1,184 @@
+"""Parts of the evaluation against hand-worked or simulated truth: privacy, smoothness, baselines, regions, variance."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from fmrisynth.data.grid import MNI_3MM, make_grid
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.evaluate.privacy import audit, nearest_two
+from fmrisynth.evaluate.realism import principal_components, variance_shares
+from fmrisynth.evaluate.rois import peak_rois, read_atlas, read_spheres, sphere
+from fmrisynth.evaluate.stage import without_nan
+from fmrisynth.evaluate.summary import autocorrelation, cell_matrix, neighbour_pairs, power_spectrum, smoothness_fwhm_mm
+from fmrisynth.evaluate.utility import classify
+
+
+def test_nearest_distances_by_hand():
+    train = np.array([[0.0, 0], [3, 0], [0, 4]])
+    first, second = nearest_two(np.array([[0.0, 1]]), train, np.array(["a", "b", "c"]))
+    assert (first[0], second[0]) == (pytest.approx(1.0), pytest.approx(3.0))
+    first, second = nearest_two(train[:1], train, np.array(["a", "b", "c"]), np.array(["a"]))
+    assert (first[0], second[0]) == (pytest.approx(3.0), pytest.approx(4.0))
+
+
+def _cohort(rng, n=60, d=200):
+    return rng.standard_normal((n, d)), np.repeat([f"s{i:02d}" for i in range(n // 2)], 2)
+
+
+def test_new_draws_pass_copies_fail_means_warn(rng):
+    train, subjects = _cohort(rng)
+    assert audit(train, subjects, rng.standard_normal((40, 200))).outcome == "pass"
+    copies = audit(train, subjects, train[:20] + 0.3 * rng.standard_normal((20, 200)))
+    assert copies.outcome == "fail"
+    assert len(copies.copies) == 20
+    mean = audit(train, subjects, train.mean(axis=0) + 0.05 * rng.standard_normal((40, 200)))
+    assert mean.outcome == "warn"
+    assert mean.share_below == 1.0
+
+
+def test_one_exact_copy_among_many_fails(rng):
+    train, subjects = _cohort(rng)
+    samples = np.vstack([rng.standard_normal((99, 200)), train[7]])
+    found = audit(train, subjects, samples)
+    assert found.outcome == "fail"
+    assert 99 in found.copies
+
+
+def test_two_subjects_cannot_be_audited(rng):
+    assert audit(rng.standard_normal((6, 5)), np.repeat(["a", "b"], 3), rng.standard_normal((2, 5))) is None
+
+
+@pytest.mark.parametrize("sigma", [0.8, 1.2])
+def test_smoothness_of_known_noise(rng, sigma):
+    mask = np.ones((24, 24, 24), bool)
+    noise = np.stack([gaussian_filter(rng.standard_normal(mask.shape), sigma, mode="wrap").ravel() for _ in range(4)])
+    found = smoothness_fwhm_mm(noise, neighbour_pairs(mask), (3.0, 3.0, 3.0))
+    assert found == pytest.approx(sigma * 2.3548 * 3.0, rel=0.06)
+
+
+def test_smoothness_of_nothing_is_not_a_number():
+    mask = np.ones((4, 4, 4), bool)
+    assert np.isnan(smoothness_fwhm_mm(np.zeros((3, 64)), neighbour_pairs(mask), (3, 3, 3)))
+
+
+def test_autocorrelation_and_spectrum_of_ar1(rng):
+    noise = rng.standard_normal((400, 300))
+    for t in range(1, 400):
+        noise[t] += 0.6 * noise[t - 1]
+    centred = noise - noise.mean(axis=0)
+    np.testing.assert_allclose(autocorrelation(centred, 3), [0.6, 0.36, 0.216], atol=0.02)
+    spectrum = power_spectrum(centred)
+    assert spectrum[:5].mean() > 8 * spectrum[-5:].mean()
+    # Parseval: the periodogram's two sides hold the variance.
+    assert 2 * spectrum[:-1].sum() + spectrum[-1] == pytest.approx(centred.var(axis=0).mean() * 400, rel=0.01)
+
+
+def test_cells_average_and_cover(rng):
+    mask = np.zeros((8, 8, 8), bool)
+    mask[:4] = True
+    cells = cell_matrix(mask, 4)
+    assert cells.shape == (4, 256)
+    np.testing.assert_allclose(np.asarray(cells.sum(axis=1)).ravel(), 1.0, atol=1e-6)
+    values = rng.standard_normal(256)
+    volume = np.zeros(mask.shape)
+    volume[mask] = values
+    assert (cells @ values)[0] == pytest.approx(volume[:4, :4, :4].mean(), abs=1e-6)
+
+
+def test_sphere_volume_and_place():
+    grid = make_grid((40, 40, 40), [[2, 0, 0, -40], [0, 2, 0, -40], [0, 0, 2, -40], [0, 0, 0, 1]], "MNI152NLin6Asym")
+    voxels = sphere(np.ones(grid.shape, bool), grid, (2, -4, 6), 10.0)
+    assert voxels.sum() * 8 == pytest.approx(4 / 3 * np.pi * 1000, rel=0.03)
+    where = np.argwhere(voxels.reshape(grid.shape)).mean(axis=0) * 2 - 40
+    np.testing.assert_allclose(where, (2, -4, 6), atol=0.01)
+
+
+def test_packaged_regions_lie_in_the_brain_three_per_task():
+    from fmrisynth.data.grid import mni_brain_mask
+
+    rois = read_spheres(mni_brain_mask(MNI_3MM), MNI_3MM)
+    assert Counter(roi.task for roi in rois) == dict.fromkeys(
+        ("wm", "emotion", "gambling", "language", "relational", "motor", "social"), 3
+    )
+    full = {6: 33, 8: 79}
+    for roi in rois:
+        radius = int(roi.origin.split()[2])
+        assert roi.voxels_V.sum() > 0.6 * full[radius], roi.label
+    assert rois[0].belongs_to("wm_2bk_places")
+    assert not rois[0].belongs_to("motor_rh")
+
+
+def test_bad_and_own_region_tables(tmp_path):
+    mask = np.ones(MNI_3MM.shape, bool)
+    path = tmp_path / "rois.tsv"
+    path.write_text("label\ttask\tx\ty\tz\tradius_mm\nmine\t*\t0\t0\t0\t6\nfar\t*\t900\t0\t0\t6\n")
+    rois = read_spheres(mask, MNI_3MM, path)
+    assert [roi.label for roi in rois] == ["mine"]
+    assert rois[0].belongs_to("anything_else")
+    path.write_text("label\ttask\tx\ty\tz\tradius_mm\nmine\t*\tleft\t0\t0\t6\n")
+    with pytest.raises(FmrisynthError, match="numbers in mm"):
+        read_spheres(mask, MNI_3MM, path)
+
+
+def test_atlas_is_read_on_its_own_grid(tmp_path):
+    from fmrisynth.data.nifti import write_image
+
+    affine = np.diag([6.0, 6, 6, 1])
+    affine[:3, 3] = -60
+    labels = np.zeros((20, 20, 20), np.float32)
+    labels[10:, :, :] = 2  # right of x = -3
+    write_image(tmp_path / "atlas.nii.gz", labels, affine)
+    (tmp_path / "labels.tsv").write_text("index\tlabel\ttask\n1\tnone\t*\n2\tright\t*\n")
+    grid = make_grid((16, 16, 16), [[3, 0, 0, -24], [0, 3, 0, -24], [0, 0, 3, -24], [0, 0, 0, 1]], "MNI152NLin6Asym")
+    rois = read_atlas(np.ones(grid.shape, bool), grid, tmp_path / "atlas.nii.gz", tmp_path / "labels.tsv")
+    assert [roi.label for roi in rois] == ["right"]
+    x = np.argwhere(rois[0].voxels_V.reshape(grid.shape))[:, 0] * 3 - 24
+    assert x.min() >= -3
+
+
+def test_peaks_are_apart_and_of_either_sign():
+    grid = make_grid((32, 32, 32), np.diag([3.0, 3, 3, 1]), "scanner")
+    z = np.zeros(grid.shape)
+    z[5, 5, 5], z[6, 5, 5], z[25, 25, 25], z[5, 25, 5] = 9, 8.5, -7, 3
+    rois = peak_rois({"a_b": z.ravel()}, np.ones(grid.shape, bool), grid, "test data")
+    assert [roi.voxels_V.reshape(grid.shape)[where] for roi, where in zip(rois, ((5, 5, 5), (25, 25, 25), (5, 25, 5)), strict=True)] == [True] * 3
+    assert all("test data" in roi.origin for roi in rois)
+
+
+def test_variance_share_by_hand(rng):
+    """Two groups at +-1 without noise explain everything; random labels explain nothing on average."""
+    features = np.repeat([[1.0, 1], [-1, -1]], 4, axis=0)
+    assert variance_shares(features, list("aaaabbbb")) == pytest.approx(1.0)
+    assert variance_shares(features, list("aabbaabb")) == pytest.approx(0.0)
+    noise = rng.standard_normal((200, 50))
+    assert variance_shares(noise, [str(i) for i in rng.integers(0, 40, 200)]) < 0.02
+    assert variance_shares(noise, ["a"] * 200) is None
+    assert variance_shares(noise, [str(i) for i in range(200)]) is None
+
+
+def test_components_are_those_of_the_svd(rng):
+    features = rng.standard_normal((12, 40)) * np.linspace(3, 0.1, 40)
+    scores, shares = principal_components(features)
+    _, s, _ = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(shares, s[:2] ** 2 / (s**2).sum(), rtol=1e-6)
+    np.testing.assert_allclose(np.square(scores).sum(axis=0), s[:2] ** 2, rtol=1e-6)
+
+
+def test_classifier_learns_and_ignores_dead_features(rng):
+    y = np.repeat(["a", "b", "c"], 30)
+    x = rng.standard_normal((90, 300)) + 0.5 * (y[:, None] == np.array(["a", "b", "c"])[rng.integers(0, 3, 300)])
+    x[:, 5] = 0.0
+    order = rng.permutation(90)
+    train, test = order[:60], order[60:]
+    assert np.mean(classify(x[train], y[train], x[test]) == y[test]) > 0.7
+    assert np.mean(classify(x[train], rng.permutation(y[train]), x[test]) == y[test]) < 0.65
+
+
+def test_json_has_no_nan():
+    found = without_nan({"a": [np.float32("nan"), np.int64(3), {"b": float("inf")}], "c": np.bool_(True)})
+    assert found == {"a": [None, 3, {"b": None}], "c": True}
