@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,7 +28,7 @@ from fmrisynth.diffusion.prior import MomentAccumulator, Prior
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
-from fmrisynth.progress import StageSummary, log, progress_bar
+from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar
 from fmrisynth.train.batches import Batch, BatchMaker
 from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.distributed import World, join_world
@@ -50,13 +50,15 @@ from fmrisynth.train.validate import N_BINS, Validation
 def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
     """Train, or continue; see `fmrisynth.train.train_denoiser`."""
     with join_world(config.device) as world:
-        return Trainer(latents, out, config, world).run()
+        summary = Trainer(latents, out, config, world).run()
+        return summary if world.is_main else StageSummary()
 
 
 class Trainer:
     """One training run on one rank."""
 
     def __init__(self, latents: Path, out: Path, config: TrainConfig, world: World) -> None:
+        self._called = time.monotonic()
         self.config, self.out, self.world = config, out, world
         self.micro_batch_size = _micro_batch_size(config, world)
         self.latents = TrainingLatents(latents)
@@ -117,9 +119,9 @@ class Trainer:
         stop_reason = None
         with (
             catch_stop_signals() as stop,
-            progress_bar("train", config.steps, progress.step) as bar,
+            self._progress_bar() as bar,
         ):
-            longest_step_s = 0.0
+            longest_step_s = save_s = 0.0
             for batch in self.batches.stream(progress.step, config.steps, config.prefetch):
                 step_started = time.monotonic()
                 loss, grad_norm = self._step(batch)
@@ -129,7 +131,8 @@ class Trainer:
                 step = progress.step
                 elapsed_s = time.monotonic() - started
                 progress.hours = hours_before + elapsed_s / 3600
-                bar.update(note=f"loss {loss:.4f}")
+                if bar is not None:
+                    bar.update(note=f"loss {loss:.4f}")
                 if step % config.log_every == 0 or step == config.steps:
                     self._log_window(runlog, loss, grad_norm)
                 if step % config.val_every == 0 or step == config.steps:
@@ -137,15 +140,17 @@ class Trainer:
                 if config.sample_every and step % config.sample_every == 0:
                     self._sample(runlog)
                 longest_step_s = max(longest_step_s, time.monotonic() - step_started)
-                late = (
-                    config.max_hours is not None and elapsed_s + 2 * longest_step_s > 3600 * config.max_hours
+                late = config.max_hours is not None and (
+                    time.monotonic() - self._called + 2 * (longest_step_s + save_s) > 3600 * config.max_hours
                 )
                 if self.world.any(stop.is_set()):
                     stop_reason = "a signal asked to stop"
                 elif self.world.any(late):
                     stop_reason = f"the time budget of {config.max_hours} h is used up"
                 if step % config.checkpoint_every == 0 or step == config.steps or stop_reason:
+                    save_started = time.monotonic()
                     self._save()
+                    save_s = time.monotonic() - save_started
                 if stop_reason and step < config.steps:
                     break
         if runlog is not None:
@@ -155,6 +160,11 @@ class Trainer:
                 f"Stopped at step {progress.step} of {config.steps}: {stop_reason}. Call again to continue."
             )
         return self._summary(f"Finished {config.steps} steps.")
+
+    def _progress_bar(self) -> AbstractContextManager[ProgressBar | None]:
+        if not self.world.is_main:
+            return nullcontext()
+        return progress_bar("train", self.config.steps, self.run_state.progress.step)
 
     def _step(self, batch: Batch) -> tuple[float, float]:
         """One optimiser step on this rank's share of the batch; returns global loss and gradient norm."""

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fmrisynth.config.load import dump_yaml, load_config
 from fmrisynth.config.train import TrainConfig
+from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.checkpoint import find_model_dir, list_checkpoints, load_denoiser
 from fmrisynth.train import train_denoiser
@@ -200,6 +201,21 @@ def test_two_ranks_give_the_loss_curve_of_one(latents, tmp_path, make_config, en
     train_denoiser(latents, two, config)
     for step, loss in losses(one).items():
         assert losses(two)[step] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_unet_baseline_goes_through_the_same_stage(latents, tmp_path):
+    overrides = [
+        "model={kind: unet, num_channels: [8, 8], num_head_channels: [0, 8], attention_levels: [false, true], "
+        "norm_num_groups: 4}"
+    ]
+    flags = {"steps": 3, "batch_size": 4, "log_every": 1, "prior": "class_mean", "objective.prediction": "v"}
+    train_denoiser(
+        latents, tmp_path / "out", load_config(TrainConfig, "train", overrides=overrides, flags=flags)
+    )
+    loaded = load_denoiser(tmp_path / "out")
+    drawn = generate_latents(loaded, "motor_rh", seeds=[1], n_steps=2)
+    assert drawn.shape == (1, 2, 3, 4, 4, 4)
+    assert drawn.isfinite().all()
 
 
 def test_signal_handlers_are_put_back_and_threads_end(latents, tmp_path, make_config):
