@@ -38,8 +38,11 @@ class EvaluateConfig(StageConfig):
     )
     roi_atlas: Path | None = Field(None, description="Own ROIs: a label image on any grid; needs roi_labels.")
     roi_labels: Path | None = Field(None, description="TSV with columns index, label, task for roi_atlas.")
+    tokenizer: Path | None = Field(
+        None, description="Tokenizer folder: the compared real blocks are encoded and decoded with it, for its ceiling."
+    )
     reconstructions: Path | None = Field(
-        None, description="Block dataset of the test blocks after tokenizer encode and decode: the tokenizer ceiling."
+        None, description="The same from a block dataset of already reconstructed test blocks."
     )
     privacy_percentile: float = Field(
         5.0, gt=0, lt=50, description="A sample nearer to a training block than this percentile of training distances counts."

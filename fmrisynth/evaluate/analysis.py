@@ -14,6 +14,7 @@ from fmrisynth.evaluate import baselines
 from fmrisynth.evaluate.cohorts import Cohorts
 from fmrisynth.evaluate.privacy import Audit, audit
 from fmrisynth.evaluate.realism import Check, realism_checks, variance_shares
+from fmrisynth.evaluate.reconstruct import reconstructed_windows
 from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres
 from fmrisynth.evaluate.scoring import (
     Comparison,
@@ -27,7 +28,7 @@ from fmrisynth.evaluate.scoring import (
 )
 from fmrisynth.evaluate.summary import Probes, Summary, summarise
 from fmrisynth.evaluate.utility import Transfer, transfers
-from fmrisynth.glm.effects import subject_effects
+from fmrisynth.glm.effects import EffectTable, subject_effects
 from fmrisynth.glm.windows import iterate_windows
 from fmrisynth.progress import log, track
 
@@ -147,7 +148,7 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
         comparison=comparison, split_half=split_half, split_half_note=split_half_note, train_ceiling=train_ceiling,
         noise_free_corr=noise_free_ceiling(corr.value) if corr is not None and corr.value is not None else None,
         real_per_subject=leave_one_out_top1(real.table, cohorts.candidates),
-        tokenizer_ceiling=_tokenizer_ceiling(cohorts, config, real_maps, real, voxels),
+        tokenizer_ceiling=_tokenizer_ceiling(cohorts, config, real, voxels),
         baselines=found, checks=realism_checks(real, synthetic, cohorts.conditions, rois, train), rois=rois, roi_note=roi_note,
         privacy=privacy, utility=transfers(real, synthetic, train, cohorts.conditions),
         variance={"real": _shares(real), "synthetic": _shares(synthetic)}, notes=notes,
@@ -214,21 +215,31 @@ def choose_rois(cohorts: Cohorts, config: EvaluateConfig) -> tuple[list[Roi], st
 
 
 def _tokenizer_ceiling(
-    cohorts: Cohorts, config: EvaluateConfig, real_maps: GroupMaps, real: Summary, voxels: np.ndarray
+    cohorts: Cohorts, config: EvaluateConfig, real: Summary, voxels: np.ndarray
 ) -> Comparison | None:
-    if config.reconstructions is None:
+    if config.tokenizer is not None:
+        own = [b for b in cohorts.real if b.condition in cohorts.conditions]
+        windows = reconstructed_windows(own, cohorts.mask_XYZ, cohorts.grid, config.glm, config.tokenizer)
+        probes = Probes(cohorts.grid, cohorts.mask_XYZ, [])
+        table = summarise(track(windows, "tokenizer ceiling", total=len(own)), probes, config.glm).table
+    elif config.reconstructions is not None:
+        table = _reconstructed_table(cohorts, config, real, config.reconstructions)
+    else:
         return None
-    blocks = [b for b in read_blocks(config.reconstructions) if b.condition in cohorts.conditions]
-    subjects = set(real.subjects_N)
-    blocks = [block for block in blocks if block.subject in subjects]
-    if not blocks:
-        raise FmrisynthError(
-            f"{config.reconstructions}: holds no blocks of the compared subjects and conditions; reconstruct the same test blocks."
-        )
-    table = subject_effects(blocks, config.glm, grid=cohorts.grid, mask_XYZ=cohorts.mask_XYZ)
     conditions = [c for c in cohorts.conditions if c in table.conditions]
     order = conditions + [c for c in cohorts.candidates if c not in conditions]
     return compare_maps(
         group_maps(real.table, order), group_maps(table, conditions), real.table, table,
         bootstrap_repeats=0, voxels=voxels, seed=config.seed,
     )  # fmt: skip
+
+
+def _reconstructed_table(cohorts: Cohorts, config: EvaluateConfig, real: Summary, root: Path) -> EffectTable:
+    blocks = [b for b in read_blocks(root) if b.condition in cohorts.conditions]
+    subjects = set(real.subjects_N)
+    blocks = [block for block in blocks if block.subject in subjects]
+    if not blocks:
+        raise FmrisynthError(
+            f"{root}: holds no blocks of the compared subjects and conditions; reconstruct the same test blocks."
+        )
+    return subject_effects(blocks, config.glm, grid=cohorts.grid, mask_XYZ=cohorts.mask_XYZ)

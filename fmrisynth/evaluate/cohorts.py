@@ -49,8 +49,18 @@ class Cohorts:
     notes: list[str]
 
 
-def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig) -> Cohorts:
+def choose_cohorts(
+    real_root: Path, synthetic_root: Path, config: EvaluateConfig, work: Path | None = None
+) -> Cohorts:
     """Read both indices, choose splits and conditions, check timing and grids, intersect the masks.
+
+    Parameters
+    ----------
+    real_root, synthetic_root : Path
+        Block datasets.
+    config : EvaluateConfig
+    work : Path, optional
+        Folder for resampled copies of synthetic blocks; without it (or ``config.resample``) grids must agree.
 
     Raises
     ------
@@ -110,11 +120,19 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
                 f"of {block.tr_s:g} s; prepare or sample with the same window."
             )
     grid, synthetic_grid = common_grid(real), common_grid(synthetic)
-    if not grid.same_as(synthetic_grid):
+    if not grid.same_as(synthetic_grid) and config.resample and work is not None:
+        from fmrisynth.evaluate.regrid import resample_blocks
+
+        synthetic = resample_blocks(synthetic, grid, work)
+        notes.append(
+            f"The synthetic blocks were resampled from {synthetic_grid.shape} voxels of {synthetic_grid.voxel_mm[0]:g} mm onto the real "
+            "grid, which smooths them."
+        )
+    elif not grid.same_as(synthetic_grid):
         raise FmrisynthError(
             f"the grids differ: {real_root} has {grid.shape}, space {grid.space}, affine {grid.affine_rows}; {synthetic_root} has "
             f"{synthetic_grid.shape}, space {synthetic_grid.space}, affine {synthetic_grid.affine_rows}; sample with a tokenizer of "
-            "the real grid, or resample one dataset."
+            "the real grid, or ask for it with --set resample=true."
         )
     mask_XYZ = _mask([*real, *train, *synthetic], grid, config.glm.min_reference_fraction)
     return Cohorts(real, train, synthetic, conditions, candidates, grid, mask_XYZ, shape[0], shape[1], notes)

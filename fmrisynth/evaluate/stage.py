@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fmrisynth.bids.atomic import write_json, write_text
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, analyse
-from fmrisynth.evaluate.cohorts import choose_cohorts
+from fmrisynth.evaluate.cohorts import Cohorts, choose_cohorts
 from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, headline, judge, show
 from fmrisynth.progress import StageSummary
@@ -25,7 +26,11 @@ REPORT = Path("report.html")
 
 def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig) -> StageSummary:
     """Evaluate and write (see `fmrisynth.evaluate.evaluate_datasets`)."""
-    cohorts = choose_cohorts(real, synthetic, config)
+    with TemporaryDirectory(prefix="fmrisynth-evaluate-") as work:
+        return _run(out, real, synthetic, config, choose_cohorts(real, synthetic, config, Path(work)))
+
+
+def _run(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, cohorts: Cohorts) -> StageSummary:
     write_dataset_description(
         out, f"Evaluation of {synthetic.name} against {real.name}", sources=[real, synthetic],
         readme="`report.html` is for people, `metrics.json` for machines; both hold the same numbers.",

@@ -169,6 +169,8 @@ def histogram_figure(groups: Mapping[str, np.ndarray], *, xlabel: str, title: st
     everything = np.concatenate([v for v in groups.values() if len(v)])
     bins = np.linspace(min(0.0, everything.min()), everything.max() * 1.02 + 1e-9, 42)
     for (name, values), colour in zip(groups.items(), [REAL, SYNTHETIC, *BASELINES], strict=False):
+        if not len(values):
+            continue
         axis.hist(values, bins=bins, density=True, alpha=0.5, color=colour, label=f"{name} (n = {len(values)})")
     if mark is not None:
         axis.axvline(mark[1], color=INK, lw=1.2, ls="--", label=mark[0])

@@ -219,3 +219,37 @@ def test_constant_samples_are_refused(real_cohort, maker, quick, tmp_path):
         maker.write(tmp_path / "flat", f"synth{number:04d}", CONDITIONS[:1], np.random.default_rng(0), windows=flat)
     with pytest.raises(FmrisynthError, match="constant"):
         run(real_cohort, tmp_path / "flat", quick, tmp_path)
+
+
+def test_tokenizer_ceiling_is_below_one_and_above_the_samples_blur(real_cohort, good_samples, quick, tmp_path, maker):
+    """4x mean pooling keeps the smooth truth and loses detail; the ceiling is what it leaves of the real maps."""
+    import torch
+
+    from fmrisynth.config.tokenize import PoolingConfig
+    from fmrisynth.models.tokenizers import TokenizerInfo, build_tokenizer
+
+    mask = brain_mask()
+    info = TokenizerInfo(
+        kind="pooling", normalisation="dynamics", grid=maker.grid, tr_s=1.44, n_frames=12, latent_channels=1,
+        mask_XYZ=mask, reference_XYZ=np.where(mask, 10_000.0, 0.0).astype(np.float32),
+    )  # fmt: skip
+    tokenizer = build_tokenizer(PoolingConfig(), info)
+    tokenizer.set_latent_statistics(torch.zeros(1), torch.ones(1))
+    tokenizer.save(tmp_path / "tokenizer")
+    config = quick.model_copy(update={"tokenizer": tmp_path / "tokenizer", "baselines": False, "bootstrap_repeats": 0})
+    analysis, _ = run(real_cohort, good_samples, config, tmp_path)
+    found = analysis.tokenizer_ceiling.scores["corr"].value
+    assert 0.5 < found < 0.99
+
+
+def test_other_grid_is_resampled_when_asked(real_cohort, maker, quick, tmp_path):
+    """Samples on a grid moved by half a voxel: resampled, named in a note, and still recognisable."""
+    moved = maker.grid.affine
+    moved[:3, 3] += 1.5
+    shifted = make_grid(maker.grid.shape, moved, maker.grid.space)
+    replace(maker, grid=shifted).samples(tmp_path / "shifted", 1, 2)
+    config = quick.model_copy(update={"resample": True})
+    cohorts = choose_cohorts(real_cohort, tmp_path / "shifted", config, tmp_path / "work")
+    assert cohorts.synthetic[0].load_grid().same_as(maker.grid)
+    assert any("resampled" in note for note in cohorts.notes)
+    assert 0.6 * brain_mask().sum() < cohorts.mask_XYZ.sum() < brain_mask().sum()

@@ -1,0 +1,59 @@
+"""Real blocks after a tokenizer's encode and decode: the ceiling that no generator on it can pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fmrisynth.config.glm import GlmConfig
+from fmrisynth.data.blocks import Block, BlockData
+from fmrisynth.data.grid import Grid
+from fmrisynth.data.normalisation import denormalise, normalise
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.glm.windows import Window, percent_signal, smooth_inside
+
+
+def reconstructed_windows(
+    blocks: Sequence[Block], mask_XYZ: np.ndarray, grid: Grid, config: GlmConfig, tokenizer_folder: Path
+) -> Iterator[Window]:
+    """Windows of blocks that went through a tokenizer, in percent of their own reference volume.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        Real blocks.
+    mask_XYZ : bool array
+        Voxels of the comparison.
+    tokenizer_folder : Path
+        As ``fmrisynth tokenize`` writes it.
+
+    Raises
+    ------
+    FmrisynthError
+        The tokenizer was made for another grid.
+    """
+    import torch
+
+    from fmrisynth.models.tokenizers.build import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_folder)
+    if not tokenizer.info.grid.same_as(grid):
+        raise FmrisynthError(
+            f"{tokenizer_folder}: made for the grid {tokenizer.info.grid.shape} in {tokenizer.info.grid.space}, the data have "
+            f"{grid.shape} in {grid.space}; give the tokenizer that was trained on these data."
+        )
+    kind = tokenizer.info.normalisation
+    for block in blocks:
+        data = block.load()
+        values_XYZT = normalise(data.bold_XYZT, data.reference_XYZ, data.mask_XYZ, kind)
+        frames_NCXYZ = torch.from_numpy(np.ascontiguousarray(values_XYZT.transpose(3, 0, 1, 2)[:, None]))
+        with torch.no_grad():
+            back_NCXYZ = tokenizer.decode(tokenizer.encode(frames_NCXYZ))
+        back_XYZT = back_NCXYZ[:, 0].cpu().numpy().transpose(1, 2, 3, 0)
+        bold_XYZT = denormalise(back_XYZT, data.reference_XYZ, data.mask_XYZ, kind)
+        percent_TV = percent_signal(BlockData(bold_XYZT, data.reference_XYZ, data.mask_XYZ), mask_XYZ)
+        if config.resolved_smoothing_fwhm_mm > 0:
+            percent_TV = smooth_inside(percent_TV, mask_XYZ, grid, config.resolved_smoothing_fwhm_mm)
+        yield Window(block, percent_TV, data.reference_XYZ[mask_XYZ])
