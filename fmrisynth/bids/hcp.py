@@ -23,6 +23,8 @@ from fmrisynth.errors import FmrisynthError
 RESULTS = Path("MNINonLinear", "Results")
 MASK_NAMES = ("brainmask_fs.2.nii.gz", "brainmask_fs.2.0.nii.gz", "brainmask_fs.nii.gz")
 SPACE = "MNI152NLin6Asym"
+TR_S = 0.72
+"""Repetition time of HCP's 3T protocol, seconds."""
 
 _RUN = re.compile(r"^tfMRI_(?P<task>[A-Za-z0-9]+?)(?P<repeat>\d?)_(?P<direction>LR|RL|AP|PA)$")
 

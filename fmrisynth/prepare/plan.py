@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmrisynth.bids import hcp
 from fmrisynth.bids.discover import open_source
 from fmrisynth.bids.events import conditions_of_task, find_blocks
 from fmrisynth.bids.naming import Entities
@@ -182,6 +183,8 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
             log.warning("%s", error)
             notes.append(f"{run.name}: left out: {error}")
             continue
+        if job.source.kind == "hcp" and not np.isclose(timing.tr_s, hcp.TR_S, rtol=TR_TOLERANCE):
+            notes.append(f"{run.name}: TR {timing.tr_s:g} s, HCP's protocol has {hcp.TR_S:g} s; check the header")
         kept, dropped = plan_windows(blocks, timing, config.window, config.blocks, config.tr_s)
         planned = []
         for window in kept:

@@ -168,6 +168,14 @@ def test_windows_that_cannot_be_cut_are_counted(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_repetition_time_that_is_not_hcps_is_noted(tmp_path: Path) -> None:
+    run = make_hcp_run(tmp_path / "hcp", "100307", "MOTOR_LR", ONE_BLOCK)
+    save(run.bold, make_bold(90, 1), tr_s=1.0)  # what a tool that lost the header would leave
+    lines = plan_prepare(tmp_path / "hcp", PrepareConfig())
+    assert any("TR 1 s, HCP's protocol has 0.72 s; check the header" in line for line in lines)
+    assert not any("check the header" in line for line in plan_prepare(tmp_path / "hcp", PrepareConfig(source_tr_s=0.72)))
+
+
 def test_a_damaged_run_can_be_left_out(tmp_path: Path) -> None:
     root, out = tmp_path / "hcp", tmp_path / "out"
     truncate(make_hcp_run(root, "100307", "MOTOR_LR", ONE_BLOCK, seed=1))
