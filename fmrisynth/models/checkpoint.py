@@ -178,8 +178,7 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
     folder = find_model_dir(path)
     card = read_card(folder)
     try:
-        with torch.device("meta"):
-            network = card.build()
+        network = card.build()
     except ValidationError as error:
         raise FmrisynthError(
             f"{folder / CARD_NAME}: the architecture is not one this version knows ({error.errors()[0]['msg']}); "

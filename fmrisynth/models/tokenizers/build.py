@@ -16,15 +16,17 @@ from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers.base import Tokenizer, TokenizerInfo, read_folder
 from fmrisynth.models.tokenizers.patch import PatchTokenizer
 from fmrisynth.models.tokenizers.pooling import PoolingTokenizer
-from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
-
-KINDS: dict[str, type[Tokenizer]] = {
-    PatchTokenizer.kind: PatchTokenizer,
-    PoolingTokenizer.kind: PoolingTokenizer,
-    VqganTokenizer.kind: VqganTokenizer,
-}
 
 _CONFIG: TypeAdapter[Any] = TypeAdapter(TokenizerConfig)
+
+
+def _class_of(kind: str) -> type[Tokenizer]:
+    """The class of a kind; MONAI takes seconds to import, so only the VQ-GAN pays for it."""
+    if kind == "vqgan":
+        from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
+
+        return VqganTokenizer
+    return {PatchTokenizer.kind: PatchTokenizer, PoolingTokenizer.kind: PoolingTokenizer}[kind]
 
 
 def build_tokenizer(config: Any, info: TokenizerInfo) -> Tokenizer:
@@ -34,7 +36,7 @@ def build_tokenizer(config: Any, info: TokenizerInfo) -> Tokenizer:
             f"a grid of {' x '.join(map(str, info.grid.shape))} voxels cannot be tokenized: every side must divide by "
             f"{SIDE_DIVISOR}; make the dataset with `fmrisynth prepare`, which pads it."
         )
-    return KINDS[config.kind](config, info)
+    return _class_of(config.kind)(config, info)
 
 
 def load_tokenizer(folder: Path, *, device: str | torch.device = "cpu") -> Tokenizer:
