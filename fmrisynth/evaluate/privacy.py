@@ -17,6 +17,9 @@ _CHUNK = 512
 EXACT_SHARE = 0.1
 """A sample nearer to a training block than this share of the median training distance is a copy."""
 
+NEAR_COPY_RATIO = 0.8
+"""A near copy is at most this share as far from its training block as from the next subject's."""
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -32,7 +35,7 @@ class Audit:
         Share of synthetic samples under the threshold.
     copies : list of int
         Synthetic samples under the threshold whose nearest training block is also singled out (ratio of
-        first to second distance under the same percentile of the training ratios), and exact copies.
+        first to second distance under the same percentile of the training ratios, and under 0.8), and exact copies.
     outcome : {"pass", "warn", "fail"}
     ratio_of_means : float
         Mean synthetic over mean training nearest distance (BrainG3N's 1.55).
@@ -125,7 +128,7 @@ def audit(
     threshold = float(np.percentile(train_first, percentile))
     finite = np.isfinite(train_second) & (train_second > 0)
     train_ratio = train_first[finite] / train_second[finite]
-    ratio_threshold = float(np.percentile(train_ratio, percentile)) if train_ratio.size else 0.0
+    ratio_threshold = min(float(np.percentile(train_ratio, percentile)), NEAR_COPY_RATIO) if train_ratio.size else 0.0
     ratio = np.divide(first, second, out=np.ones_like(first), where=np.isfinite(second) & (second > 0))
     below = first < threshold
     exact = first < EXACT_SHARE * float(np.median(train_first))
