@@ -20,22 +20,22 @@ class PatchConfig(Config):
 
     kind: Literal["patch"] = "patch"
     channels: int = Field(3, ge=1, le=64, description="Latent channels C.")
-    covariance: Literal["frame", "lagged", "block"] = Field(
-        "block",
-        description="frame: of single frames; lagged: between successive frames; block: between all pairs of "
-        "different frames of a block.",
+    covariance: Literal["frame", "lagged", "halves"] = Field(
+        "halves",
+        description="frame: of single frames; lagged: between successive frames; halves: between the means of a "
+        "block's even and odd frames.",
     )  # fmt: skip
     prior_blocks: float | None = Field(
-        1000.0, gt=0,
+        300.0, gt=0,
         description="Weight, in blocks, of the covariance shared by all positions against a position's own; "
         "null: one basis for all positions.",
     )  # fmt: skip
-    synthesis: Literal["patch", "overlap"] = Field(
-        "overlap", description="patch: decode a cell alone; overlap: from its 3 x 3 x 3 cells by ridge regression."
-    )
-    ridge: float = Field(
-        0.3, gt=0, description="Ridge of the overlapping synthesis, in units of the mean latent variance."
-    )
+    synthesis: Literal["patch", "overlap", "local"] = Field(
+        "overlap",
+        description="patch: decode a cell alone; overlap: add a correction from its 3 x 3 x 3 cells, one for all "
+        "positions; local: one for each position (large).",
+    )  # fmt: skip
+    ridge: float = Field(0.1, gt=0, description="Ridge of the correction, in units of the mean latent variance.")
     storage: Literal["float32", "float16"] = Field("float32", description="Type of the stored weights.")
 
 

@@ -16,12 +16,12 @@ from fmrisynth.config.tokenize import PatchConfig, PoolingConfig, VqganConfig
 from fmrisynth.data.grid import make_grid
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers import TokenizerInfo, build_tokenizer, load_tokenizer
-from fmrisynth.models.tokenizers.patch import frame_moments, local_basis
+from fmrisynth.models.tokenizers.patch import frame_pairs, local_basis
 from fmrisynth.models.tokenizers.vqgan import RevivingQuantizer, perplexity
 
 SHAPE = (16, 32, 16)
 TINY_VQGAN = VqganConfig(base_ch=4, ch_mult=(1, 1, 2), norm_groups=2, codebook_size=32)
-CONFIGS = [PatchConfig(), PatchConfig(covariance="frame", prior_blocks=None, synthesis="patch"), PoolingConfig(), TINY_VQGAN]
+CONFIGS = [PatchConfig(), PatchConfig(covariance="frame", prior_blocks=None, synthesis="patch"), PatchConfig(synthesis="local"), PoolingConfig(), TINY_VQGAN]
 
 
 def ball_mask(shape=SHAPE):
@@ -146,18 +146,21 @@ def test_pooling_matches_a_masked_mean():
     assert tokenizer.encode(frames)[0, 0, 1, 0, 1] == pytest.approx(expected, abs=1e-5)
 
 
-@given(st.sampled_from(["frame", "lagged", "block"]), st.integers(2, 6))
+@given(st.sampled_from(["frame", "lagged", "halves"]), st.integers(2, 7))
 @settings(max_examples=20, deadline=None)
-def test_frame_moments_match_the_double_sum(kind, n_frames):
+def test_frame_pairs_match_the_double_sum(kind, n_frames):
     torch.manual_seed(n_frames)
-    left, right = torch.randn(n_frames, 2, 3), torch.randn(n_frames, 2, 4)
+    patches = torch.randn(n_frames, 2, 3, dtype=torch.float64)
+    even, odd = np.arange(n_frames) % 2 == 0, np.arange(n_frames) % 2 == 1
+    halves = np.outer(even / even.sum(), odd / odd.sum())
     weights = {
         "frame": np.eye(n_frames),
         "lagged": (np.eye(n_frames, k=1) + np.eye(n_frames, k=-1)) * n_frames / (2 * (n_frames - 1)),
-        "block": (1 - np.eye(n_frames)) / (n_frames - 1),
+        "halves": (halves + halves.T) * n_frames / 2,
     }[kind]
-    expected = torch.einsum("tki,ts,skj->kij", left, torch.from_numpy(weights).float(), right)
-    torch.testing.assert_close(frame_moments(left, right, kind), expected, rtol=1e-4, atol=1e-4)
+    expected = torch.einsum("tki,ts,skj->kij", patches, torch.from_numpy(weights), patches)
+    first, second = frame_pairs(patches, kind)
+    torch.testing.assert_close(torch.einsum("rki,rkj->kij", first, second), expected)
 
 
 def test_local_basis_is_orthonormal_and_aligned():

@@ -4,12 +4,13 @@ Every 4 x 4 x 4 patch of a volume becomes its C leading components. Two things s
 of the patches:
 
 *What is kept.* Thermal noise is most of the variance of a frame of percent signal change, and it is
-independent between frames. The covariance between *different frames of a block* therefore holds what lasts,
-which a task response does, and not the noise. Each position has its own covariance, shrunk towards the one
+independent between frames. The covariance between *different frames of a block* (neighbours, or the means of
+the even and of the odd frames) therefore holds what lasts, which a task response does, and not the noise. Each position has its own covariance, shrunk towards the one
 shared by all positions (weight `prior_blocks`), so the components follow the cortex.
 
-*How it is decoded.* A voxel is estimated from the latents of its own cell and of the 26 around it by ridge
-regression that shrinks towards the transpose of the analysis. This removes block edges.
+*How it is decoded.* A voxel is estimated from the latents of its own cell and of the 26 around it: the
+transpose of the analysis plus a ridge regression of what it leaves. This removes block edges. The regression
+is one for all positions (`synthesis: overlap`, 81 x 64 numbers) or one for each (`local`).
 
 The components of a position are only fixed up to a rotation; the one nearest to the shared basis is taken
 (orthogonal Procrustes), so a channel means the same everywhere and latents are smooth in space, which the
@@ -32,6 +33,9 @@ from fmrisynth.models.tokenizers.base import DOWNSAMPLING, Tokenizer, TokenizerI
 
 N_PATCH = DOWNSAMPLING**3
 
+ROWS_AT_A_TIME = 64
+"""Rows whose products are summed in one matrix product."""
+
 BlockFrames = Callable[[], Iterable[Tensor]]
 """Gives, each time it is called, the fitting blocks as tensors (T, 1, X, Y, Z) of normalised volumes."""
 
@@ -52,11 +56,13 @@ class PatchTokenizer(Tokenizer):
         self.cells_K: Tensor
         self.basis_KPC: Tensor
         self.centre_KP: Tensor
-        if config.synthesis == "overlap":
+        if config.synthesis != "patch":
             self.register_buffer("neighbours_KM", _neighbours(info.latent_grid, cells_K), persistent=False)
-            self.register_buffer("synthesis_KJP", torch.zeros(n_cells, 27 * config.channels, N_PATCH, dtype=dtype))
+            shape = (27 * config.channels, N_PATCH)
+            shape = shape if config.synthesis == "overlap" else (n_cells, *shape)
+            self.register_buffer("correction_JP", torch.zeros(shape, dtype=dtype))
             self.neighbours_KM: Tensor
-            self.synthesis_KJP: Tensor
+            self.correction_JP: Tensor
 
     def encode_masked(self, frames_NCXYZ: Tensor) -> Tensor:
         """Project every patch on its basis."""
@@ -65,12 +71,11 @@ class PatchTokenizer(Tokenizer):
     def decode_unmasked(self, latents_NCxyz: Tensor) -> Tensor:
         """Patches from latents, by the overlapping synthesis or by the transpose of the analysis."""
         latents_NKC = rearrange(latents_NCxyz, "n c x y z -> n (x y z) c")[:, self.cells_K].float()
-        if self.config.synthesis == "overlap":
+        patches_NKP = self._transpose(latents_NKC) + self.centre_KP.float()
+        if self.config.synthesis != "patch":
+            kernel = "jp" if self.config.synthesis == "overlap" else "kjp"
             around_NKJ = self._around(latents_NKC)
-            patches_NKP = torch.einsum("nkj,kjp->nkp", around_NKJ, self.synthesis_KJP.float())
-        else:
-            patches_NKP = torch.einsum("nkc,kpc->nkp", latents_NKC, self.basis_KPC.float())
-        patches_NKP = patches_NKP + self.centre_KP.float()
+            patches_NKP = patches_NKP + torch.einsum(f"nkj,{kernel}->nkp", around_NKJ, self.correction_JP.float())
         x, y, z = self.info.latent_grid
         whole = patches_NKP.new_zeros(len(patches_NKP), x * y * z, N_PATCH)
         whole[:, self.cells_K] = patches_NKP
@@ -89,37 +94,60 @@ class PatchTokenizer(Tokenizer):
         """
         if self.info.normalisation == "global":
             self.centre_KP.copy_(_mean(self._patches(b * self.brain_XYZ) for b in blocks()))
-        covariance_KPP, n_blocks = self._covariance(blocks, lambda patches_TKP: (patches_TKP, patches_TKP))
         inside_KP = self._patches(self.brain_XYZ[None, None])[0].double()
+        covariance_KPP, n_blocks = self._moments(blocks, lambda rows: (rows, rows))
         self.basis_KPC.copy_(local_basis(covariance_KPP, inside_KP, n_blocks, self.config))
-        if self.config.synthesis == "overlap":
-            self._fit_synthesis(blocks)
+        if self.config.synthesis == "patch":
+            return
 
-    def _fit_synthesis(self, blocks: BlockFrames) -> None:
-        """Ridge regression of a cell's voxels on the latents around it."""
+        def around_and_residual(rows_RKP: Tensor) -> tuple[Tensor, Tensor]:
+            latents_RKC = torch.einsum("rkp,kpc->rkc", rows_RKP, self.basis_KPC.float())
+            around_RKJ = self._around(latents_RKC)
+            residual_RKP = rows_RKP - self._transpose(latents_RKC)
+            return around_RKJ, torch.cat([around_RKJ, residual_RKP], dim=2)
 
-        def pair(patches_TKP: Tensor) -> tuple[Tensor, Tensor]:
-            around_TKJ = self._around(torch.einsum("tkp,kpc->tkc", patches_TKP, self.basis_KPC.float()))
-            return around_TKJ, torch.cat([around_TKJ, patches_TKP], dim=2)
+        if self.config.synthesis == "local":
+            moments, n_blocks = self._moments(blocks, around_and_residual)
+            self.correction_JP.copy_(local_correction(moments, inside_KP, n_blocks, self.config))
+            return
+        whole_K = inside_KP.mean(dim=1) == 1
+        whole_K = whole_K if bool(whole_K.any()) else torch.ones_like(whole_K)
 
-        moments, n_blocks = self._covariance(blocks, pair)
-        inside_KP = self._patches(self.brain_XYZ[None, None])[0].double()
-        self.synthesis_KJP.copy_(
-            overlapping_synthesis(moments, self.basis_KPC.double(), inside_KP, n_blocks, self.config)
-        )
+        def pooled(rows_RKP: Tensor) -> tuple[Tensor, Tensor]:
+            around_RKJ, both_RKI = (part[:, whole_K] for part in around_and_residual(rows_RKP))
+            return around_RKJ.reshape(-1, 1, around_RKJ.shape[2]), both_RKI.reshape(-1, 1, both_RKI.shape[2])
 
-    def _covariance(
-        self, blocks: BlockFrames, pair: Callable[[Tensor], tuple[Tensor, Tensor]]
+        moments, _ = self._moments(blocks, pooled)
+        self.correction_JP.copy_(ridge_correction(moments, self.config)[0])
+
+    def _moments(
+        self, blocks: BlockFrames, vectors: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, int]:
-        """Second moments of two vectors per cell, over the pairs of frames that the configuration names."""
+        """Second moments per cell, (K, I, J), of two vectors made from the rows of `frame_pairs`."""
         total: Tensor | None = None
-        n_frames = n_blocks = 0
+        waiting: list[tuple[Tensor, Tensor]] = []
+        n_waiting = n_frames = n_blocks = 0
+
+        def flush() -> None:
+            nonlocal total, n_waiting
+            first = torch.cat([pair[0] for pair in waiting])
+            second = torch.cat([pair[1] for pair in waiting])
+            left, right = vectors(first)[0], vectors(second)[1]
+            part = left.permute(1, 2, 0) @ right.permute(1, 0, 2)
+            total = part.double() if total is None else total.add_(part)
+            waiting.clear()
+            n_waiting = 0
+
         for frames in blocks():
-            left, right = pair(self._patches(frames * self.brain_XYZ) - self.centre_KP.float())
-            moments = frame_moments(left, right, self.config.covariance).double()
-            total = moments if total is None else total.add_(moments)
+            patches_TKP = self._patches(frames * self.brain_XYZ) - self.centre_KP.float()
+            waiting.append(frame_pairs(patches_TKP, self.config.covariance))
+            n_waiting += len(waiting[-1][0])
             n_frames += len(frames)
             n_blocks += 1
+            if n_waiting >= ROWS_AT_A_TIME:
+                flush()
+        if waiting:
+            flush()
         if total is None:
             raise FmrisynthError("no block could be read to fit the tokenizer to; prepare the dataset again.")
         return total / n_frames, n_blocks
@@ -135,6 +163,10 @@ class PatchTokenizer(Tokenizer):
         centred = patches_NKP - self.centre_KP.float()
         return torch.einsum("nkp,kpc->nkc", centred, self.basis_KPC.float())
 
+    def _transpose(self, latents_NKC: Tensor) -> Tensor:
+        """Patches from latents by the transpose of the analysis."""
+        return torch.einsum("nkc,kpc->nkp", latents_NKC, self.basis_KPC.float())
+
     def _spread(self, latents_NKC: Tensor) -> Tensor:
         """Latents of the brain's cells as a volume with zeros elsewhere."""
         x, y, z = self.info.latent_grid
@@ -148,29 +180,32 @@ class PatchTokenizer(Tokenizer):
         return padded[:, self.neighbours_KM].flatten(2)
 
 
-def frame_moments(left_TKI: Tensor, right_TKJ: Tensor, kind: str) -> Tensor:
-    """Sum of products over frames of one block, per cell, on the scale of one product per frame.
+def frame_pairs(patches_TKP: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Rows of two stacks whose products, summed, are a second moment of one block's frames.
 
     Parameters
     ----------
-    left_TKI, right_TKJ : tensor of shape (T, K, I) and (T, K, J)
-        Vectors per frame and cell.
-    kind : {"frame", "lagged", "block"}
-        Equal frames; successive frames, both ways round; all pairs of different frames.
+    patches_TKP : tensor of shape (T, K, P)
+        One block.
+    kind : {"frame", "lagged", "halves"}
+        Each frame with itself; each frame with its neighbours; the mean of the even frames with the mean of
+        the odd ones, both ways round.
 
     Returns
     -------
-    tensor of shape (K, I, J)
+    first, second : tensors of shape (R, K, P)
+        Scaled so that ``sum(first * second)`` is T times the moment of one frame, if all frames were equal.
     """
-    left, right = left_TKI.permute(1, 2, 0), right_TKJ.permute(1, 0, 2)
-    n_frames = left.shape[2]
+    n_frames = len(patches_TKP)
     if kind == "frame" or n_frames < 2:
-        return left @ right
+        return patches_TKP, patches_TKP
     if kind == "lagged":
-        both = left[:, :, 1:] @ right[:, :-1] + left[:, :, :-1] @ right[:, 1:]
-        return both * (n_frames / (2 * (n_frames - 1)))
-    pairs = left.sum(dim=2, keepdim=True) @ right.sum(dim=1, keepdim=True) - left @ right
-    return pairs / (n_frames - 1)
+        scale = n_frames / (2 * (n_frames - 1))
+        first, second = patches_TKP[1:], patches_TKP[:-1]
+    else:
+        scale = n_frames / 2
+        first, second = patches_TKP[::2].mean(dim=0)[None], patches_TKP[1::2].mean(dim=0)[None]
+    return torch.cat([first, second]) * scale, torch.cat([second, first])
 
 
 def local_basis(covariance_KPP: Tensor, inside_KP: Tensor, n_blocks: int, config: PatchConfig) -> Tensor:
@@ -208,23 +243,15 @@ def local_basis(covariance_KPP: Tensor, inside_KP: Tensor, n_blocks: int, config
     return basis_KPC @ (u @ vh)
 
 
-def overlapping_synthesis(
-    moments: Tensor, basis_KPC: Tensor, inside_KP: Tensor, n_blocks: int, config: PatchConfig
-) -> Tensor:
-    """Ridge regression of a cell's voxels on the latents of its 27 cells, shrunk to the transposed analysis.
+def ridge_correction(moments: Tensor, config: PatchConfig) -> Tensor:
+    """Ridge regression of what the transposed analysis leaves on the latents of the 27 cells around.
 
     Parameters
     ----------
     moments : tensor of shape (K, J, J + P), float64
-        Second moments of the latents around a cell with themselves and with the cell's voxels.
-    basis_KPC : tensor of shape (K, P, C), float64
-        The analysis.
-    inside_KP : tensor of shape (K, P), float64
-        1 for brain voxels.
-    n_blocks : int
-        Blocks behind each moment.
+        Second moments of the latents around a cell with themselves and with the cell's residual.
     config : PatchConfig
-        Ridge and weight of the moments shared by all positions.
+        Its `ridge`, in units of the mean variance of a cell's own latents.
 
     Returns
     -------
@@ -232,28 +259,24 @@ def overlapping_synthesis(
     """
     n_latents = moments.shape[1]
     latent_KJJ, cross_KJP = moments[..., :n_latents], moments[..., n_latents:]
-    latent_KJJ = 0.5 * (latent_KJJ + latent_KJJ.transpose(1, 2))
-    own = slice(13 * config.channels, 14 * config.channels)
-    start_KJP = torch.zeros_like(cross_KJP)
-    start_KJP[:, own] = basis_KPC.transpose(1, 2)
-    if config.prior_blocks is None:
-        weight = 1.0
-    else:
-        weight = config.prior_blocks / (config.prior_blocks + n_blocks)
-    whole_K = (inside_KP.mean(dim=1) == 1).double()
-    shared_JJ = torch.einsum("k,kij->ij", whole_K, latent_KJJ) / whole_K.sum().clamp(min=1)
-    shared_JP = torch.einsum("k,kjp->jp", whole_K, cross_KJP) / whole_K.sum().clamp(min=1)
-    own_K = _trace(latent_KJJ[:, own, own]).clamp(min=0)
-    scale_K = (own_K / _trace(shared_JJ[own, own]).clamp(min=1e-12))[:, None, None]
-    mixed_KJJ = (1 - weight) * latent_KJJ + weight * scale_K * shared_JJ
-    mixed_KJP = (1 - weight) * cross_KJP + weight * scale_K * shared_JP
-    values, vectors = torch.linalg.eigh(mixed_KJJ)
+    values, vectors = torch.linalg.eigh(0.5 * (latent_KJJ + latent_KJJ.transpose(1, 2)))
     # a covariance between different frames can have negative eigenvalues by chance
-    mixed_KJJ = (vectors * values.clamp(min=0)[:, None]) @ vectors.transpose(1, 2)
-    ridge_K = config.ridge * own_K / config.channels
-    system = mixed_KJJ + (ridge_K + 1e-9)[:, None, None] * torch.eye(n_latents, dtype=torch.float64)
-    change_KJP = torch.linalg.solve(system, mixed_KJP - mixed_KJJ @ start_KJP)
-    return (start_KJP + change_KJP) * inside_KP[:, None]
+    latent_KJJ = (vectors * values.clamp(min=0)[:, None]) @ vectors.transpose(1, 2)
+    own = slice(13 * config.channels, 14 * config.channels)
+    ridge_K = config.ridge * _trace(latent_KJJ[:, own, own]) / config.channels
+    eye_JJ = torch.eye(n_latents, dtype=moments.dtype)
+    return torch.linalg.solve(latent_KJJ + (ridge_K + 1e-9)[:, None, None] * eye_JJ, cross_KJP)
+
+
+def local_correction(moments: Tensor, inside_KP: Tensor, n_blocks: int, config: PatchConfig) -> Tensor:
+    """`ridge_correction` per position, its moments shrunk to those shared by all cells that are whole."""
+    whole_K = (inside_KP.mean(dim=1) == 1).to(moments)
+    shared = torch.einsum("k,kij->ij", whole_K, moments) / whole_K.sum().clamp(min=1)
+    weight = 1.0 if config.prior_blocks is None else config.prior_blocks / (config.prior_blocks + n_blocks)
+    own = slice(13 * config.channels, 14 * config.channels)
+    scale_K = _trace(moments[:, own, own]).clamp(min=0) / _trace(shared[own, own]).clamp(min=1e-12)
+    mixed = (1 - weight) * moments + weight * scale_K[:, None, None] * shared
+    return ridge_correction(mixed, config) * inside_KP[:, None]
 
 
 def _leading(covariance_KPP: Tensor, n: int) -> Tensor:
