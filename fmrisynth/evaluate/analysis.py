@@ -128,11 +128,7 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
                         Baseline(name, score(maps, summary, min(config.bootstrap_repeats, 200)),
                                  realism_checks(real, summary, shared, rois, train), n)
                     )  # fmt: skip
-    elif config.baselines:
-        notes.append("Baselines were not fitted: there is no training split apart from the compared subjects.")
     audit_base = train or real
-    if train is None:
-        notes.append("The privacy audit compares with the evaluated subjects, as there is no separate training split.")
     privacy = {}
     for name, base, samples in (
         ("dynamics", audit_base.windows_NCT, synthetic.windows_NCT), ("anatomy", audit_base.anatomy_NC, synthetic.anatomy_NC),
@@ -142,6 +138,8 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
             privacy[name] = outcome
     if not privacy:
         notes.append("No privacy audit: it needs training blocks of at least three subjects.")
+    elif train is None:
+        notes.append("The privacy audit compares with the evaluated subjects, as there is no separate training split.")
     corr = split_half.get("corr")
     return Analysis(
         cohorts=cohorts, real=real, synthetic=synthetic, train=train, real_maps=real_maps, synthetic_maps=synthetic_maps,

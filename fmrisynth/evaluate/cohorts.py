@@ -85,7 +85,7 @@ def choose_cohorts(
     train = [block for block in every_real if block.split == "train" and block.subject not in seen]
     train = _first_subjects(train, config.max_training_subjects)
     if not train:
-        notes.append("There are no training blocks apart from the compared ones: baselines and the privacy audit use what is there.")
+        notes.append("There are no training blocks apart from the compared ones, so no baselines were fitted.")
 
     known_real = list(dict.fromkeys(block.condition for block in real))
     known_synthetic = list(dict.fromkeys(block.condition for block in synthetic))

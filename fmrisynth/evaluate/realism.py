@@ -136,7 +136,7 @@ def _spectrum_check(real: Summary, synthetic: Summary, chosen: np.ndarray) -> Ch
         return Check("spectrum", title, None, None, None, "mean |ln ratio|", "fail", bounds, "a dataset has no power at some frequency")
     value = float(np.abs(np.log(b / a)).mean())
     outcome: Outcome = "pass" if value < 0.35 else "warn" if value < 0.7 else "fail"
-    return Check("spectrum", title, float(a.sum()), float(b.sum()), value, "mean |ln ratio|", outcome, bounds, "total power, %², beside it")
+    return Check("spectrum", title, float(a.sum()), float(b.sum()), value, "mean |ln ratio|", outcome, bounds, "the pair is total power, %²")
 
 
 def _pattern_check(key: str, title: str, r: float, ceiling: float, what: str, missing: str) -> Check:

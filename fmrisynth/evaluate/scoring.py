@@ -152,7 +152,7 @@ def compare_maps(
     pairs = k * (k - 1) // 2
     for name, value in (("rsa_pearson", found.rsa_pearson), ("rsa_spearman", found.rsa_spearman)):
         if value is None:
-            note = f"Not computed: {k} condition{'s' if k > 1 else ''} give {pairs} pair{'s' if pairs != 1 else ''}; RSA needs three."
+            note = f"Not computed: {k} condition{'s give' if k > 1 else ' gives'} {pairs} pair{'s' if pairs != 1 else ''}; RSA needs three."
             scores[name] = Score(None, pairs, "pairs", note=note)
         else:
             note = f"Only {pairs} pairs of conditions: read it with care." if pairs < 10 else ""

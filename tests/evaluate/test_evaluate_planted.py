@@ -188,7 +188,7 @@ def test_one_subject_falls_back_to_fixed_effects(maker, good_samples, quick, tmp
     analysis, _ = run(tmp_path / "one", good_samples, quick, tmp_path)
     assert set(analysis.real_maps.models.values()) == {"single subject: fixed effects over blocks"}
     notes = " ".join([*analysis.notes, *analysis.comparison.notes, analysis.split_half_note])
-    for part in ("single subject", "No bootstrap", "No split-half", "Baselines were not fitted"):
+    for part in ("single subject", "No bootstrap", "No split-half", "no baselines were fitted"):
         assert part in notes
     assert 0.3 < analysis.comparison.scores["corr"].value < 1
 
