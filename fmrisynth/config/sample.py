@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fmrisynth.config.base import StageConfig
 
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "euler", "heun"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp2m", "euler", "heun"]
 
 
 class SampleConfig(StageConfig):
@@ -21,8 +21,8 @@ class SampleConfig(StageConfig):
     shard: tuple[int, int] = Field(
         (1, 1), description="(k, n): of all samples, make the k-th of n interleaved shares; for job arrays."
     )
-    sampler: SamplerName | None = Field(
-        None, description="Solver; the default suits the objective: dpmpp_2m for epsilon and v, heun for flow."
+    sampler: SamplerName = Field(
+        "dpmpp2m", description="ddpm (ancestral), ddim, dpmpp2m (DPM-Solver++ 2M), euler, heun."
     )
     steps: int | None = Field(
         None, ge=1, le=1000, description="Solver steps; default 20 (every step of the schedule for ddpm)."
@@ -37,7 +37,9 @@ class SampleConfig(StageConfig):
     attributes: dict[str, str] = Field(
         default_factory=dict, description="Attribute values, for example phase_encoding: LR; others stay open."
     )
-    batch_size: int = Field(4, ge=1, description="Samples denoised together; never changes a sample.")
+    batch_size: int = Field(
+        8, ge=1, description="Samples in the making at a time (on a CPU at most one per core); never changes a sample."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:0.")
     preview: bool = Field(True, description="Write one preview PNG per condition under figures/.")
     save_latents: bool = Field(False, description="Keep the latents beside the images.")

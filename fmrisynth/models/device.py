@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from fmrisynth.errors import UsageError
@@ -29,3 +31,10 @@ def pick_device(name: str = "auto") -> torch.device:
                 "container with --nv, or use --device cpu."
             )
     return device
+
+
+def usable_cores() -> int:
+    """CPU cores this process may use (a scheduler often grants fewer than the machine has)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

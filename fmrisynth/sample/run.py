@@ -8,15 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from safetensors.torch import save as save_tensors
 
 from fmrisynth.bids import naming
+from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
@@ -25,11 +29,14 @@ from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import bundled_model_dir
 from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
-from fmrisynth.models.device import pick_device
+from fmrisynth.models.device import pick_device, usable_cores
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
 from fmrisynth.progress import StageSummary, log, progress_bar
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import write_preview
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 DEFAULT_STEPS = 20
 PARTICIPANTS_COLUMNS = ("participant_id", "condition", "seed", "synthetic")
@@ -77,32 +84,10 @@ def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None =
     if checkpoint is None:
         log.warning(_PHANTOM_NOTE)
 
-    with (
-        progress_bar("sampling", len(requests), completed=len(requests) - len(todo)) as bar,
-        ThreadPoolExecutor(max_workers=1) as writer,
-    ):
-        pending: list[Future[None]] = []
-        for batch in _batches(todo, config.batch_size):
-            latents = generate_latents(
-                model, batch[0].condition.label, config.attributes, seeds=[r.seed for r in batch],
-                sampler=settings["Sampler"], n_steps=settings["SamplerSteps"], guidance=config.guidance,
-                guidance_interval=config.guidance_interval, eta=config.eta, device=device,
-            )  # fmt: skip
-            for request, latent_CTXYZ in zip(batch, latents, strict=True):
-                bold_XYZT = next(tokenizer.decode_blocks(latent_CTXYZ[None]))
-                pending.append(
-                    writer.submit(
-                        _write_sample, out, request, bold_XYZT, tokenizer, model, settings, config,
-                        latent_CTXYZ.numpy() if config.save_latents else None,
-                    )
-                )  # fmt: skip
-                # Two samples in flight keep the writer busy and memory flat.
-                while len(pending) > 2:
-                    pending.pop(0).result()
-                bar.update(1, note=request.condition.label)
-        for future in pending:
-            future.result()
-
+    make = SampleMaker(out, config, model, tokenizer, settings)
+    with progress_bar("sampling", len(requests), completed=len(requests) - len(todo)) as bar:
+        for request in make.on_cpu(todo) if device.type == "cpu" else make.on_gpu(todo, device):
+            bar.update(1, note=request.condition.label)
     write_participants(out)
     if config.preview:
         for label in dict.fromkeys(request.condition.label for request in requests):
@@ -162,8 +147,7 @@ def write_participants(out: Path) -> None:
 
 def _settings(config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> dict[str, Any]:
     """What determines the voxels besides the seed; goes into every sidecar."""
-    flow = model.objective.get("prediction") == "flow"
-    sampler = config.sampler or ("heun" if flow else "dpmpp_2m")
+    sampler = config.sampler
     full = int(model.objective.get("n_train_steps", 1000))
     settings: dict[str, Any] = {
         "Sampler": sampler,
@@ -198,47 +182,104 @@ def _is_done(out: Path, request: SampleRequest, settings: dict[str, Any]) -> boo
     return True
 
 
+class SampleMaker:
+    """Draws, decodes and writes samples, a bounded number at a time.
+
+    On a CPU every sample is made by one worker thread with one arithmetic thread, because sums round differently
+    for other batch sizes and thread counts; the workers, one per core, run side by side. On a GPU samples are
+    drawn in batches, and a thread writes one batch while the next is drawn.
+    """
+
+    def __init__(
+        self, out: Path, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer, settings: dict[str, Any]
+    ) -> None:
+        self.out, self.config, self.model, self.tokenizer, self.settings = out, config, model, tokenizer, settings
+
+    def on_cpu(self, requests: Sequence[SampleRequest]) -> Iterator[SampleRequest]:
+        """Make samples side by side, yielding each one as it is on disk, in order."""
+        n_workers = max(1, min(self.config.batch_size, usable_cores()))
+        with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from _in_order(pool, self._make_alone, requests, ahead=n_workers + 1)
+
+    def on_gpu(self, requests: Sequence[SampleRequest], device: torch.device) -> Iterator[SampleRequest]:
+        """Make samples batch by batch, yielding each one as it is on disk, in order."""
+        with ThreadPoolExecutor(1) as writer:
+            batches = _in_order(writer, self._write_batch, self._draw_batches(requests, device), ahead=2)
+            for batch in batches:
+                yield from (request for request, _ in batch)
+
+    def _make_alone(self, request: SampleRequest) -> SampleRequest:
+        self._write(request, self._draw([request], torch.device("cpu"))[0])
+        return request
+
+    def _draw_batches(
+        self, requests: Sequence[SampleRequest], device: torch.device
+    ) -> Iterator[list[tuple[SampleRequest, torch.Tensor]]]:
+        for batch in _batches(requests, self.config.batch_size):
+            yield list(zip(batch, self._draw(batch, device), strict=True))
+
+    def _write_batch(self, batch: list[tuple[SampleRequest, torch.Tensor]]) -> list[tuple[SampleRequest, torch.Tensor]]:
+        for request, latent_CTXYZ in batch:
+            self._write(request, latent_CTXYZ)
+        return batch
+
+    def _draw(self, batch: Sequence[SampleRequest], device: torch.device) -> torch.Tensor:
+        return generate_latents(
+            self.model,
+            batch[0].condition.label,
+            self.config.attributes,
+            seeds=[request.seed for request in batch],
+            sampler=self.settings["Sampler"],
+            n_steps=self.settings["SamplerSteps"],
+            guidance=self.config.guidance,
+            guidance_interval=self.config.guidance_interval,
+            eta=self.config.eta,
+            device=device,
+        )
+
+    def _write(self, request: SampleRequest, latent_CTXYZ: torch.Tensor) -> None:
+        info = self.tokenizer.info
+        grid = info.grid
+        bold_XYZT = next(self.tokenizer.decode_blocks(latent_CTXYZ[None]))
+        entities = naming.Entities(
+            sub=request.subject, task=request.condition.task, space=grid.space, res=grid.resolution
+        )
+        timing = self.model.card.trained_on.get("timing", {}).get(request.condition.label, {})
+        block = write_block(
+            self.out,
+            entities,
+            "synth" + request.condition.camel[:1].upper() + request.condition.camel[1:],
+            BlockData(bold_XYZT, info.reference_XYZ, info.mask_XYZ),
+            grid,
+            condition=request.condition.label,
+            onset_s=timing.get("onset_s", 0.0),
+            duration_s=timing.get("duration_s", info.tr_s * info.n_frames),
+            tr_s=info.tr_s,
+            attributes=self.config.attributes,
+            sidecar={"Synthetic": True, "Seed": request.seed, **self.settings},
+        )
+        if self.config.save_latents:
+            shard, _ = naming.subject_latents(request.subject)
+            write_bytes(self.out / "latents" / shard, save_tensors({"latents": latent_CTXYZ[None].contiguous()}))
+        finish_subject(self.out, request.subject, [block])
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], *, ahead: int) -> Iterator[B]:
+    """Map in order with at most `ahead` items under way or waiting, so that memory stays flat."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        while len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def _batches(requests: Sequence[SampleRequest], size: int) -> Iterator[list[SampleRequest]]:
     for _, group in groupby(requests, key=lambda request: request.condition.label):
         same = list(group)
         for start in range(0, len(same), size):
             yield same[start : start + size]
-
-
-def _write_sample(
-    out: Path,
-    request: SampleRequest,
-    bold_XYZT: np.ndarray,
-    tokenizer: Tokenizer,
-    model: LoadedDenoiser,
-    settings: dict[str, Any],
-    config: SampleConfig,
-    latent_CTXYZ: np.ndarray | None,
-) -> None:
-    info = tokenizer.info
-    grid = info.grid
-    entities = naming.Entities(
-        sub=request.subject, task=request.condition.task, space=grid.space, res=grid.resolution
-    )
-    timing = model.card.trained_on.get("timing", {}).get(request.condition.label, {})
-    desc = "synth" + request.condition.camel[:1].upper() + request.condition.camel[1:]
-    block = write_block(
-        out, entities, desc, BlockData(bold_XYZT, info.reference_XYZ, info.mask_XYZ), grid,
-        condition=request.condition.label,
-        onset_s=timing.get("onset_s", 0.0),
-        duration_s=timing.get("duration_s", info.tr_s * info.n_frames),
-        tr_s=info.tr_s,
-        attributes=config.attributes,
-        sidecar={"Synthetic": True, "Seed": request.seed, **settings},
-    )  # fmt: skip
-    if latent_CTXYZ is not None:
-        from safetensors.numpy import save
-
-        from fmrisynth.bids.atomic import write_bytes
-
-        shard, _ = naming.subject_latents(request.subject)
-        write_bytes(out / "latents" / shard, save({"latents": np.ascontiguousarray(latent_CTXYZ[None])}))
-    finish_subject(out, request.subject, [block])
 
 
 def _check_space(out: Path, n_samples: int, tokenizer: Tokenizer) -> None:
