@@ -133,6 +133,15 @@ def test_z_has_the_p_of_t(t, dof):
     np.testing.assert_allclose(stats.norm.sf(float(t_to_z(np.array([abs(t)]), dof)[0])), stats.t.sf(abs(t), dof), rtol=1e-3)
 
 
+@pytest.mark.parametrize("dof", [1, 10, 53, 5000])
+def test_the_table_equals_the_special_functions(rng, dof):
+    t = np.concatenate([rng.standard_t(min(dof, 30), 20_000), [0.0, -0.0, np.nan, 1e5, -1e5, 300.0]])
+    whole = t_to_z(t, dof)
+    single = np.array([t_to_z(np.array([value]), dof)[0] for value in t[-2000:]])
+    np.testing.assert_allclose(whole[-2000:], single, atol=1e-5)
+    assert np.isnan(whole[-4])
+
+
 def test_a_constant_voxel_has_no_statistic():
     windows = np.ones((1, N_FRAMES, 3), np.float32)
     estimate = fit_windows(windows, window_design(0.0, 18.0, N_FRAMES, TR_S))
