@@ -199,7 +199,7 @@ def choose_rois(cohorts: Cohorts, config: EvaluateConfig) -> tuple[list[Roi], st
         rois = [roi for roi in read_spheres(mask, grid) if any(roi.belongs_to(c) for c in cohorts.conditions)]
         covered = all(any(roi.belongs_to(c) for roi in rois) for c in cohorts.conditions)
         if rois and covered:
-            return rois, "Packaged spheres at documented MNI coordinates, three per task."
+            return rois, "Packaged spheres at representative MNI coordinates, three per task."
     source, text = (cohorts.train, "the training split") if cohorts.train else (cohorts.real, "the evaluated real data themselves")
     blocks = [block for block in source if block.condition in cohorts.conditions]
     if not blocks:

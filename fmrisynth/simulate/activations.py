@@ -1,4 +1,4 @@
-"""Where and how strongly a brain responds: documented peaks, or a user's table over an atlas.
+"""Where and how strongly a brain responds: packaged peaks, or a user's table over an atlas.
 
 Axis legend: K conditions, P response units (peaks or parcels), V support voxels.
 """
@@ -115,7 +115,7 @@ def blob_matrix(space: Space, centres_P3: np.ndarray, fwhm_P: np.ndarray) -> csr
 
 
 class PeakActivations:
-    """Responses at documented peaks (``activations.yaml``)."""
+    """Responses at packaged peaks (``activations.yaml``)."""
 
     def __init__(self, centres_P3: np.ndarray, fwhm_P: np.ndarray, weights_KP: np.ndarray) -> None:
         self.centres_P3, self.fwhm_P, self.weights_KP = centres_P3, fwhm_P, weights_KP
