@@ -16,7 +16,6 @@ from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo, build_tokenizer
 from fmrisynth.models.tokenizers.patch import PatchTokenizer
-from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
 from fmrisynth.progress import track
 from fmrisynth.tokenize.source import FrameSource, iterate_frames
 
@@ -62,9 +61,14 @@ def fit_tokenizer(
         tokenizer.fit_blocks(
             lambda: track(iterate_frames(source, config.normalisation), "Fitting the tokenizer", total=len(source))
         )
-    elif isinstance(tokenizer, VqganTokenizer):
+    elif config.model.kind == "vqgan":
+        from fmrisynth.models.tokenizers.init import initialise
+        from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
         from fmrisynth.tokenize.gradient import fit_network
 
+        assert isinstance(tokenizer, VqganTokenizer)
+        if config.init is not None:
+            initialise(tokenizer, config.init)
         tokenizer = fit_network(tokenizer, source, config, folder)
     tokenizer.eval()
     measure_latents(tokenizer, source, config)

@@ -12,22 +12,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from monai.losses import PatchAdversarialLoss
-from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fmrisynth.bids.atomic import atomic_path
 from fmrisynth.config.tokenize import GradientFitConfig, TokenizeConfig
 from fmrisynth.errors import FmrisynthError
-from fmrisynth.models.tokenizers.base import Tokenizer
-from fmrisynth.models.tokenizers.vqgan import VqganTokenizer, perplexity
+from fmrisynth.models.tokenizers.base import Tokenizer, perplexity
 from fmrisynth.progress import progress_bar
 from fmrisynth.tokenize.source import BlockSource, FrameSource, to_frames
+
+if TYPE_CHECKING:  # MONAI takes seconds to import and the linear kinds do not need it
+    from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -125,6 +125,9 @@ class _Trainer:
         self.optimiser = torch.optim.Adam(weights, lr=fit.learning_rate, betas=fit.betas)
         self.discriminator: nn.Module | None = None
         if fit.adversarial_weight > 0:
+            from monai.losses import PatchAdversarialLoss
+            from monai.networks.nets import PatchDiscriminator
+
             groups = math.gcd(32, fit.discriminator_ch)
             self.discriminator = PatchDiscriminator(
                 3, fit.discriminator_ch, 1, num_layers_d=2, kernel_size=4, norm=("GROUP", {"num_groups": groups})
@@ -167,7 +170,7 @@ class _Trainer:
         if adversarial:
             record["discriminator"] = self._discriminate(output.detach(), frames)
         if indices is not None:
-            record["perplexity"] = torch.tensor(perplexity(indices, self.tokenizer.config.codebook_size))
+            record["perplexity"] = torch.tensor(perplexity(indices))
         return record
 
     def _distance(self, output: Tensor, target: Tensor) -> Tensor:
@@ -245,6 +248,5 @@ def _append(path: Path, record: dict[str, Any]) -> None:
 def move(tokenizer: Tokenizer, config: TokenizeConfig) -> Tokenizer:
     """Put a tokenizer on the configured device, in the configured precision."""
     device = resolve_device(config.device)
-    if isinstance(tokenizer, VqganTokenizer):
-        tokenizer.precision = torch.bfloat16 if use_bf16(device, config.precision) else torch.float32
+    tokenizer.precision = torch.bfloat16 if use_bf16(device, config.precision) else torch.float32
     return tokenizer.to(device)

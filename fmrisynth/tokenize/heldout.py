@@ -22,7 +22,7 @@ from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.design import window_design
 from fmrisynth.glm.statistics import RunningGroup
 from fmrisynth.models.tokenizers import Tokenizer
-from fmrisynth.models.tokenizers.vqgan import VqganTokenizer, perplexity
+from fmrisynth.models.tokenizers.base import perplexity
 from fmrisynth.tokenize.source import to_frames
 
 ACTIVE_SHARE = 0.05
@@ -42,6 +42,12 @@ class _Side:
     groups: dict[str, RunningGroup] = field(default_factory=dict)
     effects_SV: dict[str, list[np.ndarray]] = field(default_factory=dict)
     course_TV: dict[str, np.ndarray] = field(default_factory=dict)
+    n_courses: dict[str, int] = field(default_factory=dict)
+
+    def add_course(self, condition: str, values_TV: np.ndarray) -> None:
+        self.n_courses[condition] = self.n_courses.get(condition, 0) + 1
+        total = self.course_TV.get(condition)
+        self.course_TV[condition] = values_TV.astype(np.float64) if total is None else total + values_TV
 
     def add_subject(self, condition: str, effect_V: np.ndarray) -> None:
         self.groups.setdefault(condition, RunningGroup(len(effect_V))).add(effect_V)
@@ -89,6 +95,8 @@ class HeldOut:
         Codebook use; None without a codebook.
     n_subjects, n_blocks : int
         What it was measured on.
+    courses : dict
+        Condition -> mean time courses (original, reconstructed) over active voxels and blocks, percent.
     failed : dict
         Subjects that could not be read, with the reason.
     """
@@ -122,7 +130,7 @@ class HeldOut:
 
 
 def measure_held_out(
-    subjects: Iterable[tuple[str, Sequence[tuple[Block, BlockData]]]], tokenizer: Tokenizer, *, batch_size: int = 12
+    subjects: Iterable[tuple[str, Iterable[tuple[Block, BlockData]]]], tokenizer: Tokenizer, *, batch_size: int = 12
 ) -> HeldOut:
     """Reconstruct held-out blocks and compare.
 
@@ -152,13 +160,13 @@ def measure_held_out(
             for block, data in blocks:
                 frames = to_frames(data, tokenizer.info.normalisation)
                 latents = tokenizer.encode(frames, batch_size=batch_size)
-                counts.add(frames, batch_size)
+                counts.add(frames)
                 back = tokenizer.decode(latents, batch_size=batch_size)
                 truth_TV, back_TV = _percent(data, frames, tokenizer), _percent(data, back, tokenizer)
                 weights_T = window_design(block.onset_s, block.duration_s, block.n_frames, block.tr_s).pinv_PT[0]
                 effects.setdefault(block.condition, []).append((weights_T @ truth_TV, weights_T @ back_TV))
                 for side, values in ((original, truth_TV), (rebuilt, back_TV)):
-                    side.course_TV[block.condition] = side.course_TV.get(block.condition, 0.0) + values
+                    side.add_course(block.condition, values)
                 voxels.add(truth_TV, back_TV)
                 if n_blocks % 7 == 0:  # every seventh block: volumes of one block look alike
                     spectrum.add(_volume(truth_TV[:1], mask), _volume(back_TV[:1], mask))
@@ -191,7 +199,8 @@ def _summarise(original, rebuilt, voxels, spectrum, quality, counts, mask, n_sub
     for condition, active in zip(conditions, active_KV, strict=True):
         truth_TV, back_TV = original.course_TV[condition][:, active], rebuilt.course_TV[condition][:, active]
         course_r.append(np.nanmean(pearson(truth_TV.T, back_TV.T)))
-        courses[condition] = (truth_TV.mean(axis=1), back_TV.mean(axis=1))
+        n = original.n_courses[condition]
+        courses[condition] = (truth_TV.mean(axis=1) / n, back_TV.mean(axis=1) / n)
     cross = correlations(rebuilt_KV, original_KV)
     several = len(conditions) >= 2
     effect_spectrum = _Spectrum(spectrum.voxel_mm)
@@ -201,7 +210,7 @@ def _summarise(original, rebuilt, voxels, spectrum, quality, counts, mask, n_sub
     return HeldOut(
         conditions=conditions, mask_XYZ=mask, original_KV=original_KV, reconstructed_KV=rebuilt_KV,
         map_r_K=np.diag(cross).copy(),
-        z_map_r_K=pearson(z_original, z_rebuilt) if z_original is not None else None,
+        z_map_r_K=None if z_original is None or z_rebuilt is None else pearson(z_original, z_rebuilt),
         contrast_r_K=pearson(original_KV - original_KV.mean(0), rebuilt_KV - rebuilt_KV.mean(0)) if several else None,
         rsa=rsa(original_KV, rebuilt_KV), top1=top1(cross),
         split_half_K=split_half(original.effects_SV, conditions),
@@ -350,28 +359,26 @@ class _Spectrum:
 
 
 class _CodeUse:
-    """How often each code of a VQ-GAN's codebook is used."""
+    """How often each code of a codebook is used."""
+
+    MAX_VOLUMES = 512
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer if isinstance(tokenizer, VqganTokenizer) and tokenizer.config.quantise else None
-        self.indices: list[Tensor] = []
+        self.tokenizer = tokenizer
+        self.codes: list[Tensor] = []
 
-    @torch.no_grad()
-    def add(self, frames: Tensor, batch_size: int) -> None:
-        if self.tokenizer is not None and len(self.indices) < 512:
-            part = (frames[:1].to(self.tokenizer.brain_XYZ.device)) * self.tokenizer.brain_XYZ
-            z = self.tokenizer.quant_conv(self.tokenizer.encoder(part))
-            self.indices.append(self.tokenizer.quantizer.nearest(z).cpu())
+    def add(self, frames: Tensor) -> None:
+        codes = self.tokenizer.codes(frames[:1]) if len(self.codes) < self.MAX_VOLUMES else None
+        if codes is not None:
+            self.codes.append(codes)
 
     @property
     def perplexity(self) -> float | None:
-        if self.tokenizer is None:
-            return None
-        return perplexity(torch.cat(self.indices), self.tokenizer.config.codebook_size)
+        return perplexity(torch.cat(self.codes)) if self.codes else None
 
     @property
     def used(self) -> float | None:
         """Share of the codebook that occurs at all."""
-        if self.tokenizer is None:
+        if not self.codes:
             return None
-        return len(torch.unique(torch.cat(self.indices))) / self.tokenizer.config.codebook_size
+        return len(torch.unique(torch.cat(self.codes))) / getattr(self.tokenizer.config, "codebook_size", 1)

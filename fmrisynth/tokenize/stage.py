@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmrisynth.bids.naming import subject_latents
-from fmrisynth.bids.provenance import write_run_log
+from fmrisynth.bids.atomic import write_json
+from fmrisynth.bids.naming import Entities, parse_entities, subject_latents
+from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.config.tokenize import TokenizeConfig
-from fmrisynth.data.blocks import Block, read_subject, subjects_of
-from fmrisynth.data.latents import TOKENIZER_FOLDER, is_encoded, read_index, shard_shape, write_subject
+from fmrisynth.data.blocks import Block, BlockData, finish_subject, is_finished, read_subject, subjects_of, write_block
+from fmrisynth.data.latents import (
+    TOKENIZER_FOLDER,
+    LatentDataset,
+    is_encoded,
+    read_index,
+    shard_shape,
+    write_subject,
+)  # fmt: skip
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.bundled import BUNDLED, bundled_tokenizer_dir
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
@@ -22,9 +31,11 @@ from fmrisynth.models.tokenizers.base import TOKENIZER_JSON
 from fmrisynth.progress import StageSummary, log, track
 from fmrisynth.tokenize.fit import fit_tokenizer
 from fmrisynth.tokenize.gradient import move
+from fmrisynth.tokenize.report import make_report
 from fmrisynth.tokenize.source import BlockSource, load_on_grid, to_frames
 
 FIT_FOLDER = "fit"
+RECONSTRUCTED_FOLDER = "reconstructed"
 FIT_KEYS = ("seed", "normalisation", "model", "fit", "max_fit_blocks", "init")
 OPERATIONAL_KEYS = ("checkpoint_every", "log_every")
 
@@ -80,7 +91,76 @@ def tokenize_dataset(
         f"Encoded {n_blocks} blocks of {len(subjects) - len(summary.failed)} subjects to latents of shape "
         f"{info.latent_channels} x {info.n_frames} x {' x '.join(map(str, info.latent_grid))} in {out}."
     )
+    if config.report:
+        summary.lines += make_report(prepared, out, subjects, loaded, config)
+    if config.reconstruct:
+        summary.lines += decode_latents(out, out / RECONSTRUCTED_FOLDER, config=config, prepared=prepared).lines
     return summary
+
+
+def decode_latents(
+    latents: Path, out: Path, *, config: TokenizeConfig | None = None, prepared: Path | None = None
+) -> StageSummary:
+    """Decode a latents directory back to a block dataset.
+
+    Parameters
+    ----------
+    latents : Path
+        Latents directory.
+    out : Path
+        Block dataset to write; subjects that are complete are skipped.
+    config : TokenizeConfig, optional
+        Batch size and device.
+    prepared : Path, optional
+        The block dataset the latents were made from: blocks are then rebuilt on their own reference and mask.
+        Without it, on the tokenizer's mean reference and mask.
+    """
+    config = config or TokenizeConfig()
+    dataset = LatentDataset.open(latents)
+    tokenizer = move(load_tokenizer(dataset.tokenizer_dir), config)
+    summary = StageSummary()
+    write_dataset_description(out, "Reconstructions from latents", sources=[latents], readme="Decoded by fmrisynth.")
+    for subject in track(dataset.subjects, "Decoding"):
+        if is_finished(out, subject):
+            continue
+        try:
+            _decode_subject(dataset, out, subject, tokenizer, config, prepared)
+        except FmrisynthError as error:
+            log.error("sub-%s: %s", subject, error)
+            summary.failed[subject] = str(error)
+    summary.lines.append(f"Decoded {len(dataset.subjects) - len(summary.failed)} subjects to {out}.")
+    return summary
+
+
+def _decode_subject(
+    dataset: LatentDataset, out: Path, subject: str, tokenizer: Tokenizer, config: TokenizeConfig, prepared: Path | None
+) -> None:
+    info = tokenizer.info
+    originals = {} if prepared is None else {b.bold.as_posix(): b for b in read_subject(prepared, subject)}
+    written = []
+    for index, row in enumerate(dataset.rows):
+        if row.subject != subject:
+            continue
+        reference, mask = info.reference_XYZ, info.mask_XYZ
+        if prepared is not None:
+            if row.filename not in originals:
+                raise FmrisynthError(f"{prepared}: sub-{subject} has no block {row.filename}; encode the subject again.")
+            data = load_on_grid(originals[row.filename], info.grid, originals[row.filename].n_frames)
+            reference, mask = data.reference_XYZ, data.mask_XYZ & info.mask_XYZ
+        bold = next(tokenizer.decode_blocks(dataset.load(index)[None], reference_XYZ=reference, batch_size=config.batch_size))
+        names = parse_entities(Path(row.filename).name)
+        entities = Entities(
+            sub=subject, ses=names.get("ses"), task=names.get("task"), acq=names.get("acq"), dir=names.get("dir"),
+            run=int(names["run"]) if "run" in names else None, space=names.get("space"), res=names.get("res"),
+        )  # fmt: skip
+        written.append(
+            write_block(
+                out, entities, names.get("desc", "block"), BlockData(bold, reference, mask), info.grid,
+                condition=row.condition, onset_s=row.onset_s, duration_s=row.duration_s, tr_s=row.tr_s, split=row.split,
+                attributes=row.attributes, source=row.filename, sidecar={"TokenizerSHA256": info.sha256},
+            )
+        )  # fmt: skip
+    finish_subject(out, subject, written)
 
 
 def encode_subject(prepared: Path, out: Path, subject: str, tokenizer: Tokenizer, config: TokenizeConfig) -> int:
@@ -208,10 +288,6 @@ def _same_settings(out: Path, before: dict[str, Any], config: TokenizeConfig) ->
 
 def _guard_fit(fit_folder: Path, out: Path, config: TokenizeConfig) -> None:
     """Remember the settings of a fit when it starts; check them when it continues."""
-    import json
-
-    from fmrisynth.bids.atomic import write_json
-
     path = fit_folder / "settings.json"
     if path.is_file():
         try:

@@ -16,8 +16,9 @@ from fmrisynth.config.tokenize import PatchConfig, PoolingConfig, VqganConfig
 from fmrisynth.data.grid import make_grid
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers import TokenizerInfo, build_tokenizer, load_tokenizer
+from fmrisynth.models.tokenizers.base import perplexity
 from fmrisynth.models.tokenizers.patch import frame_pairs, local_basis
-from fmrisynth.models.tokenizers.vqgan import RevivingQuantizer, perplexity
+from fmrisynth.models.tokenizers.vqgan import RevivingQuantizer
 
 SHAPE = (16, 32, 16)
 TINY_VQGAN = VqganConfig(base_ch=4, ch_mult=(1, 1, 2), norm_groups=2, codebook_size=32)
@@ -208,8 +209,8 @@ def test_quantiser_agrees_with_monai_on_lookup_and_loss():
 
 
 def test_perplexity_by_hand():
-    assert perplexity(torch.tensor([0, 1, 2, 3]), 8) == pytest.approx(4.0)
-    assert perplexity(torch.tensor([5, 5, 5]), 8) == pytest.approx(1.0)
+    assert perplexity(torch.tensor([0, 1, 2, 3])) == pytest.approx(4.0)
+    assert perplexity(torch.tensor([5, 5, 5])) == pytest.approx(1.0)
 
 
 def test_paper_layout_has_the_papers_parameters():

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -121,6 +122,7 @@ class Tokenizer(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.info = info
+        self.precision = torch.float32
         self.register_buffer("brain_XYZ", torch.from_numpy(info.mask_XYZ.astype(np.float32)), persistent=False)
         self.brain_XYZ: Tensor
 
@@ -131,6 +133,10 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def decode_unmasked(self, latents_NCxyz: Tensor) -> Tensor:
         """Volumes of latents; what lies outside the brain is not looked at."""
+
+    def codes(self, frames_NCXYZ: Tensor) -> Tensor | None:
+        """Codebook entries of volumes, (N, x, y, z); None for a tokenizer without a codebook."""
+        return None
 
     def latents_for_diffusion(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (C,) that a generator standardises latents with.
@@ -261,6 +267,13 @@ def digest(content: Mapping[str, Any], weight_bytes: bytes, reference_bytes: byt
     hasher.update(hashlib.sha256(weight_bytes).digest())
     hasher.update(hashlib.sha256(reference_bytes).digest())
     return hasher.hexdigest()
+
+
+def perplexity(codes: Tensor) -> float:
+    """Exponential of the entropy of code use: the effective number of codes, at least 1."""
+    counts = torch.unique(codes, return_counts=True)[1].double()
+    shares = counts / counts.sum()
+    return math.exp(-float((shares * shares.log()).sum()))
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:

@@ -26,7 +26,7 @@ def _class_of(kind: str) -> type[Tokenizer]:
         from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
 
         return VqganTokenizer
-    return {PatchTokenizer.kind: PatchTokenizer, PoolingTokenizer.kind: PoolingTokenizer}[kind]
+    return PatchTokenizer if kind == PatchTokenizer.kind else PoolingTokenizer
 
 
 def build_tokenizer(config: Any, info: TokenizerInfo) -> Tokenizer:

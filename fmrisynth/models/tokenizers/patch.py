@@ -58,8 +58,8 @@ class PatchTokenizer(Tokenizer):
         self.centre_KP: Tensor
         if config.synthesis != "patch":
             self.register_buffer("neighbours_KM", _neighbours(info.latent_grid, cells_K), persistent=False)
-            shape = (27 * config.channels, N_PATCH)
-            shape = shape if config.synthesis == "overlap" else (n_cells, *shape)
+            lead = () if config.synthesis == "overlap" else (n_cells,)
+            shape = (*lead, 27 * config.channels, N_PATCH)
             self.register_buffer("correction_JP", torch.zeros(shape, dtype=dtype))
             self.neighbours_KM: Tensor
             self.correction_JP: Tensor

@@ -10,7 +10,6 @@ Axis legend: N volumes, C latent channels, D codebook entries, M latent vectors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -219,7 +218,6 @@ class VqganTokenizer(Tokenizer):
         self.quant_conv = conv3(config.latent_channels, config.latent_channels, 1)
         self.post_quant_conv = conv3(config.latent_channels, config.latent_channels, 1)
         self.quantizer = RevivingQuantizer(config)
-        self.precision = torch.float32
 
     def encode_masked(self, frames_NCXYZ: Tensor) -> Tensor:
         """Quantised latents (the codes themselves, as in ALDM)."""
@@ -258,13 +256,15 @@ class VqganTokenizer(Tokenizer):
             loss, indices = z.new_zeros(()), None
         return self.decoder(self.post_quant_conv(z)) * self.brain_XYZ, loss, indices
 
+    @torch.no_grad()
+    def codes(self, frames_NCXYZ: Tensor) -> Tensor | None:
+        """Codes of volumes, (N, x, y, z); None without a codebook."""
+        if not self.config.quantise:
+            return None
+        frames = frames_NCXYZ.to(self.brain_XYZ.device) * self.brain_XYZ
+        return self.quantizer.nearest(self.quant_conv(self.encoder(frames))).cpu()
+
     def n_network_parameters(self) -> int:
         """Parameters of encoder, decoder and the two 1 x 1 x 1 convolutions, without the codebook."""
         parts = (self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
         return sum(parameter.numel() for part in parts for parameter in part.parameters())
-
-
-def perplexity(indices: Tensor, codebook_size: int) -> float:
-    """Exponential of the entropy of code use: the effective number of codes, 1 to `codebook_size`."""
-    shares = torch.bincount(indices.flatten(), minlength=codebook_size).double() / indices.numel()
-    return math.exp(-float(torch.xlogy(shares, shares).sum()))
