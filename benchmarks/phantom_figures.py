@@ -263,7 +263,9 @@ def plot_noise(found: dict, out: Path) -> None:
     for name, tr_s in (("real", 2.0), ("phantom_tr2", 2.0), ("phantom_tr0.72", 0.72)):
         if name in found:
             spectrum = np.array(found[name]["spectrum"])[1:]
-            ax.semilogy(np.linspace(0, 0.5 / tr_s, len(spectrum) + 1)[1:], spectrum, label=name.replace("_", ", "), lw=1)
+            ax.semilogy(
+                np.linspace(0, 0.5 / tr_s, len(spectrum) + 1)[1:], spectrum, label=name.replace("_", ", "), lw=1
+            )
     ax.set_xlabel("frequency (Hz)")
     ax.set_ylabel("mean power of brain voxels (a.u.)")
     ax.legend(fontsize=8)
@@ -298,7 +300,16 @@ def print_tables(found: dict) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     v, p = found["voxels"], found["parcels"]
     rows = list(
-        zip(CONDITIONS, HCP_SPLIT_HALF, v["split_half"], p["split_half"], HCP_SINGLE, v["single"], p["single"], strict=True)
+        zip(
+            CONDITIONS,
+            HCP_SPLIT_HALF,
+            v["split_half"],
+            p["split_half"],
+            HCP_SINGLE,
+            v["single"],
+            p["single"],
+            strict=True,
+        )
     )
     for row in [*rows, ("mean", *(np.mean([r[i] for r in rows]) for i in range(1, 7)))]:
         print("| " + " | ".join([str(row[0])] + [f"{x:.2f}" for x in row[1:]]) + " |")
@@ -348,7 +359,10 @@ def main() -> None:
     truth = group_maps(phantom, list(CONDITIONS))
     plot_maps(phantom, truth, effects_SKV.mean(axis=0) * mask_V, arguments.out)
     found["truth_percent"] = {
-        c: {"peak": float(np.abs(t).max()), "mean_above_half_peak": float(np.abs(t[np.abs(t) > np.abs(t).max() / 2]).mean())}
+        c: {
+            "peak": float(np.abs(t).max()),
+            "mean_above_half_peak": float(np.abs(t[np.abs(t) > np.abs(t).max() / 2]).mean()),
+        }
         for c, t in zip(CONDITIONS, truth, strict=True)
     }
     del effects, effects_SKV

@@ -61,10 +61,14 @@ def main() -> None:
             f"({min(rates[preset]):.3f}) | {fact['processor_s_per_step']:.2f} | {fact['peak_memory_gib']:.2f} | {share} |"
         )
     first, last = options.presets[0], options.presets[-1]
-    print(f"{platform.processor() or platform.machine()}, device {options.device}, batch {options.batch_size}, "
-          f"latents {CHANNELS} x {' x '.join(map(str, GRID))}, best (worst) of {options.rounds} rounds of "
-          f"{options.steps} steps, {fact['threads']} threads")
-    print("| model | M parameters | GMAC per forward | steps/s | processor s per step | peak memory, GiB | share of the matrix rate |")
+    print(
+        f"{platform.processor() or platform.machine()}, device {options.device}, batch {options.batch_size}, "
+        f"latents {CHANNELS} x {' x '.join(map(str, GRID))}, best (worst) of {options.rounds} rounds of "
+        f"{options.steps} steps, {fact['threads']} threads"
+    )
+    print(
+        "| model | M parameters | GMAC per forward | steps/s | processor s per step | peak memory, GiB | share of the matrix rate |"
+    )
     print("|---|---|---|---|---|---|---|")
     print("\n".join(rows))
     ratio = facts[last]["processor_s_per_step"] / facts[first]["processor_s_per_step"]

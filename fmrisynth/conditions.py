@@ -114,9 +114,7 @@ def condition_from_label(label: str) -> Condition:
     """A user's own condition from its label alone: ``oneback_face`` is trial type ``face`` of task ``oneback``."""
     task, separator, stem = label.partition("_")
     if not separator or not fold(task) or not fold(stem):
-        raise UsageError(
-            f"{label!r} is not a condition label: expected <task>_<condition>, for example gambling_loss."
-        )
+        raise UsageError(f"{label!r} is not a condition label: expected <task>_<condition>, for example gambling_loss.")
     return Condition(label, task, stem, (fold(task),), (fold(stem),))
 
 
@@ -160,9 +158,7 @@ def load_table(extra: Path | None = None) -> ConditionTable:
     try:
         return _parse_table(content)
     except (TypeError, KeyError, AttributeError) as error:
-        raise UsageError(
-            f"{extra or 'conditions.yaml'}: the condition table is malformed ({error!r})."
-        ) from None
+        raise UsageError(f"{extra or 'conditions.yaml'}: the condition table is malformed ({error!r}).") from None
 
 
 def _parse_table(content: dict[str, Any]) -> ConditionTable:

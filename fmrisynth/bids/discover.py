@@ -90,9 +90,7 @@ class _File:
 
     def applies_to(self, bold: dict[str, str]) -> bool:
         """Inheritance: every acquisition entity of this file's name is in the image's name too."""
-        return all(
-            _value(self.entities, name) == _value(bold, name) for name in RUN_ENTITIES if name in self.entities
-        )
+        return all(_value(self.entities, name) == _value(bold, name) for name in RUN_ENTITIES if name in self.entities)
 
     @property
     def specificity(self) -> tuple[int, str]:

@@ -67,16 +67,13 @@ def read_tsv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
         raise FmrisynthError(f"{path}: expected a UTF-8 table, it cannot be read ({error}).") from None
     lines = [line for line in content.splitlines() if line.strip()]
     if not lines:
-        raise FmrisynthError(
-            f"{path}: the table is empty; expected a header line with {', '.join(required)}."
-        )
+        raise FmrisynthError(f"{path}: the table is empty; expected a header line with {', '.join(required)}.")
     header = lines[0].split("\t")
     missing = [name for name in required if name not in header]
     if missing:
         comma = " (its columns are separated by commas, BIDS wants tabs)" if "," in lines[0] else ""
         raise FmrisynthError(
-            f"{path}: expected a column named {missing[0]}, found {', '.join(header)}{comma}; "
-            "rename or add the column."
+            f"{path}: expected a column named {missing[0]}, found {', '.join(header)}{comma}; rename or add the column."
         )
     rows = []
     for number, line in enumerate(lines[1:], start=2):

@@ -32,9 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Out = Annotated[
-    Path, typer.Argument(metavar="OUT", help="Folder for the result; created, and continued if it exists.")
-]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result; created, and continued if it exists.")]
 
 
 def _show_version(value: bool) -> None:
@@ -57,9 +55,7 @@ def simulate(
     out: Out,
     layout: Annotated[str | None, typer.Option(help="hcp, bids or blocks (skip the runs).")] = None,
     n_subjects: Annotated[int | None, typer.Option(min=1, help="Number of subjects.")] = None,
-    tasks: Annotated[
-        list[str] | None, typer.Option(help="HCP tasks, for example WM GAMBLING; all by default.")
-    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="HCP tasks, for example WM GAMBLING; all by default.")] = None,
     resolution: Annotated[float | None, typer.Option(help="Voxel side in mm: 2 or 3.")] = None,
     tr: Annotated[float | None, typer.Option(help="Repetition time in seconds.")] = None,
     activations: Annotated[Path | None, typer.Option(help="TSV: parcels x conditions, effect sizes.")] = None,
@@ -90,9 +86,7 @@ def simulate(
 
 @app.command(rich_help_panel="Data")
 def prepare(
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="HCP tree, BIDS dataset or fMRIPrep derivatives.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="HCP tree, BIDS dataset or fMRIPrep derivatives.")],
     out: Out,
     layout: Annotated[str | None, typer.Option(help="auto, hcp or bids.")] = None,
     native: Annotated[
@@ -105,9 +99,7 @@ def prepare(
     condition_table: Annotated[
         Path | None, typer.Option(help="Your own condition table (YAML), merged over ours.")
     ] = None,
-    bids_database_dir: Annotated[
-        Path | None, typer.Option(help="A pybids index, built once and read-only.")
-    ] = None,
+    bids_database_dir: Annotated[Path | None, typer.Option(help="A pybids index, built once and read-only.")] = None,
     participant_label: ParticipantLabels = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -144,9 +136,7 @@ def tokenize(
         typer.Option(help="Use this tokenizer (a folder, or the word bundled) instead of fitting one."),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Kind and size of tokenizer to fit.")] = None,
-    init: Annotated[
-        Path | None, typer.Option(help="Start the fit from this tokenizer or ALDM state dict.")
-    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Start the fit from this tokenizer or ALDM state dict.")] = None,
     normalisation: Annotated[str | None, typer.Option(help="dynamics or global.")] = None,
     participant_label: ParticipantLabels = None,
     device: Device = None,
@@ -171,26 +161,20 @@ def tokenize(
         return 0
     from fmrisynth.tokenize import tokenize_dataset
 
-    summary = tokenize_dataset(
-        prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label
-    )
+    summary = tokenize_dataset(prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label)
     return options.finish(summary)
 
 
 @app.command(rich_help_panel="Model")
 def train(
-    latents: Annotated[
-        Path, typer.Argument(metavar="LATENTS", help="Latents, as `fmrisynth tokenize` writes them.")
-    ],
+    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="Latents, as `fmrisynth tokenize` writes them.")],
     out: Out,
     preset: Annotated[
         str, typer.Option(help="Model and recipe: hybrid-38m ... hybrid-463m, unet-41m ..., smoke.")
     ] = "hybrid-38m",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Instances per step, over all ranks.")] = None,
-    max_hours: Annotated[
-        float | None, typer.Option(help="Stop with a checkpoint after this many hours.")
-    ] = None,
+    max_hours: Annotated[float | None, typer.Option(help="Stop with a checkpoint after this many hours.")] = None,
     device: Device = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -238,9 +222,7 @@ def sample(
         int | None, typer.Option(min=1, help="Samples denoised together; never changes them.")
     ] = None,
     start_index: Annotated[int | None, typer.Option(min=0, help="Number of the first sample.")] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="K/N", help="Make the k-th of n shares (job arrays).")
-    ] = None,
+    shard: Annotated[str | None, typer.Option(metavar="K/N", help="Make the k-th of n shares (job arrays).")] = None,
     save_latents: Annotated[bool | None, typer.Option("--save-latents", help="Keep latents too.")] = None,
     device: Device = None,
     config: ConfigFile = None,
@@ -254,9 +236,7 @@ def sample(
     from fmrisynth.data.blocks import ATTRIBUTES
 
     options.set_verbosity(verbose)
-    overrides = [
-        f"attributes.{item}" if item.partition("=")[0] in ATTRIBUTES else item for item in set_ or []
-    ]
+    overrides = [f"attributes.{item}" if item.partition("=")[0] in ATTRIBUTES else item for item in set_ or []]
     resolved = options.resolve(
         SampleConfig, "sample", file=config, overrides=overrides, seed=seed, conditions=condition,
         all_conditions=all_conditions, n=n, sampler=sampler, steps=steps, guidance=guidance, batch_size=batch_size,
@@ -275,9 +255,7 @@ def sample(
 
 @app.command(rich_help_panel="Proof")
 def glm(
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="A block dataset, or BIDS with --unit run.")
-    ],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A block dataset, or BIDS with --unit run.")],
     out: Out,
     unit: Annotated[str | None, typer.Option(help="block: one window per block; run: whole runs.")] = None,
     contrast: Annotated[
@@ -350,17 +328,13 @@ def bids_app(
     output_dir: Annotated[Path, typer.Argument(help="Folder for the result.")],
     level: Annotated[str, typer.Argument(help="participant or group.")],
     participant_label: ParticipantLabels = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Tokenizer folder; default: the bundled one.")
-    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder; default: the bundled one.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Model for the synthetic cohort; default: the bundled one.")
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Synthetic samples per condition (group).")] = 20,
     native: Annotated[bool, typer.Option("--native", help="Keep each subject's own space.")] = False,
-    bids_database_dir: Annotated[
-        Path | None, typer.Option(help="A pybids index, built once and read-only.")
-    ] = None,
+    bids_database_dir: Annotated[Path | None, typer.Option(help="A pybids index, built once and read-only.")] = None,
     set_: Overrides = None,
     seed: Seed = 0,
     device: Device = None,
@@ -387,9 +361,7 @@ def bids_app(
 
     if level == "participant":
         return options.finish(
-            run_participants(
-                bids_dir, output_dir, resolved, tokenizer=tokenizer, participant_labels=participant_label
-            )
+            run_participants(bids_dir, output_dir, resolved, tokenizer=tokenizer, participant_labels=participant_label)
         )
     return options.finish(run_group(bids_dir, output_dir, resolved, checkpoint=checkpoint))
 

@@ -31,19 +31,13 @@ Overrides = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
-Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of every random number.", rich_help_panel=PANEL)
-]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random number.", rich_help_panel=PANEL)]
 Verbose = Annotated[
     int,
     typer.Option("-v", "--verbose", count=True, help="More to read; tracebacks too.", rich_help_panel=PANEL),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=PANEL)
-]
-Device = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=PANEL)
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=PANEL)]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=PANEL)]
 ParticipantLabels = Annotated[
     list[str] | None,
     typer.Option(

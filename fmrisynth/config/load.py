@@ -22,9 +22,7 @@ def preset_names(stage: str) -> list[str]:
     folder = resources.files("fmrisynth.config") / "presets" / stage
     if not folder.is_dir():
         return []
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_config(
@@ -91,10 +89,7 @@ def _load_preset(stage: str, name: str) -> dict[str, Any]:
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}."
         raise UsageError(f"There is no {stage} preset named {name!r}: {hint}")
-    return (
-        yaml.safe_load((resources.files("fmrisynth.config") / "presets" / stage / f"{name}.yaml").read_text())
-        or {}
-    )
+    return yaml.safe_load((resources.files("fmrisynth.config") / "presets" / stage / f"{name}.yaml").read_text()) or {}
 
 
 def _load_file(path: Path) -> dict[str, Any]:
@@ -103,9 +98,7 @@ def _load_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: the configuration cannot be read ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path}: expected a YAML configuration, found text that is not YAML ({error})."
-        ) from None
+        raise UsageError(f"{path}: expected a YAML configuration, found text that is not YAML ({error}).") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

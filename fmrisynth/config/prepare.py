@@ -67,7 +67,8 @@ class PrepareConfig(StageConfig):
     condition_table: Path | None = Field(None, description="YAML with further conditions and spellings.")
     sessions: tuple[str, ...] = Field((), description="Only these sessions (BIDS); empty means all.")
     native: bool = Field(
-        False, description="Keep each subject's own grid in scanner space (no MNI space needed); for trials of one subject."
+        False,
+        description="Keep each subject's own grid in scanner space (no MNI space needed); for trials of one subject.",
     )
     mask: Path | None = Field(None, description="Brain mask, on the grid of the images, for runs that have none.")
     tr_s: float = Field(1.44, gt=0.05, le=10, description="Time between the frames of a window, in s.")

@@ -71,7 +71,9 @@ class SimulateConfig(StageConfig):
         "hcp", description="hcp: HCP tree; bids: fMRIPrep-style derivatives; blocks: a block dataset without runs."
     )
     n_subjects: int = Field(20, ge=1, le=99_999)
-    first_subject: int = Field(0, ge=0, le=99_998, description="Index of the first subject, for array jobs on one cohort.")
+    first_subject: int = Field(
+        0, ge=0, le=99_998, description="Index of the first subject, for array jobs on one cohort."
+    )
     tasks: tuple[Task, ...] = Field(
         ("WM", "EMOTION", "GAMBLING", "LANGUAGE", "RELATIONAL", "MOTOR", "SOCIAL"), min_length=1
     )
@@ -104,4 +106,3 @@ class SimulateConfig(StageConfig):
         if len(set(self.tasks)) < len(self.tasks) or len(set(self.directions)) < len(self.directions):
             raise ValueError("a task or direction is named twice")
         return self
-

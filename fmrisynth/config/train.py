@@ -19,26 +19,18 @@ class HybridConfig(Config):
 
     kind: Literal["hybrid"] = "hybrid"
     base_ch: int = Field(128, ge=4, description="Width w of level 0; conditioning vectors have width 4 w.")
-    width_multipliers: tuple[int, ...] = Field(
-        (1, 2, 4), description="Width of each level in units of base_ch."
-    )
+    width_multipliers: tuple[int, ...] = Field((1, 2, 4), description="Width of each level in units of base_ch.")
     stages: tuple[StageKind, ...] = Field(
         ("conv", "transformer", "transformer"), description="Kind of the blocks at each level."
     )
     encoder_blocks: tuple[int, ...] = Field((1, 3), description="Blocks per level on the way down.")
     bottleneck_blocks: int = Field(3, ge=1)
-    decoder_blocks: tuple[int, ...] = Field(
-        (2, 3), description="Blocks per level on the way up, finest first."
-    )
-    num_heads: int | None = Field(
-        None, ge=1, description="Attention heads at every level; default base_ch / 16."
-    )
+    decoder_blocks: tuple[int, ...] = Field((2, 3), description="Blocks per level on the way up, finest first.")
+    num_heads: int | None = Field(None, ge=1, description="Attention heads at every level; default base_ch / 16.")
     cross_attention: bool = Field(True, description="False is the paper's 'AdaLN-Zero only'.")
     context_tokens: int = Field(8, ge=1, description="Learned context tokens per condition.")
     mlp_ratio: int = Field(4, ge=1)
-    checkpoint_activations: bool = Field(
-        False, description="Recompute blocks in the backward pass to save memory."
-    )
+    checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
 
     @model_validator(mode="after")
     def _check_levels(self) -> HybridConfig:
@@ -108,9 +100,7 @@ class ObjectiveConfig(Config):
     n_train_steps: int = Field(1000, ge=2, description="Diffusion steps T.")
     beta_start: float = Field(0.0015, gt=0, lt=1)
     beta_end: float = Field(0.0195, gt=0, lt=1)
-    min_snr_gamma: float | None = Field(
-        None, gt=0, description="Min-SNR loss weighting (5 is usual); null is off."
-    )
+    min_snr_gamma: float | None = Field(None, gt=0, description="Min-SNR loss weighting (5 is usual); null is off.")
     flow_time: Literal["uniform", "logit_normal"] = Field(
         "uniform", description="How flow matching draws its times in training."
     )
@@ -125,9 +115,7 @@ class ObjectiveConfig(Config):
 class ConditioningConfig(Config):
     """Named attributes the network is told; the task condition always comes first."""
 
-    dropout: float = Field(
-        0.05, ge=0, lt=1, description="Rate at which the task condition becomes the null row."
-    )
+    dropout: float = Field(0.05, ge=0, lt=1, description="Rate at which the task condition becomes the null row.")
     attributes: dict[str, float] = Field(
         default_factory=dict,
         description="Further columns of the latents' index -> dropout rate, e.g. {phase_encoding: 0.1}.",
@@ -157,9 +145,7 @@ class EmaConfig(Config):
     """Exponential moving average of the weights (used for sampling and validation)."""
 
     decay: float = Field(0.9999, ge=0, lt=1)
-    warmup: bool = Field(
-        True, description="Use min(decay, (1 + n) / (10 + n)) after n updates, for short runs."
-    )
+    warmup: bool = Field(True, description="Use min(decay, (1 + n) / (10 + n)) after n updates, for short runs.")
 
 
 class TrainConfig(StageConfig):
@@ -182,9 +168,7 @@ class TrainConfig(StageConfig):
     )
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N (ignored under torchrun on GPUs).")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on CUDA, else fp32."
-    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, else fp32.")
     distributed: Literal["ddp", "fsdp"] = Field("ddp", description="Engine when started by torchrun or srun.")
     compile: bool = Field(False, description="torch.compile the network.")
     channels_last: bool = Field(False, description="Keep convolution weights in channels-last-3d order.")
@@ -192,9 +176,7 @@ class TrainConfig(StageConfig):
 
     log_every: int = Field(50, ge=1)
     val_every: int = Field(1000, ge=1)
-    val_instances: int = Field(
-        256, ge=1, description="Validation instances (the first so many after a fixed shuffle)."
-    )
+    val_instances: int = Field(256, ge=1, description="Validation instances (the first so many after a fixed shuffle).")
     sample_every: int = Field(
         0, ge=0, description="Draw a small fixed grid of samples every so many steps; 0 is never."
     )
@@ -211,9 +193,7 @@ class TrainConfig(StageConfig):
                 f"batch_size {self.batch_size} does not divide by micro_batch_size {self.micro_batch_size}"
             )
         if self.model.kind == "unet" and self.conditioning.attributes:
-            raise ValueError(
-                "the U-Net baseline takes the task condition only; remove conditioning.attributes"
-            )
+            raise ValueError("the U-Net baseline takes the task condition only; remove conditioning.attributes")
         return self
 
 

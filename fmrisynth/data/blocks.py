@@ -264,9 +264,7 @@ def subjects_of(root: Path) -> list[str]:
         The folder does not exist or holds no complete subject.
     """
     if not root.is_dir():
-        raise FmrisynthError(
-            f"{root}: there is no such dataset; make it with `fmrisynth prepare` or `sample`."
-        )
+        raise FmrisynthError(f"{root}: there is no such dataset; make it with `fmrisynth prepare` or `sample`.")
     found = sorted(path.parent.name.removeprefix("sub-") for path in root.glob("sub-*/sub-*_scans.tsv"))
     if not found:
         raise FmrisynthError(
@@ -300,9 +298,7 @@ def read_subject(root: Path, subject: str) -> list[Block]:
     return blocks
 
 
-def read_blocks(
-    root: Path, *, subjects: Sequence[str] | None = None, split: str | None = None
-) -> list[Block]:
+def read_blocks(root: Path, *, subjects: Sequence[str] | None = None, split: str | None = None) -> list[Block]:
     """All blocks of a dataset, subject by subject, optionally of some subjects or one split only."""
     chosen = subjects_of(root) if subjects is None else list(subjects)
     blocks = [block for subject in chosen for block in read_subject(root, subject)]

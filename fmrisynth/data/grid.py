@@ -83,9 +83,7 @@ def make_grid(shape, affine, space: str) -> Grid:
     x, y, z = (int(n) for n in shape)
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4) or min(x, y, z) < 1:
-        raise FmrisynthError(
-            f"a grid needs three sides and a 4 x 4 affine, found {shape} and {matrix.shape}."
-        )
+        raise FmrisynthError(f"a grid needs three sides and a 4 x 4 affine, found {shape} and {matrix.shape}.")
     return Grid((x, y, z), tuple(tuple(float(v) for v in row) for row in matrix), str(space))
 
 
@@ -113,9 +111,7 @@ def mni_brain_mask(grid: Grid = MNI_3MM) -> np.ndarray:
     return values
 
 
-def native_grid(
-    shape: tuple[int, ...], affine: np.ndarray, mask_XYZ: np.ndarray
-) -> tuple[Grid, tuple[slice, ...]]:
+def native_grid(shape: tuple[int, ...], affine: np.ndarray, mask_XYZ: np.ndarray) -> tuple[Grid, tuple[slice, ...]]:
     """A subject's own voxel grid, cropped to its brain and padded to sides divisible by 16.
 
     Parameters

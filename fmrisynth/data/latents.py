@@ -181,7 +181,9 @@ class LatentDataset:
             with safe_open(path, framework="pt") as shard:
                 return shard.get_slice(TENSOR)[row.row]
         except (SafetensorError, OSError, IndexError) as error:
-            raise FmrisynthError(f"{path}: block {row.row} cannot be read ({error}); encode the subject again.") from None
+            raise FmrisynthError(
+                f"{path}: block {row.row} cannot be read ({error}); encode the subject again."
+            ) from None
 
     def load_many(self, indices: Sequence[int]) -> Tensor:
         """Raw latents of several blocks, (B, C, T, x, y, z) float32."""
@@ -209,7 +211,9 @@ def write_subject(root: Path, subject: str, latents_BCTXYZ: Tensor, blocks: Sequ
     """
     shard, index = (root / name for name in naming.subject_latents(subject))
     if not bool(torch.isfinite(latents_BCTXYZ).all()):
-        raise FmrisynthError(f"{shard}: refused to write latents that are not finite; the tokenizer or the block is broken.")
+        raise FmrisynthError(
+            f"{shard}: refused to write latents that are not finite; the tokenizer or the block is broken."
+        )
     with atomic_path(shard) as temporary:
         save_file({TENSOR: latents_BCTXYZ.float().contiguous()}, temporary)
     rows = [
@@ -268,7 +272,9 @@ def shard_shape(path: Path) -> tuple[int, ...]:
                 )
             return tuple(part.get_shape())
     except (SafetensorError, OSError) as error:
-        raise FmrisynthError(f"{path}: the shard cannot be read ({error}); delete it and encode the subject again.") from None
+        raise FmrisynthError(
+            f"{path}: the shard cannot be read ({error}); delete it and encode the subject again."
+        ) from None
 
 
 def _read_tokenizer_json(root: Path) -> dict[str, Any]:

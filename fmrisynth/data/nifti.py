@@ -200,9 +200,7 @@ def write_image(
         If a value is not finite, or the disk is full.
     """
     if not np.isfinite(array).all():
-        raise FmrisynthError(
-            f"{path}: refused to write voxels that are not finite; the input or the model is broken."
-        )
+        raise FmrisynthError(f"{path}: refused to write voxels that are not finite; the input or the model is broken.")
     header = nib.Nifti1Header()
     header.set_data_shape(array.shape)
     header.set_data_dtype(np.dtype(dtype))
@@ -220,9 +218,7 @@ def write_image(
     else:
         header.set_slope_inter(1.0, 0.0)
         stored = array.astype(np.dtype(dtype).newbyteorder("<"))
-    content = (
-        header.binaryblock + b"\0" * (_HEADER_BYTES - len(header.binaryblock)) + stored.tobytes(order="F")
-    )
+    content = header.binaryblock + b"\0" * (_HEADER_BYTES - len(header.binaryblock)) + stored.tobytes(order="F")
     if path.name.endswith(".gz"):
         content = igzip.compress(content, compresslevel=1, mtime=0)
     write_bytes(path, content)
@@ -234,9 +230,7 @@ def _damage_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except _GZIP_ERRORS as error:
-        raise FmrisynthError(
-            f"{path}: the gzip data are damaged or cut short ({error}); get it again."
-        ) from None
+        raise FmrisynthError(f"{path}: the gzip data are damaged or cut short ({error}); get it again.") from None
     except OSError as error:
         raise FmrisynthError(f"{path}: the image cannot be read ({error.strerror or error}).") from None
 

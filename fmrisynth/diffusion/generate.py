@@ -88,16 +88,12 @@ def encode_labels(
     return torch.tensor(indices, dtype=torch.int64)
 
 
-def guidance_scales(
-    vocabulary: Mapping[str, Sequence[str]], guidance: float | Mapping[str, float]
-) -> list[float]:
+def guidance_scales(vocabulary: Mapping[str, Sequence[str]], guidance: float | Mapping[str, float]) -> list[float]:
     """One scale per attribute: a number is for all of them, a mapping leaves the others at 1."""
     if isinstance(guidance, Mapping):
         for name in guidance:
             if name not in vocabulary:
-                raise UsageError(
-                    f"Guidance for {name!r}: this model's attributes are {', '.join(vocabulary)}."
-                )
+                raise UsageError(f"Guidance for {name!r}: this model's attributes are {', '.join(vocabulary)}.")
         return [float(guidance.get(name, 1.0)) for name in vocabulary]
     return [float(guidance)] * len(vocabulary)
 

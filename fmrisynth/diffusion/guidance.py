@@ -53,9 +53,7 @@ def guided(
         Guide only at network times inside (0 clean, 1000 noise); outside, the scales are 1.
     """
     if len(scales) != labels_BA.shape[1]:
-        raise UsageError(
-            f"{len(scales)} guidance scales for {labels_BA.shape[1]} attributes: expected one for each."
-        )
+        raise UsageError(f"{len(scales)} guidance scales for {labels_BA.shape[1]} attributes: expected one for each.")
     branches = branch_coefficients(scales)
     plain = branch_coefficients([1.0] * len(scales))
 

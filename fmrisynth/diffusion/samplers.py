@@ -211,6 +211,4 @@ def _need_flow(objective: Objective, sampler: str) -> None:
 
 def _need_diffusion(objective: Objective, sampler: str) -> None:
     if not isinstance(objective.path, DiffusionSchedule):
-        raise UsageError(
-            f"Sampler {sampler!r} needs a diffusion schedule; this model is a flow: use heun or euler."
-        )
+        raise UsageError(f"Sampler {sampler!r} needs a diffusion schedule; this model is a flow: use heun or euler.")

@@ -62,9 +62,7 @@ class DiffusionSchedule:
         elif self.curve == "scaled_linear":
             betas = torch.linspace(start**0.5, end**0.5, self.n_steps, dtype=torch.float64) ** 2
         else:
-            raise UsageError(
-                f"There is no noise schedule named {self.curve!r}: known: linear, scaled_linear."
-            )
+            raise UsageError(f"There is no noise schedule named {self.curve!r}: known: linear, scaled_linear.")
         log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
         object.__setattr__(self, "_log_alpha_bar", log_alpha_bar)
 
@@ -79,9 +77,7 @@ class DiffusionSchedule:
 
     def times(self, n_steps: int) -> Tensor:
         if not 1 <= n_steps <= self.n_steps:
-            raise UsageError(
-                f"{n_steps} sampling steps: expected 1 to {self.n_steps}, the steps of training."
-            )
+            raise UsageError(f"{n_steps} sampling steps: expected 1 to {self.n_steps}, the steps of training.")
         if n_steps == self.n_steps:
             return torch.arange(self.n_steps - 1, -2, -1, dtype=torch.float64)
         # Quadratic, denser towards the clean end: with 20 evenly spaced steps the last jump alone loses a sixth

@@ -100,7 +100,9 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
     def score(maps: GroupMaps, summary: Summary, repeats: int) -> Comparison:
         order = maps.conditions + [c for c in cohorts.candidates if c not in maps.conditions]
         candidates = group_maps(real.table, order)
-        return compare_maps(candidates, maps, real.table, summary.table, bootstrap_repeats=repeats, voxels=voxels, seed=config.seed)
+        return compare_maps(
+            candidates, maps, real.table, summary.table, bootstrap_repeats=repeats, voxels=voxels, seed=config.seed
+        )
 
     log.info("scores and bootstrap")
     comparison = score(synthetic_maps, synthetic, config.bootstrap_repeats)
@@ -191,7 +193,9 @@ def choose_rois(cohorts: Cohorts, config: EvaluateConfig) -> tuple[list[Roi], st
     grid, mask = cohorts.grid, cohorts.mask_XYZ
     if config.roi_atlas is not None:
         if config.roi_labels is None:
-            raise FmrisynthError(f"{config.roi_atlas}: an ROI atlas needs roi_labels, a TSV with columns index, label, task.")
+            raise FmrisynthError(
+                f"{config.roi_atlas}: an ROI atlas needs roi_labels, a TSV with columns index, label, task."
+            )
         return read_atlas(mask, grid, config.roi_atlas, config.roi_labels), f"Regions of {config.roi_atlas.name}."
     if config.rois is not None:
         return read_spheres(mask, grid, config.rois), f"Spheres of {config.rois.name}."
@@ -200,7 +204,9 @@ def choose_rois(cohorts: Cohorts, config: EvaluateConfig) -> tuple[list[Roi], st
         covered = all(any(roi.belongs_to(c) for roi in rois) for c in cohorts.conditions)
         if rois and covered:
             return rois, "Packaged spheres at representative MNI coordinates, three per task."
-    source, text = (cohorts.train, "the training split") if cohorts.train else (cohorts.real, "the evaluated real data themselves")
+    source, text = (
+        (cohorts.train, "the training split") if cohorts.train else (cohorts.real, "the evaluated real data themselves")
+    )
     blocks = [block for block in source if block.condition in cohorts.conditions]
     if not blocks:
         return [], "No regions: there are no real blocks to choose them from."

@@ -49,9 +49,7 @@ class Cohorts:
     notes: list[str]
 
 
-def choose_cohorts(
-    real_root: Path, synthetic_root: Path, config: EvaluateConfig, work: Path | None = None
-) -> Cohorts:
+def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig, work: Path | None = None) -> Cohorts:
     """Read both indices, choose splits and conditions, check timing and grids, intersect the masks.
 
     Parameters
@@ -92,7 +90,9 @@ def choose_cohorts(
     wanted = list(config.conditions) or known_synthetic
     for label in wanted:
         if label not in known_synthetic:
-            raise UsageError(f"condition {label!r} is not among the synthetic blocks; {suggest(label, known_synthetic)}")
+            raise UsageError(
+                f"condition {label!r} is not among the synthetic blocks; {suggest(label, known_synthetic)}"
+            )
     conditions = [label for label in wanted if label in known_real]
     if not conditions:
         raise FmrisynthError(
@@ -105,7 +105,7 @@ def choose_cohorts(
     candidates = conditions + [label for label in known_real if label not in conditions]
     if len(candidates) > len(conditions):
         notes.append(
-            f"{len(candidates) - len(conditions)} real conditions were not synthesised ({', '.join(candidates[len(conditions):])}); they "
+            f"{len(candidates) - len(conditions)} real conditions were not synthesised ({', '.join(candidates[len(conditions) :])}); they "
             "stay candidates of Top-1 and take no part in Corr and RSA."
         )
     real = [block for block in real if block.condition in candidates]

@@ -73,9 +73,18 @@ def _summary(analysis: Analysis, lines: list[Judgement]) -> list[Element]:
         context = f"real against real {ceiling[0]:.2f}" if ceiling else "no ceiling"
         if score.low is not None and score.high is not None:
             context = f"95 % interval {score.low:.2f} to {score.high:.2f}; {context}"
-        short = {"corr": "Corr", "rsa_pearson": "RSA", "top1": "Top-1, group maps", "top1_per_sample": "Top-1, single samples"}
+        short = {
+            "corr": "Corr",
+            "rsa_pearson": "RSA",
+            "top1": "Top-1, group maps",
+            "top1_per_sample": "Top-1, single samples",
+        }
         value = "–" if score.value is None else f"{score.value:.2f}"
-        cards.append(Card(short[name], value, context if score.value is not None else score.note, _outcome(lines, f"score.{name}")))
+        cards.append(
+            Card(
+                short[name], value, context if score.value is not None else score.note, _outcome(lines, f"score.{name}")
+            )
+        )
     elements: list[Element] = [Cards(cards)]
     notes = [*analysis.notes, *analysis.comparison.notes]
     if notes:
@@ -124,7 +133,12 @@ def _scores(analysis: Analysis) -> list[Element]:
             elements.append(Figure.of(draw.score_figure(dots, title), caption, width="half", vector=True))
     per_condition = analysis.comparison.corr_per_condition
     if len(per_condition) > 1:
-        columns2 = ["Condition", "Synthetic", *(["Real training"] if analysis.train_ceiling else []), *(b.name for b in analysis.baselines)]
+        columns2 = [
+            "Condition",
+            "Synthetic",
+            *(["Real training"] if analysis.train_ceiling else []),
+            *(b.name for b in analysis.baselines),
+        ]
         table = []
         for condition, value in per_condition.items():
             cells: list[object] = [condition, value]
@@ -132,7 +146,9 @@ def _scores(analysis: Analysis) -> list[Element]:
                 cells.append(analysis.train_ceiling.corr_per_condition.get(condition))
             cells += [b.comparison.corr_per_condition.get(condition) for b in analysis.baselines]
             table.append(cells)
-        elements.append(Table(columns2, table, caption="Correlation of each condition's group map with the real test map."))
+        elements.append(
+            Table(columns2, table, caption="Correlation of each condition's group map with the real test map.")
+        )
     if analysis.noise_free_corr is not None:
         elements.append(
             Text(
@@ -188,14 +204,19 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
             rows = [("real", real / max(limits[0], 1e-9)), ("synthetic", other / max(limits[1], 1e-9))]
             glass = glass_brains(rows, cohorts.grid, threshold=GLASS_SHARE, limit=1.0)
             elements.append(
-                Figure.of(glass, f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it.")
+                Figure.of(
+                    glass,
+                    f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it.",
+                )
             )
     finite = np.isfinite(real_KV[: len(cohorts.conditions)]).all(axis=0) & np.isfinite(other_KV).all(axis=0)
     if finite.any():
         figure = draw.scatter_figure(
             real_KV[: len(cohorts.conditions), finite], other_KV[:, finite], cohorts.conditions, unit=unit
         )
-        elements.append(Figure.of(figure, "Every voxel of the mask: synthetic against real. The dotted line is equality."))
+        elements.append(
+            Figure.of(figure, "Every voxel of the mask: synthetic against real. The dotted line is equality.")
+        )
     return elements
 
 
@@ -218,14 +239,22 @@ def _geometry(analysis: Analysis) -> list[Element]:
         other_KK = map_correlations(other_KV[:, finite], other_KV[:, finite])
         figure = draw.matrix_figure([("real", real_KK), ("synthetic", other_KK)], names, names)
         elements.append(
-            Figure.of(figure, "Representational geometry: correlations between the group maps of all pairs of conditions. RSA is the correlation of their upper halves.", vector=True)
+            Figure.of(
+                figure,
+                "Representational geometry: correlations between the group maps of all pairs of conditions. RSA is the correlation of their upper halves.",
+                vector=True,
+            )
         )
     figure = draw.matrix_figure(
         [("synthetic map against real maps", analysis.comparison.cross_KL)], names, cohorts.candidates,
         row_label="synthetic", column_label="real",
     )  # fmt: skip
     elements.append(
-        Figure.of(figure, "Confusion matrix of Top-1: each synthetic map (row) should correlate most with its own real map (diagonal).", vector=True)
+        Figure.of(
+            figure,
+            "Confusion matrix of Top-1: each synthetic map (row) should correlate most with its own real map (diagonal).",
+            vector=True,
+        )
     )
     return elements
 
@@ -237,7 +266,10 @@ def _courses(analysis: Analysis) -> list[Element]:
             if not roi.belongs_to(condition):
                 continue
             lines = {}
-            for name, summary, role in (("real", analysis.real, "real"), ("synthetic", analysis.synthetic, "synthetic")):
+            for name, summary, role in (
+                ("real", analysis.real, "real"),
+                ("synthetic", analysis.synthetic, "synthetic"),
+            ):
                 mean, sem, n = roi_courses(summary, condition, index)
                 lines[f"{name} (n = {n})"] = (mean, sem, role)
             place = roi.label if condition in roi.label else f"{condition}\n{roi.label}"
@@ -245,7 +277,14 @@ def _courses(analysis: Analysis) -> list[Element]:
     if not panels:
         return [Text(analysis.roi_note or "No regions lie inside the mask.", note=True)]
     figure = draw.courses_figure(panels, analysis.cohorts.tr_s)
-    return [Text(analysis.roi_note), Figure.of(figure, "Mean percent signal change of each region over blocks; the band is the standard error of the mean.", vector=True)]
+    return [
+        Text(analysis.roi_note),
+        Figure.of(
+            figure,
+            "Mean percent signal change of each region over blocks; the band is the standard error of the mean.",
+            vector=True,
+        ),
+    ]
 
 
 def _realism(analysis: Analysis) -> list[Element]:
@@ -257,7 +296,13 @@ def _realism(analysis: Analysis) -> list[Element]:
         others = []
         for found in names.values():
             twin = found.get(check.key)
-            others.append("–" if twin is None else words[twin.outcome] if twin.value is None else f"{twin.value:.2f} ({words[twin.outcome]})")
+            others.append(
+                "–"
+                if twin is None
+                else words[twin.outcome]
+                if twin.value is None
+                else f"{twin.value:.2f} ({words[twin.outcome]})"
+            )
         rows.append([check.title, check.real, check.synthetic, check.value, check.what, words[check.outcome], *others])
     real, synthetic = analysis.real, analysis.synthetic
     lags = np.arange(1, real.autocorrelation_NL.shape[1] + 1) * analysis.cohorts.tr_s
@@ -265,24 +310,50 @@ def _realism(analysis: Analysis) -> list[Element]:
     pairs: dict[str, Summary] = {"real": real, "synthetic": synthetic}
     if analysis.train is not None:
         pairs["real training"] = analysis.train
-    elements: list[Element] = [Table(columns, rows, caption="Properties that the three scores do not see; last columns: the baselines' judged number.")]
+    elements: list[Element] = [
+        Table(
+            columns,
+            rows,
+            caption="Properties that the three scores do not see; last columns: the baselines' judged number.",
+        )
+    ]
     elements.append(
         Figure.of(
-            draw.lines_figure(lags, {n: np.nanmean(s.autocorrelation_NL, axis=0) for n, s in pairs.items()}, xlabel="lag (s)",
-                              ylabel="autocorrelation", title="Temporal autocorrelation"),
-            "Autocorrelation of voxel time courses within the window.", width="half", vector=True,
+            draw.lines_figure(
+                lags,
+                {n: np.nanmean(s.autocorrelation_NL, axis=0) for n, s in pairs.items()},
+                xlabel="lag (s)",
+                ylabel="autocorrelation",
+                title="Temporal autocorrelation",
+            ),
+            "Autocorrelation of voxel time courses within the window.",
+            width="half",
+            vector=True,
         )
     )
     elements.append(
         Figure.of(
-            draw.lines_figure(frequencies, {n: s.spectrum_NF.mean(axis=0) for n, s in pairs.items()}, xlabel="frequency (Hz)",
-                              ylabel="power (%²)", title="Power spectrum", logy=bool((synthetic.spectrum_NF.mean(axis=0) > 0).all())),
-            "Power of voxel time courses, averaged over the brain.", width="half", vector=True,
+            draw.lines_figure(
+                frequencies,
+                {n: s.spectrum_NF.mean(axis=0) for n, s in pairs.items()},
+                xlabel="frequency (Hz)",
+                ylabel="power (%²)",
+                title="Power spectrum",
+                logy=bool((synthetic.spectrum_NF.mean(axis=0) > 0).all()),
+            ),
+            "Power of voxel time courses, averaged over the brain.",
+            width="half",
+            vector=True,
         )
     )
     if real.connectivity_PP.shape[0] >= 5:
         figure = draw.connectivity_figure([("real", real.connectivity_PP), ("synthetic", synthetic.connectivity_PP)])
-        elements.append(Figure.of(figure, f"Functional connectivity of {real.connectivity_PP.shape[0]} parcels (cubes of {8} voxels), residuals of the window GLM."))
+        elements.append(
+            Figure.of(
+                figure,
+                f"Functional connectivity of {real.connectivity_PP.shape[0]} parcels (cubes of {8} voxels), residuals of the window GLM.",
+            )
+        )
     return elements
 
 
@@ -304,7 +375,13 @@ def _variance(analysis: Analysis) -> list[Element]:
             panels.append((f"{name}: by phase encoding", scores, [str(e) for e in encodings]))
         panels.append((f"{name}: by task", scores, list(summary.conditions_N)))
         figure = draw.components_figure(panels, list(shares))
-        elements.append(Figure.of(figure, f"First two principal components of {len(features)} {name} block-mean volumes.", width="full" if len(panels) > 1 else "half"))
+        elements.append(
+            Figure.of(
+                figure,
+                f"First two principal components of {len(features)} {name} block-mean volumes.",
+                width="full" if len(panels) > 1 else "half",
+            )
+        )
     keys = list(dict.fromkeys([*analysis.variance["real"], *analysis.variance["synthetic"]]))
     rows = [[key, analysis.variance["real"].get(key), analysis.variance["synthetic"].get(key)] for key in keys]
     elements.append(Table(("Share of variance explained", "Real", "Synthetic"), rows))
@@ -327,8 +404,11 @@ def _privacy(analysis: Analysis) -> list[Element]:
         )  # fmt: skip
         elements.append(
             Figure.of(
-                figure, f"{name}: {100 * audit.share_below:.0f} % of samples under the threshold, {len(audit.copies)} singled out as near copies; "
-                f"ratio of mean distances {audit.ratio_of_means:.2f}.", width="half", vector=True,
+                figure,
+                f"{name}: {100 * audit.share_below:.0f} % of samples under the threshold, {len(audit.copies)} singled out as near copies; "
+                f"ratio of mean distances {audit.ratio_of_means:.2f}.",
+                width="half",
+                vector=True,
             )
         )
     return elements
@@ -343,7 +423,9 @@ def _utility(analysis: Analysis) -> list[Element]:
     ]
     return [
         Text("A ridge classifier of the condition, trained on one dataset and tested on another."),
-        Table(("Trained on → tested on", "Accuracy", "95 % interval", "Chance", "Training blocks", "Test blocks"), rows),
+        Table(
+            ("Trained on → tested on", "Accuracy", "95 % interval", "Chance", "Training blocks", "Test blocks"), rows
+        ),
     ]
 
 
@@ -362,7 +444,13 @@ def _methods(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
         Table(
             ("Group maps", "Real model", "Real n", "Synthetic model", "Synthetic n"),
             [
-                [c, analysis.real_maps.models[c], analysis.real_maps.n_subjects[c], analysis.synthetic_maps.models[c], analysis.synthetic_maps.n_subjects[c]]
+                [
+                    c,
+                    analysis.real_maps.models[c],
+                    analysis.real_maps.n_subjects[c],
+                    analysis.synthetic_maps.models[c],
+                    analysis.synthetic_maps.n_subjects[c],
+                ]
                 for c in analysis.cohorts.conditions
             ],
         ),

@@ -111,7 +111,17 @@ def _mean(values: np.ndarray) -> float:
 def _difference(key: str, title: str, real: float, synthetic: float, good: float, bad: float) -> Check:
     bounds = f"passes within {good:g}, fails beyond {bad:g}"
     if not (np.isfinite(real) and np.isfinite(synthetic)):
-        return Check(key, title, _number(real), _number(synthetic), None, "difference", "fail", bounds, "a dataset does not vary over time")
+        return Check(
+            key,
+            title,
+            _number(real),
+            _number(synthetic),
+            None,
+            "difference",
+            "fail",
+            bounds,
+            "a dataset does not vary over time",
+        )
     gap = synthetic - real
     outcome: Outcome = "pass" if abs(gap) <= good else "warn" if abs(gap) <= bad else "fail"
     return Check(key, title, real, synthetic, float(gap), "synthetic - real", outcome, bounds)
@@ -121,7 +131,17 @@ def _between_variance(real: Summary, synthetic: Summary, conditions: list[str]) 
     shared = [c for c in conditions if c in real.effect_variance and c in synthetic.effect_variance]
     title = "Variance of effects between blocks"
     if not shared:
-        return Check("effect_variance", title, None, None, None, "ratio", "info", "", "needs two blocks per condition on both sides")
+        return Check(
+            "effect_variance",
+            title,
+            None,
+            None,
+            None,
+            "ratio",
+            "info",
+            "",
+            "needs two blocks per condition on both sides",
+        )
     a = float(np.mean([np.median(real.effect_variance[c]) for c in shared]))
     b = float(np.mean([np.median(synthetic.effect_variance[c]) for c in shared]))
     note = "variance of single-block effects within a condition: between subjects and within"
@@ -133,10 +153,30 @@ def _spectrum_check(real: Summary, synthetic: Summary, chosen: np.ndarray) -> Ch
     bounds = "passes below 0.35, fails above 0.7"
     title = "Power spectrum (mean |log ratio| over frequencies)"
     if (a <= 0).any() or (b <= 0).any():
-        return Check("spectrum", title, None, None, None, "mean |ln ratio|", "fail", bounds, "a dataset has no power at some frequency")
+        return Check(
+            "spectrum",
+            title,
+            None,
+            None,
+            None,
+            "mean |ln ratio|",
+            "fail",
+            bounds,
+            "a dataset has no power at some frequency",
+        )
     value = float(np.abs(np.log(b / a)).mean())
     outcome: Outcome = "pass" if value < 0.35 else "warn" if value < 0.7 else "fail"
-    return Check("spectrum", title, float(a.sum()), float(b.sum()), value, "mean |ln ratio|", outcome, bounds, "the pair is total power, %²")
+    return Check(
+        "spectrum",
+        title,
+        float(a.sum()),
+        float(b.sum()),
+        value,
+        "mean |ln ratio|",
+        outcome,
+        bounds,
+        "the pair is total power, %²",
+    )
 
 
 def _pattern_check(key: str, title: str, r: float, ceiling: float, what: str, missing: str) -> Check:
@@ -162,7 +202,14 @@ def _variance_map(real: Summary, synthetic: Summary, reference: Summary | None) 
 
     r = float(pearson(log_map(real), log_map(synthetic)))
     ceiling = float(pearson(log_map(real), log_map(reference))) if reference is not None else float("nan")
-    return _pattern_check("variance_map", title, r, ceiling, "Pearson r of log variance maps", "the variance does not differ between voxels")
+    return _pattern_check(
+        "variance_map",
+        title,
+        r,
+        ceiling,
+        "Pearson r of log variance maps",
+        "the variance does not differ between voxels",
+    )
 
 
 def _connectivity(real: Summary, synthetic: Summary, reference: Summary | None) -> Check:
@@ -170,7 +217,9 @@ def _connectivity(real: Summary, synthetic: Summary, reference: Summary | None) 
     what = "Pearson r over parcel pairs"
     a, b = off_diagonal(real.connectivity_PP), off_diagonal(synthetic.connectivity_PP)
     if a.size < 10:
-        return Check("connectivity", title, None, None, None, what, "info", "", f"the mask holds only {a.size} parcel pairs")
+        return Check(
+            "connectivity", title, None, None, None, what, "info", "", f"the mask holds only {a.size} parcel pairs"
+        )
     ceiling = float(pearson(a, off_diagonal(reference.connectivity_PP))) if reference is not None else float("nan")
     return _pattern_check("connectivity", title, float(pearson(a, b)), ceiling, what, "residuals do not vary")
 
@@ -183,9 +232,7 @@ def roi_courses(summary: Summary, condition: str, region: int) -> tuple[np.ndarr
     return courses.mean(axis=0), sem, n
 
 
-def _course_correlation(
-    real: Summary, other: Summary, conditions: list[str], rois: Sequence[Roi]
-) -> tuple[float, int]:
+def _course_correlation(real: Summary, other: Summary, conditions: list[str], rois: Sequence[Roi]) -> tuple[float, int]:
     values = []
     for condition in conditions:
         if condition not in set(other.conditions_N):
@@ -227,7 +274,8 @@ def variance_shares(features_NC: np.ndarray, labels: list[str]) -> float | None:
         return None
     names = np.array(labels)
     between = sum(
-        float(np.square(centred[names == g].mean(axis=0)).sum(dtype=np.float64)) * int((names == g).sum()) for g in groups
+        float(np.square(centred[names == g].mean(axis=0)).sum(dtype=np.float64)) * int((names == g).sum())
+        for g in groups
     )
     within = (total - between) / (n - len(groups))
     return max(0.0, (between - (len(groups) - 1) * within) / total)

@@ -109,9 +109,7 @@ def weighted_z(effects_SV: np.ndarray, weights_BS: np.ndarray) -> np.ndarray:
 
 
 def _maps(data: GroupEffects, weights_BS: np.ndarray) -> np.ndarray:
-    return np.stack(
-        [weighted_z(data.effects[c], weights_BS[:, data.members[c]]) for c in data.conditions], axis=1
-    )
+    return np.stack([weighted_z(data.effects[c], weights_BS[:, data.members[c]]) for c in data.conditions], axis=1)
 
 
 def draw_weights(data: GroupEffects, rng: np.random.Generator, n: int) -> np.ndarray:

@@ -86,7 +86,9 @@ def read_atlas(mask_XYZ: np.ndarray, grid: Grid, atlas: Path, labels: Path) -> l
     """ROIs of a label image, looked up by world coordinate (nearest voxel), so any grid will do."""
     image = read_image(atlas, ndim=3)
     values = np.rint(image.scaled()).astype(int)
-    where = np.rint(_positions(mask_XYZ, grid) @ np.linalg.inv(image.affine)[:3, :3].T + np.linalg.inv(image.affine)[:3, 3])
+    where = np.rint(
+        _positions(mask_XYZ, grid) @ np.linalg.inv(image.affine)[:3, :3].T + np.linalg.inv(image.affine)[:3, 3]
+    )
     index = where.astype(int)
     inside = ((index >= 0) & (index < np.array(values.shape))).all(axis=1)
     found_V = np.zeros(len(index), int)

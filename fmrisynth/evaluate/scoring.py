@@ -105,10 +105,14 @@ def _shared_maps(real: GroupMaps, other: GroupMaps) -> tuple[np.ndarray, np.ndar
     finite = np.isfinite(real.z_KV).all(axis=0) & np.isfinite(other.z_KV).all(axis=0)
     n = finite.size
     if finite.mean() >= MIN_FINITE:
-        notes = [] if finite.all() else [f"{n - int(finite.sum())} of {n} voxels have no z in some map and were left out."]
+        notes = (
+            [] if finite.all() else [f"{n - int(finite.sum())} of {n} voxels have no z in some map and were left out."]
+        )
         return real.z_KV[:, finite], other.z_KV[:, finite], "z", notes
     lacking = [c for c, z in zip(other.conditions, other.z_KV, strict=True) if np.isfinite(z).mean() < MIN_FINITE]
-    lacking += [f"{c} (real)" for c, z in zip(real.conditions, real.z_KV, strict=True) if np.isfinite(z).mean() < MIN_FINITE]
+    lacking += [
+        f"{c} (real)" for c, z in zip(real.conditions, real.z_KV, strict=True) if np.isfinite(z).mean() < MIN_FINITE
+    ]
     return (
         real.effect_KV, other.effect_KV, "effect",
         [f"No between-subject variance in {', '.join(lacking)}: z does not exist there, so maps of effects were compared instead."],
@@ -158,10 +162,16 @@ def compare_maps(
             note = f"Only {pairs} pairs of conditions: read it with care." if pairs < 10 else ""
             scores[name] = Score(_finite(value), pairs, "pairs", note=note)
     if found.top1 is None:
-        scores["top1"] = Score(None, k, "conditions", note="Not computed: one candidate condition leaves nothing to choose.")
+        scores["top1"] = Score(
+            None, k, "conditions", note="Not computed: one candidate condition leaves nothing to choose."
+        )
     else:
-        scores["top1"] = Score(_finite(found.top1), k, "conditions", note=f"{n_candidates} candidates, chance {1 / n_candidates:.2f}.")
-    _add_p(scores, square, map_correlations(real_maps[:k], real_maps[:k]), map_correlations(other_maps, other_maps), seed)
+        scores["top1"] = Score(
+            _finite(found.top1), k, "conditions", note=f"{n_candidates} candidates, chance {1 / n_candidates:.2f}."
+        )
+    _add_p(
+        scores, square, map_correlations(real_maps[:k], real_maps[:k]), map_correlations(other_maps, other_maps), seed
+    )
     _add_intervals(scores, real, real_table, other, other_table, kind, bootstrap_repeats, voxels, seed, notes)
     if per_sample and n_candidates >= 2:
         scores["top1_per_sample"] = sample_top1(other_table, other.conditions, real, kind)
@@ -196,7 +206,9 @@ def _add_intervals(
     if n_repeats < 2:
         return
     if fewest < MIN_SUBJECTS or kind != "z":
-        notes.append(f"No bootstrap intervals: they need z maps of at least {MIN_SUBJECTS} subjects and samples per condition, found {fewest}.")
+        notes.append(
+            f"No bootstrap intervals: they need z maps of at least {MIN_SUBJECTS} subjects and samples per condition, found {fewest}."
+        )
         return
     real_groups = group_effects(real_table, real.conditions).voxels(voxels)
     other_groups = group_effects(other_table, other.conditions).voxels(voxels)
@@ -239,7 +251,10 @@ def leave_one_out_top1(table: EffectTable, conditions: Sequence[str]) -> Score |
     if min(data.n_per_condition.values()) < 3 or len(conditions) < 2:
         return None
     hits = []
-    sums = {c: (data.effects[c].sum(axis=0, dtype=np.float64), np.square(data.effects[c], dtype=np.float64).sum(axis=0)) for c in conditions}
+    sums = {
+        c: (data.effects[c].sum(axis=0, dtype=np.float64), np.square(data.effects[c], dtype=np.float64).sum(axis=0))
+        for c in conditions
+    }
     for subject in range(len(data.subjects)):
         maps, own = [], {}
         for condition in conditions:
@@ -258,10 +273,14 @@ def leave_one_out_top1(table: EffectTable, conditions: Sequence[str]) -> Score |
             hits.append(bool(top1_hits(cross, np.array([list(conditions).index(condition)]))[0]))
     share = float(np.mean(hits))
     low, high = wilson_interval(share, len(hits))
-    return Score(share, len(hits), "subjects x conditions", low, high, note="Each subject against the others' group maps.")
+    return Score(
+        share, len(hits), "subjects x conditions", low, high, note="Each subject against the others' group maps."
+    )
 
 
-def split_half_ceiling(table: EffectTable, conditions: Sequence[str], n_repeats: int, voxels: np.ndarray, seed: int) -> tuple[dict[str, Score], str]:
+def split_half_ceiling(
+    table: EffectTable, conditions: Sequence[str], n_repeats: int, voxels: np.ndarray, seed: int
+) -> tuple[dict[str, Score], str]:
     """Real against real: random halves of the subjects; mean and 95 % range over halves.
 
     Returns
@@ -285,7 +304,10 @@ def split_half_ceiling(table: EffectTable, conditions: Sequence[str], n_repeats:
         if values.size:
             low, high = np.percentile(values, [2.5, 97.5])
             scores[name] = Score(float(values.mean()), n_repeats, "random halves", float(low), float(high))
-    return scores, f"{n_repeats} random halves of {fewest} subjects; each half has {fewest // 2}, so its maps are noisier than the whole."
+    return (
+        scores,
+        f"{n_repeats} random halves of {fewest} subjects; each half has {fewest // 2}, so its maps are noisier than the whole.",
+    )
 
 
 def noise_free_ceiling(split_half_corr: float) -> float:

@@ -266,7 +266,9 @@ class _Accumulator:
         }  # fmt: skip
         return Summary(
             blocks=self.blocks,
-            table=EffectTable(probes.grid, probes.mask_XYZ, tuple(self.rows), np.stack(self.effects), np.stack(self.variances)),
+            table=EffectTable(
+                probes.grid, probes.mask_XYZ, tuple(self.rows), np.stack(self.effects), np.stack(self.variances)
+            ),
             windows_NCT=np.stack(self.cells),
             anatomy_NC=np.stack(self.anatomy),
             courses_NRT=np.stack(self.courses),

@@ -60,7 +60,11 @@ def transfers(real: Summary, synthetic: Summary, train: Summary | None, conditio
         chosen = np.isin(summary.conditions_N, conditions)
         data[name] = (summary.windows_NCT[chosen], summary.conditions_N[chosen])
     plans = [("synthetic", "real test")]
-    plans += [("real training", "synthetic"), ("real training", "real test")] if train is not None else [("real test", "synthetic")]
+    plans += (
+        [("real training", "synthetic"), ("real training", "real test")]
+        if train is not None
+        else [("real test", "synthetic")]
+    )
     found = []
     for source, target in plans:
         x, y = data[source]

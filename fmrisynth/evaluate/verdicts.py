@@ -83,7 +83,9 @@ def judge(analysis: Analysis) -> list[Judgement]:
             sentence += " (of their reference volume)"
         lines.append(
             Judgement(
-                f"privacy.{name}", outcome, f"Privacy: nearest training neighbours ({name})",
+                f"privacy.{name}",
+                outcome,
+                f"Privacy: nearest training neighbours ({name})",
                 f"{100 * audit.share_below:.0f} % of {len(audit.synthetic_nearest_M)} samples under the threshold, {len(audit.copies)} "
                 f"singled out, mean distance {audit.ratio_of_means:.2f} times training to training: {sentence}.",
             )
@@ -132,11 +134,17 @@ def _baseline_line(analysis: Analysis) -> list[Judgement]:
     better = [f"{name} {value:.2f}" for name, value in rivals if value is not None and value > own]
     worse = [f"{name} {value:.2f}" for name, value in rivals if value is not None and value <= own]
     if not better:
-        return [Judgement("baselines", "pass", "Trivial baselines", f"Corr {own:.2f} is above all of them: {', '.join(worse)}.")]
+        return [
+            Judgement(
+                "baselines", "pass", "Trivial baselines", f"Corr {own:.2f} is above all of them: {', '.join(worse)}."
+            )
+        ]
     outcome: Outcome = "warn" if worse else "fail"
     return [
         Judgement(
-            "baselines", outcome, "Trivial baselines",
+            "baselines",
+            outcome,
+            "Trivial baselines",
             f"Corr {own:.2f} is below {', '.join(better)}. A high Corr alone proves little: copying the class mean gets it too.",
         )
     ]
@@ -153,7 +161,9 @@ def _utility_line(analysis: Analysis) -> list[Judgement]:
         return [Judgement("utility", "pass" if main.low > main.chance else "fail", "Utility", detail + ").")]
     gain, reach = main.accuracy - main.chance, best.accuracy - best.chance
     outcome: Outcome = "pass" if gain >= 0.8 * reach and gain > 0 else "warn" if main.low > main.chance else "fail"
-    return [Judgement("utility", outcome, "Utility", f"{detail}; trained on real blocks: {100 * best.accuracy:.0f} %).")]
+    return [
+        Judgement("utility", outcome, "Utility", f"{detail}; trained on real blocks: {100 * best.accuracy:.0f} %).")
+    ]
 
 
 def headline(lines: list[Judgement]) -> str:

@@ -19,7 +19,18 @@ from fmrisynth.glm.statistics import Estimate, RunningGroup
 
 UNITS = {"effect": "percent signal change", "variance": "(percent signal change)^2", "z": "standard normal deviate"}
 
-INDEX_COLUMNS = ("contrast", "formula", "task", "n_blocks", "dof", "peak_z", "peak_x", "peak_y", "peak_z_mm", "settings")
+INDEX_COLUMNS = (
+    "contrast",
+    "formula",
+    "task",
+    "n_blocks",
+    "dof",
+    "peak_z",
+    "peak_x",
+    "peak_y",
+    "peak_z_mm",
+    "settings",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,12 @@ def to_volume(values_V: np.ndarray, mask_XYZ: np.ndarray) -> np.ndarray:
 
 
 def write_maps(
-    root: Path, paths: Mapping[str, Path], estimate: Estimate, mask_XYZ: np.ndarray, grid: Grid, about: Mapping[str, Any]
+    root: Path,
+    paths: Mapping[str, Path],
+    estimate: Estimate,
+    mask_XYZ: np.ndarray,
+    grid: Grid,
+    about: Mapping[str, Any],
 ) -> Peak:
     """Write effect, variance and z with their sidecars; returns the peak of z.
 
@@ -97,7 +113,9 @@ def read_index(root: Path, subject: str, settings: str) -> list[dict[str, str]] 
     return rows if rows and all(row["settings"] == settings for row in rows) else None
 
 
-def combine_subjects(effect_paths: Sequence[Path], variance_paths: Sequence[Path], z_dof: Sequence[float]) -> tuple[Estimate, np.ndarray, np.ndarray, str]:
+def combine_subjects(
+    effect_paths: Sequence[Path], variance_paths: Sequence[Path], z_dof: Sequence[float]
+) -> tuple[Estimate, np.ndarray, np.ndarray, str]:
     """Group estimate from subject maps on disk, read one at a time.
 
     Parameters

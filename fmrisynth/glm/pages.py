@@ -23,7 +23,9 @@ from fmrisynth.report.html import Figure
 DISPLAY_THRESHOLD = 2.3
 
 
-def _contrast_elements(out: Path, base: naming.Entities, rows: Sequence[dict[str, Any]], background, mask_XYZ, grid: Grid):
+def _contrast_elements(
+    out: Path, base: naming.Entities, rows: Sequence[dict[str, Any]], background, mask_XYZ, grid: Grid
+):
     from fmrisynth.glm.stage import subject_map_path
 
     elements: list[Any] = []

@@ -86,7 +86,11 @@ def find_runs(dataset: Path, task: str | None = None) -> dict[str, list[Run]]:
         bare = re.sub(r"_(space|res)-[^_]+", "", stem)
         mask = path.with_name(f"{stem}_desc-brain_mask.nii.gz")
         confounds = next(
-            (c for name in ("timeseries", "regressors") if (c := path.with_name(f"{bare}_desc-confounds_{name}.tsv")).exists()),
+            (
+                c
+                for name in ("timeseries", "regressors")
+                if (c := path.with_name(f"{bare}_desc-confounds_{name}.tsv")).exists()
+            ),
             None,
         )
         runs.setdefault(entities["sub"], []).append(
@@ -115,7 +119,9 @@ def _companion(dataset: Path, bold: Path, ending: str, entities: Sequence[str]) 
     for folder in folders:
         for path in sorted(folder.glob(f"*{ending}")):
             found = naming.parse_entities(path.name)
-            shared = {k: v for k, v in found.items() if k in own and k not in ("suffix", "extension", "space", "res", "desc")}
+            shared = {
+                k: v for k, v in found.items() if k in own and k not in ("suffix", "extension", "space", "res", "desc")
+            }
             if any(wanted.get(key) != value for key, value in shared.items()):
                 continue
             if "task" in wanted and found.get("task") != wanted["task"]:
@@ -180,7 +186,9 @@ def read_events(path: Path):
             duration = 0.0 if row["duration"] in _NOT_CONDITIONS else float(row["duration"])
             rows.append((float(row["onset"]), duration, safe_name(row["trial_type"])))
         except ValueError:
-            raise FmrisynthError(f"{path}: onset or duration of {row['trial_type']!r} is not a number; mend the table.") from None
+            raise FmrisynthError(
+                f"{path}: onset or duration of {row['trial_type']!r} is not a number; mend the table."
+            ) from None
     if not rows:
         raise FmrisynthError(f"{path}: no row has a trial_type; the GLM needs at least one condition.")
     return pd.DataFrame(rows, columns=["onset", "duration", "trial_type"])
@@ -209,7 +217,9 @@ def read_confounds(path: Path | None, n_frames: int, config: GlmConfig):
     if not names:
         return None
     if len(table) != n_frames:
-        raise FmrisynthError(f"{path}: expected one row per frame ({n_frames}), found {len(table)}; check that it belongs to the run.")
+        raise FmrisynthError(
+            f"{path}: expected one row per frame ({n_frames}), found {len(table)}; check that it belongs to the run."
+        )
     chosen = table[names].astype(float)
     chosen = chosen.fillna(chosen.mean()).fillna(0.0)
     return chosen.loc[:, chosen.std() > 0]
@@ -218,7 +228,9 @@ def read_confounds(path: Path | None, n_frames: int, config: GlmConfig):
 def fit_dataset(dataset: Path, out: Path, config: GlmConfig) -> tuple[list[SubjectResult], dict[str, str]]:
     """Fit every subject and task; see `fmrisynth.glm.run_glm`."""
     found = find_runs(dataset, config.task)
-    known = {safe_name(str(t)) for runs in found.values() for run in runs for t in read_events(run.events)["trial_type"]}
+    known = {
+        safe_name(str(t)) for runs in found.values() for run in runs for t in read_events(run.events)["trial_type"]
+    }
     for formula in config.contrasts:
         parse_contrast(_local(formula, known, found), sorted(known))
     results, failed = [], {}
@@ -295,7 +307,9 @@ def first_level_model(runs: Sequence[Run], config: GlmConfig):
     masks = [str(run.mask) for run in runs if run.mask is not None]
     trs = {round(run.tr_s, 4) for run in runs}
     if len(trs) > 1:
-        raise FmrisynthError(f"{runs[0].bold.name}: runs of one task differ in TR ({sorted(trs)} s); analyse them apart.")
+        raise FmrisynthError(
+            f"{runs[0].bold.name}: runs of one task differ in TR ({sorted(trs)} s); analyse them apart."
+        )
     start_s = runs[0].start_time_s
     model = FirstLevelModel(
         t_r=runs[0].tr_s,
@@ -373,7 +387,9 @@ def _fit_task(
             "SmoothingFWHM": config.resolved_smoothing_fwhm_mm, "SignalScaling": "percent of the voxel's run mean",
         }  # fmt: skip
         rows.append(
-            write_subject_contrast(out, base, re.sub(r"[^0-9A-Za-z]", "", task), contrast, estimate, mask_XYZ, grid, about)
+            write_subject_contrast(
+                out, base, re.sub(r"[^0-9A-Za-z]", "", task), contrast, estimate, mask_XYZ, grid, about
+            )
             | {"n_blocks": used, "settings": settings}
         )
     if config.reports:

@@ -57,7 +57,9 @@ def run_stage(
     summary = StageSummary(failed=failed)
     if not results:
         reasons = "; ".join(f"sub-{subject}: {reason}" for subject, reason in list(failed.items())[:3])
-        raise FmrisynthError(f"{dataset}: no subject could be analysed ({reasons or 'none matched the split or task'}).")
+        raise FmrisynthError(
+            f"{dataset}: no subject could be analysed ({reasons or 'none matched the split or task'})."
+        )
     if group:
         _write_group(dataset, out, results, summary)
     else:
@@ -133,7 +135,9 @@ def _fit_block_subject(
     for contrast in contrasts:
         if not set(contrast.weights) <= set(estimates):
             continue
-        estimate = estimates[contrast.formula] if contrast.formula in estimates else combine_conditions(contrast, estimates)
+        estimate = (
+            estimates[contrast.formula] if contrast.formula in estimates else combine_conditions(contrast, estimates)
+        )
         n_blocks = sum(fitted[label][1] for label in contrast.weights)
         about = {
             "Contrast": contrast.title, "Weights": dict(contrast.weights), "Blocks": n_blocks,

@@ -20,7 +20,6 @@ P_SMALLEST = 1e-300
 """p-values are clipped here before they become z, as nilearn does: |z| is at most 37.05."""
 
 
-
 @dataclass(frozen=True)
 class Estimate:
     """An effect with its variance and degrees of freedom.

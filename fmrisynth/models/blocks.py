@@ -147,16 +147,12 @@ class TransformerBlock(nn.Module):
         self.modulation = zero_init(nn.Linear(cond_width, (9 if cross_attention else 6) * width))
 
     def forward(self, x_BND: Tensor, cond_BE: Tensor, context_BME: Tensor | None) -> Tensor:
-        parts = self.modulation(F.silu(cond_BE))[:, None].chunk(
-            6 if self.cross_attention is None else 9, dim=-1
-        )
+        parts = self.modulation(F.silu(cond_BE))[:, None].chunk(6 if self.cross_attention is None else 9, dim=-1)
 
         shift, scale, gate = parts[0:3]
         x_BND = x_BND + gate * self.self_attention(_modulate(self.norm_self(x_BND), shift, scale))
         if self.cross_attention is not None:
             shift, scale, gate = parts[6:9]
-            x_BND = x_BND + gate * self.cross_attention(
-                _modulate(self.norm_cross(x_BND), shift, scale), context_BME
-            )
+            x_BND = x_BND + gate * self.cross_attention(_modulate(self.norm_cross(x_BND), shift, scale), context_BME)
         shift, scale, gate = parts[3:6]
         return x_BND + gate * self.mlp(_modulate(self.norm_mlp(x_BND), shift, scale))

@@ -146,9 +146,7 @@ def read_card(model_dir: Path) -> ModelCard:
             )
         return ModelCard(**content)
     except OSError as error:
-        raise FmrisynthError(
-            f"{path}: cannot be read ({error.strerror}); check the path and permissions."
-        ) from None
+        raise FmrisynthError(f"{path}: cannot be read ({error.strerror}); check the path and permissions.") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise FmrisynthError(
             f"{path}: expected a checkpoint description, found something else ({error}); copy the checkpoint again."

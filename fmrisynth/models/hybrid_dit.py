@@ -43,9 +43,7 @@ class ConditionEmbedding(nn.Module):
         self.width = width
         cond_width = 4 * width
         self.time = nn.Sequential(nn.Linear(width, cond_width), nn.SiLU(), nn.Linear(cond_width, cond_width))
-        self.vectors = nn.ModuleList(
-            nn.Embedding(n + 1, cond_width) for n in n_labels
-        )  # the last row is null
+        self.vectors = nn.ModuleList(nn.Embedding(n + 1, cond_width) for n in n_labels)  # the last row is null
         self.tokens: nn.Embedding | None = None
         if context_tokens is not None:
             self.tokens = nn.Embedding(n_labels[0] + 1, context_tokens * cond_width)
@@ -120,9 +118,7 @@ class HybridDiT(nn.Module):
         self.config = config
         widths = [multiplier * config.base_ch for multiplier in config.width_multipliers]
         has_cross = config.cross_attention and "transformer" in config.stages
-        self.condition = ConditionEmbedding(
-            config.base_ch, n_labels, config.context_tokens if has_cross else None
-        )
+        self.condition = ConditionEmbedding(config.base_ch, n_labels, config.context_tokens if has_cross else None)
 
         self.conv_in = nn.Conv3d(channels, widths[0], 3, padding=1)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()

@@ -40,9 +40,7 @@ def prepare_dataset(
     return run(source, out, config, participant_labels=participant_labels)
 
 
-def plan_prepare(
-    source: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None
-) -> list[str]:
+def plan_prepare(source: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None) -> list[str]:
     """List the files that `prepare_dataset` would read and the blocks it would cut; writes nothing."""
     from fmrisynth.prepare.stage import plan_prepare as run
 

@@ -53,9 +53,7 @@ source run), `desc-brain_mask`, and events. `sub-*/sub-*_scans.tsv` lists the bl
 written last, so a participant without it is not complete."""
 
 
-def plan_prepare(
-    source: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None
-) -> list[str]:
+def plan_prepare(source: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None) -> list[str]:
     """See `fmrisynth.prepare.plan_prepare`."""
     job = open_job(source, config)
     subjects = choose_subjects(job.source, participant_labels)
@@ -124,7 +122,9 @@ def _check_out(source: Path, out: Path) -> None:
     if not (out / SETTINGS).exists():
         ours = ours and not any(path.is_dir() for path in out.glob("sub-*"))
     if not ours:
-        raise UsageError(f"{out}: expected an empty folder or a dataset begun by `fmrisynth prepare`; choose another one.")
+        raise UsageError(
+            f"{out}: expected an empty folder or a dataset begun by `fmrisynth prepare`; choose another one."
+        )
 
 
 def _begin(out: Path, source: Path, config: PrepareConfig) -> None:
@@ -136,7 +136,9 @@ def _begin(out: Path, source: Path, config: PrepareConfig) -> None:
         changed = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k) and k not in OPERATIONAL)
         if changed:
             shown = ", ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed)
-            raise UsageError(f"{out}: this dataset was begun with other settings ({shown}); use them, or another folder.")
+            raise UsageError(
+                f"{out}: this dataset was begun with other settings ({shown}); use them, or another folder."
+            )
     else:
         write_text(before, dump_yaml(config))
     write_dataset_description(out, "fmrisynth block dataset", sources=[source], readme=README)
@@ -168,7 +170,9 @@ def _prepare_subject(job: Job, out: Path, subject: str, person: Mapping[str, str
             log.warning("%s", error)
             notes.append(f"{run.source.name}: left out: {error}")
     if not blocks:
-        raise FmrisynthError(f"{job.source.root}: participant {subject}: no run could be used ({'; '.join(notes[:3])}).")
+        raise FmrisynthError(
+            f"{job.source.root}: participant {subject}: no run could be used ({'; '.join(notes[:3])})."
+        )
     done = replace(plan, runs=tuple(runs), notes=tuple(notes))
     _remove_strays(out, subject, blocks)
     report.write_subject_report(out, done, split, report.count_blocks(done, job.labels))

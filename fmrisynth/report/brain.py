@@ -75,7 +75,9 @@ def mosaic(
     mask = _upright(mask_XYZ, grid)
     where_x = np.flatnonzero(mask.any(axis=(1, 2)))
     where_y = np.flatnonzero(mask.any(axis=(0, 2)))
-    box = (slice(where_x[0], where_x[-1] + 1), slice(where_y[0], where_y[-1] + 1)) if where_x.size else (slice(None),) * 2
+    box = (
+        (slice(where_x[0], where_x[-1] + 1), slice(where_y[0], where_y[-1] + 1)) if where_x.size else (slice(None),) * 2
+    )
     slices = slice_indices(mask, n_slices)
     common = display_range([m for _, m in rows])
     limits = list(limits) if limits is not None else [common] * len(rows)
@@ -105,8 +107,17 @@ def mosaic(
             image = axis.imshow(overlay.T, origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.9,
                                 aspect=grid.voxel_mm[1] / grid.voxel_mm[0], interpolation="nearest")  # fmt: skip
             axis.set_axis_off()
-        line[0].text(0.0, 1.01, title, transform=line[0].transAxes, color=INK, fontsize=10, fontweight="bold", va="bottom",
-                     in_layout=False)
+        line[0].text(
+            0.0,
+            1.01,
+            title,
+            transform=line[0].transAxes,
+            color=INK,
+            fontsize=10,
+            fontweight="bold",
+            va="bottom",
+            in_layout=False,
+        )
         bar = figure.colorbar(image, ax=list(line), fraction=0.014, pad=0.006, aspect=14)
         bar.ax.tick_params(labelsize=7.5)
         bar.set_label(unit, fontsize=8)

@@ -45,7 +45,9 @@ def score_figure(rows: Sequence[Mapping[str, object]], title: str, chance: float
         if low is not None and high is not None:
             axis.plot([low, high], [y, y], color=colour, lw=3.2, alpha=0.35, solid_capstyle="round")
         axis.plot([value], [y], "o", color=colour, ms=7)
-        axis.annotate(f"{value:.2f}", (float(str(value)), y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+        axis.annotate(
+            f"{value:.2f}", (float(str(value)), y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8
+        )
     if chance is not None:
         axis.axvline(chance, color=SOFT, lw=1, ls=":")
     axis.set_yticks(range(len(rows)), [str(row["name"]) for row in reversed(rows)])
@@ -99,7 +101,9 @@ def scatter_figure(real_KV: np.ndarray, synthetic_KV: np.ndarray, names: Sequenc
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for axis, x, y, name in zip(axes, real_KV, synthetic_KV, names, strict=False):
         limit = max(float(np.nanpercentile(np.abs(np.concatenate([x, y])), 99.9)), 1e-6)
-        axis.hexbin(x, y, gridsize=48, bins="log", cmap="Blues", extent=(-limit, limit, -limit, limit), mincnt=1, linewidths=0)
+        axis.hexbin(
+            x, y, gridsize=48, bins="log", cmap="Blues", extent=(-limit, limit, -limit, limit), mincnt=1, linewidths=0
+        )
         axis.plot([-limit, limit], [-limit, limit], color=SOFT, lw=0.8, ls=":")
         r = np.corrcoef(x, y)[0, 1] if np.std(x) > 0 and np.std(y) > 0 else np.nan
         axis.set_title(f"{name}\nr = {r:.2f}", fontsize=9)
@@ -162,7 +166,9 @@ def lines_figure(
 
 
 @styled
-def histogram_figure(groups: Mapping[str, np.ndarray], *, xlabel: str, title: str, mark: tuple[str, float] | None = None):
+def histogram_figure(
+    groups: Mapping[str, np.ndarray], *, xlabel: str, title: str, mark: tuple[str, float] | None = None
+):
     """Overlaid density histograms, with an optional marked threshold."""
     figure = new_figure(5.4, 3.2)
     axis = figure.subplots()

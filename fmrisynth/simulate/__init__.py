@@ -40,9 +40,7 @@ def simulate_cohort(out: Path, config: SimulateConfig) -> StageSummary:
     return write_cohort(out, config)
 
 
-def simulate_blocks(
-    out: Path, config: SimulateConfig, conditions: Sequence[str] | None = None
-) -> StageSummary:
+def simulate_blocks(out: Path, config: SimulateConfig, conditions: Sequence[str] | None = None) -> StageSummary:
     """Write a block dataset straight from the phantom: `simulate_cohort` with the layout ``blocks``."""
     update: dict[str, Any] = {"layout": "blocks"}
     if conditions is not None:

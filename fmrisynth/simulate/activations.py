@@ -70,9 +70,7 @@ def load_activations(table: Path | None, atlas: Path | None) -> ActivationModel:
     return AtlasActivations(*read_activation_table(table), atlas)
 
 
-def _varied_weights(
-    weights_KP: np.ndarray, traits: Traits, config: ResponseConfig
-) -> tuple[np.ndarray, np.ndarray]:
+def _varied_weights(weights_KP: np.ndarray, traits: Traits, config: ResponseConfig) -> tuple[np.ndarray, np.ndarray]:
     """A subject's own weights (K, P) and the delay of each unit (P,), seconds."""
     n_conditions, n_units = weights_KP.shape
     overall = config.subject_sd * traits.normal("responsiveness")

@@ -65,7 +65,9 @@ def make_anatomy(space: Space, traits: Traits, config: AnatomyConfig) -> Anatomy
         name: level * float(np.exp(config.contrast_sd * traits.normal(f"contrast {name}")))
         for name, level in TISSUE_INTENSITY.items()
     }
-    signal_gain = np.exp(config.gain_sd * field(gain, "gain", 1)[0] + config.texture_sd * field(texture, "texture", 1)[0])
+    signal_gain = np.exp(
+        config.gain_sd * field(gain, "gain", 1)[0] + config.texture_sd * field(texture, "texture", 1)[0]
+    )
     loss = np.clip(0.55 + 0.12 * traits.normal("dropout", (len(SINUSES),)), 0.1, 0.95)
     signal_gain *= np.prod(1.0 - loss[:, None] * cavities, axis=0)
 

@@ -43,7 +43,9 @@ def write_run(path: Path, run: PhantomRun) -> np.ndarray:
     header.set_slope_inter(float(slope), 0.0)
     anatomy = run.subject.anatomy
     white_V = np.clip(1.0 - anatomy.grey_V - anatomy.csf_V, 0, 1)
-    tissues = np.stack([anatomy.mask_V, anatomy.mask_V & (white_V > 0.9), anatomy.mask_V & (anatomy.csf_V > 0.9)]).astype(np.float32)
+    tissues = np.stack(
+        [anatomy.mask_V, anatomy.mask_V & (white_V > 0.9), anatomy.mask_V & (anatomy.csf_V > 0.9)]
+    ).astype(np.float32)
     tissues /= np.maximum(tissues.sum(axis=1, keepdims=True), 1.0)
     signals = np.zeros((run.n_frames, 3), dtype=np.float32)
     with (

@@ -116,8 +116,10 @@ def spatial_noise(
     edge = np.exp(-np.abs(space.depth_mm) / 6.0)
     respiration = np.stack([0.5 + 0.3 * smooth[0] + 0.6 * edge, 0.3 * smooth[1] + 0.3 * edge])
     points = space.coordinates_V3
-    base = np.exp(-((np.abs(points[:, 0]) / 25) ** 2 + ((points[:, 1] + 5) / 35) ** 2 + ((points[:, 2] + 22) / 18) ** 2))
-    midline = np.exp(-((points[:, 0] / 7) ** 2)) * np.exp(-((space.depth_mm - 4) / 10) ** 2)
+    base = np.exp(
+        -((np.abs(points[:, 0]) / 25) ** 2 + ((points[:, 1] + 5) / 35) ** 2 + ((points[:, 2] + 22) / 18) ** 2)
+    )
+    midline = np.exp(-((points[:, 0] / 7) ** 2)) * np.exp(-(((space.depth_mm - 4) / 10) ** 2))
     vessels = 0.15 + 1.5 * anatomy.csf_V + 1.2 * base + 0.6 * midline
     cardiac = vessels * np.stack([1.0 + 0.3 * smooth[2], 0.5 * smooth[3]])
 
@@ -159,9 +161,7 @@ def temporal_noise(
     walk = np.cumsum(steps, axis=0) / np.sqrt(max(0.25 * n_frames / 3, 1.0))
     breathing = np.outer(respiration[:, 0], [0.1, 0.15, 0.25, 0.1, 0.02, 0.02])
     motion = config.motion_mm * (walk - walk[0] + breathing)
-    return TemporalNoise(
-        *(a.astype(np.float32) for a in (network, respiration, cardiac, drift, motion))
-    )
+    return TemporalNoise(*(a.astype(np.float32) for a in (network, respiration, cardiac, drift, motion)))
 
 
 class LocalNoise:

@@ -87,9 +87,7 @@ def make_paradigm(task: str, direction: str, rng: np.random.Generator, tr_s: flo
         for e in builder.events
         if e.onset_s < length_s - 1.0
     )
-    tables = {
-        name: [(on, d) for on, d in rows if on + d <= length_s] for name, rows in builder.tables.items()
-    }
+    tables = {name: [(on, d) for on, d in rows if on + d <= length_s] for name, rows in builder.tables.items()}
     return Paradigm(task, int(length_s / tr_s + 1e-6), events, tables)
 
 
@@ -196,7 +194,9 @@ def _social(b: _Builder) -> None:
         b.tables[name] = []
     for kind in ("rnd", "mental", "rnd", "mental", "mental") if b.flip else ("mental", "rnd", "mental", "rnd", "rnd"):
         onset = b.block(f"social_{kind}", 23.0)
-        b.record("mental_resp" if b.rng.random() < (0.9 if kind == "mental" else 0.1) else "other_resp", onset + 20.0, 3.0)
+        b.record(
+            "mental_resp" if b.rng.random() < (0.9 if kind == "mental" else 0.1) else "other_resp", onset + 20.0, 3.0
+        )
         b.wait(15.0)
 
 

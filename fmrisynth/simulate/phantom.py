@@ -222,7 +222,13 @@ class PhantomRun:
         config = self.subject.phantom.config.response
         rng = stream(self.subject.phantom.config.seed, "block amplitude", *self._name)
         times = np.arange(self.n_frames) * self.tr_s
-        amplitudes = dict(zip(self.paradigm.events, 1.0 + config.block_sd * rng.standard_normal(len(self.paradigm.events)), strict=True))
+        amplitudes = dict(
+            zip(
+                self.paradigm.events,
+                1.0 + config.block_sd * rng.standard_normal(len(self.paradigm.events)),
+                strict=True,
+            )
+        )
         rows: list[int] = []
         courses: list[np.ndarray] = []
         for label in dict.fromkeys(event.condition for event in self.paradigm.events):

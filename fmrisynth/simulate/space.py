@@ -28,9 +28,7 @@ RIM_MM = 4.0
 SPACE = "MNI152NLin6Asym"
 HCP_2MM = make_grid((91, 109, 91), [[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], SPACE)
 """The grid of every HCP ``tfMRI_*.nii.gz``."""
-MNI_3MM_FULL = make_grid(
-    (61, 73, 61), [[-3, 0, 0, 91.5], [0, 3, 0, -126], [0, 0, 3, -72], [0, 0, 0, 1]], SPACE
-)
+MNI_3MM_FULL = make_grid((61, 73, 61), [[-3, 0, 0, 91.5], [0, 3, 0, -126], [0, 0, 3, -72], [0, 0, 0, 1]], SPACE)
 """A 3 mm MNI grid in HCP's orientation whose voxels coincide with those of the standard grid."""
 STANDARD = MNI_3MM
 

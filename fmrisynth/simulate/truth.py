@@ -63,9 +63,7 @@ def write_subject(out: Path, subject: PhantomSubject, labels: list[str]) -> None
     numbers = space.to_grid(np.arange(1, len(space.support) + 1, dtype=np.int32))
     where = np.argwhere(numbers)
     voxels = where[np.argsort(numbers[numbers > 0])]
-    events = {
-        run.name: [[e.condition, e.onset_s, e.duration_s] for e in run.paradigm.events] for run in subject.runs()
-    }
+    events = {run.name: [[e.condition, e.onset_s, e.duration_s] for e in run.paradigm.events] for run in subject.runs()}
     write_json(
         path.with_suffix(".json"),
         {

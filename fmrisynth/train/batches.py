@@ -65,17 +65,14 @@ def derive_seed(*parts: object) -> int:
 
 @lru_cache(maxsize=4)
 def _epoch_order(n_instances: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(
-        n_instances, generator=torch.Generator().manual_seed(derive_seed("order", seed, epoch))
-    )
+    return torch.randperm(n_instances, generator=torch.Generator().manual_seed(derive_seed("order", seed, epoch)))
 
 
 def batch_order(n_instances: int, batch_size: int, seed: int, step: int) -> list[int]:
     """Positions of the global batch of a step: consecutive cuts of endless shuffled epochs."""
     positions = range(step * batch_size, (step + 1) * batch_size)
     return [
-        int(_epoch_order(n_instances, seed, position // n_instances)[position % n_instances])
-        for position in positions
+        int(_epoch_order(n_instances, seed, position // n_instances)[position % n_instances]) for position in positions
     ]
 
 

@@ -92,8 +92,7 @@ class TrainingLatents:
             by_condition.setdefault(self.dataset.rows[i].condition, []).append(self.dataset.rows[i])
         return {
             condition: {
-                name: statistics.median(getattr(row, name) for row in rows)
-                for name in ("onset_s", "duration_s")
+                name: statistics.median(getattr(row, name) for row in rows) for name in ("onset_s", "duration_s")
             }
             for condition, rows in sorted(by_condition.items())
         }

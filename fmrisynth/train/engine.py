@@ -78,6 +78,4 @@ def wrap_network(network: nn.Module, config: TrainConfig, world: World) -> Engin
     elif world.size > 1:
         device_ids = [world.device] if world.device.type == "cuda" else None
         wrapped = DistributedDataParallel(network, device_ids=device_ids)
-    return Engine(
-        network, wrapped, torch.compile(wrapped) if config.compile else wrapped, config.channels_last
-    )
+    return Engine(network, wrapped, torch.compile(wrapped) if config.compile else wrapped, config.channels_last)

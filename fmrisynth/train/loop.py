@@ -77,9 +77,7 @@ class Trainer:
         if resume_from is None:
             self.prior = Prior()
             if config.prior != "none":
-                self.prior = class_moments(self.latents, self.train_set, self.vocabulary, world).prior(
-                    config.prior
-                )
+                self.prior = class_moments(self.latents, self.train_set, self.vocabulary, world).prior(config.prior)
         else:
             self.prior = load_prior(resume_from, config.prior)
         self.run_state, self.engine = self._build()
@@ -271,9 +269,7 @@ class Trainer:
     _training_mean: Tensor | None = None
 
     def _save(self) -> Path:
-        return save_checkpoint(
-            self.run_state, self.out, self._card(), self.config, self.latents.digest, self.world
-        )
+        return save_checkpoint(self.run_state, self.out, self._card(), self.config, self.latents.digest, self.world)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.config, self.world.device)
@@ -283,9 +279,7 @@ class Trainer:
         channels = self.latents.channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network: nn.Module = build_denoiser(
-                config.model, channels, [len(v) for v in self.vocabulary.values()]
-            )
+            network: nn.Module = build_denoiser(config.model, channels, [len(v) for v in self.vocabulary.values()])
         network.to(world.device)
         if config.channels_last:
             nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

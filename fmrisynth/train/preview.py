@@ -61,9 +61,7 @@ def draw_preview(trainer: Trainer, runlog: RunLog | None) -> None:
     drawn: dict[str, Tensor] = {}
     with run.ema.swap(run.network):
         for condition in trainer.vocabulary["condition"]:
-            seeds = [
-                derive_seed("preview", config.seed, condition, i) for i in range(config.samples_per_condition)
-            ]
+            seeds = [derive_seed("preview", config.seed, condition, i) for i in range(config.samples_per_condition)]
             drawn[condition] = generate_latents(
                 model,
                 condition,

@@ -99,9 +99,7 @@ class Run:
         return {name: full(tensor) for name, tensor in self.ema.shadow.items()}
 
 
-def save_checkpoint(
-    run: Run, out: Path, card: ModelCard, config: TrainConfig, data_digest: str, world: World
-) -> Path:
+def save_checkpoint(run: Run, out: Path, card: ModelCard, config: TrainConfig, data_digest: str, world: World) -> Path:
     """Write ``checkpoints/step-NNNNNNNN``; every rank must call, the first one writes."""
     model = {name: full(p) for name, p in run.named_parameters().items()}
     averaged = run.ema_tensors()

@@ -42,16 +42,12 @@ class Validation:
         batch_size: int,
     ) -> None:
         null = len(vocabulary["condition"])
-        known = [
-            i for i in instances if source.labels(i, vocabulary)[0] != null
-        ]  # conditions seen in training
+        known = [i for i in instances if source.labels(i, vocabulary)[0] != null]  # conditions seen in training
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(derive_seed("val", seed)))
         self.instances = [known[i] for i in order[:n].tolist()]
         self.source, self.vocabulary, self.objective, self.prior = source, vocabulary, objective, prior
         self.seed, self.batch_size = seed, batch_size
-        spread = torch.randperm(
-            len(self.instances), generator=torch.Generator().manual_seed(derive_seed("time", seed))
-        )
+        spread = torch.randperm(len(self.instances), generator=torch.Generator().manual_seed(derive_seed("time", seed)))
         self.uniform = (spread.double() + 0.5) / max(1, len(self.instances))
 
     @torch.no_grad()

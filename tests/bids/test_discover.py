@@ -45,7 +45,9 @@ def fmriprep_like(tmp_path: Path) -> Path:
     for stem in ("sub-01_ses-a_task-faces_dir-ap_run-1", "sub-01_ses-a_task-faces_dir-pa_run-2"):
         func = "sub-01/ses-a/func/"
         for space in ("space-MNI152NLin2009cAsym_res-2", "space-MNI152NLin6Asym_res-2", "space-T1w"):
-            touch(deriv, f"{func}{stem}_{space}_desc-preproc_bold.nii.gz", f"{func}{stem}_{space}_desc-brain_mask.nii.gz")
+            touch(
+                deriv, f"{func}{stem}_{space}_desc-preproc_bold.nii.gz", f"{func}{stem}_{space}_desc-brain_mask.nii.gz"
+            )
         touch(deriv, f"{func}{stem}_space-MNI152NLin6Asym_desc-smoothAROMAnonaggr_bold.nii.gz")
         touch(
             deriv, f"{func}{stem}_space-MNI152NLin6Asym_res-2_desc-preproc_bold.json",
@@ -205,7 +207,12 @@ def test_real_tree_with_sessions_and_inherited_events() -> None:
     assert len(runs) == 6
     assert all(run.space == "MNI152NLin2009cAsym" for run in runs)
     nback = [run for run in runs if run.task == "nback"]
-    assert [(run.session, run.entities["run"]) for run in nback] == [("01", "01"), ("01", "02"), ("02", "01"), ("02", "02")]
+    assert [(run.session, run.entities["run"]) for run in nback] == [
+        ("01", "01"),
+        ("01", "02"),
+        ("02", "01"),
+        ("02", "02"),
+    ]
     assert all(len(run.events) > 30 and run.tr_s == 2.5 and run.mask is not None for run in nback)
     assert all(run.events == () for run in runs if run.task == "rest")
 

@@ -43,7 +43,11 @@ def test_reads_what_nibabel_reads(tmp_path: Path, name: str, dtype: str) -> None
     assert len(frames) == 4
     np.testing.assert_array_equal(np.stack(frames, axis=-1), image.stored_XYZT)
     header = read_header(tmp_path / name)
-    assert (header.shape, header.dtype.kind, header.n_bytes) == (image.shape, np.dtype(dtype).kind, image.stored_XYZT.nbytes)
+    assert (header.shape, header.dtype.kind, header.n_bytes) == (
+        image.shape,
+        np.dtype(dtype).kind,
+        image.stored_XYZT.nbytes,
+    )
 
 
 def test_slope_and_intercept(tmp_path: Path) -> None:

@@ -27,7 +27,16 @@ def test_known_values() -> None:
     """Frozen: a release must never move a subject of a published model to another split."""
     subjects = ["100307", "100408", "101107", "103414", "105115", "01", "02", "sub02"]
     half = SplitConfig(train=0.5, val=0.25, test=0.25)
-    assert [split_of(s, 0, half) for s in subjects] == ["train", "train", "train", "train", "test", "val", "val", "test"]
+    assert [split_of(s, 0, half) for s in subjects] == [
+        "train",
+        "train",
+        "train",
+        "train",
+        "test",
+        "val",
+        "val",
+        "test",
+    ]
 
 
 @given(st.sets(st.text("abc0123", min_size=1, max_size=6), max_size=40), st.integers(0, 5))

@@ -66,10 +66,7 @@ def test_guidance_one_is_conditional_and_zero_unconditional():
     model = make_model("flow")
     plain = generate_latents(model, "loss", seeds=[1], sampler="heun", n_steps=3)
     one = generate_latents(model, "loss", seeds=[1], sampler="heun", n_steps=3, guidance={"condition": 1.0})
-    none = [
-        generate_latents(model, c, seeds=[1], sampler="heun", n_steps=3, guidance=0.0)
-        for c in ("loss", "story")
-    ]
+    none = [generate_latents(model, c, seeds=[1], sampler="heun", n_steps=3, guidance=0.0) for c in ("loss", "story")]
     assert torch.equal(plain, one)
     assert torch.equal(*none)
     assert not torch.equal(plain, none[0])

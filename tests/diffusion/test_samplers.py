@@ -88,10 +88,7 @@ def test_solvers_converge_at_their_order(solver, objective, start, end, order):
     errors = []
     for n_steps in (60, 120):
         power = 1 if objective is FLOW else 2  # steps of like size in log-SNR
-        times = (
-            torch.linspace(start ** (1 / power), end ** (1 / power), n_steps + 1, dtype=torch.float64)
-            ** power
-        )
+        times = torch.linspace(start ** (1 / power), end ** (1 / power), n_steps + 1, dtype=torch.float64) ** power
         errors.append(float((solver(gaussian(objective), noise, objective, times) - exact).abs().max()))
     measured = math.log2(errors[0] / errors[1])
     assert errors[1] < 0.1
@@ -173,9 +170,7 @@ def test_guidance_per_attribute(scales, expected, n_branches):
 
 
 def test_guidance_interval():
-    denoise = guided(
-        Recorder(), torch.tensor([[1, 2]]), torch.tensor([5, 7]), (3.0, 3.0), interval=(100, 600)
-    )
+    denoise = guided(Recorder(), torch.tensor([[1, 2]]), torch.tensor([5, 7]), (3.0, 3.0), interval=(100, 600))
     for time, expected in ((50.0, 32.0), (100.0, 96.0), (600.0, 96.0), (601.0, 32.0)):
         assert float(denoise(torch.zeros(1, 1), torch.tensor([time]))) == expected
 

@@ -24,18 +24,14 @@ def test_noising_equals_monai_and_diffusers(curve):
     diffusers = pytest.importorskip("diffusers")
     ours = Objective(schedule=curve)
     theirs = [
-        monai.DDPMScheduler(
-            num_train_timesteps=1000, schedule=MONAI_NAMES[curve], clip_sample=False, **BETAS
-        ),
+        monai.DDPMScheduler(num_train_timesteps=1000, schedule=MONAI_NAMES[curve], clip_sample=False, **BETAS),
         diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule=curve, clip_sample=False, **BETAS),
     ]
     clean, noise = randn(5, 3, 4, 4, 4), randn(5, 3, 4, 4, 4, seed=1)
     time = torch.tensor([0, 1, 250, 500, 999])
     for scheduler in theirs:
         expected = scheduler.add_noise(clean, noise, time)
-        torch.testing.assert_close(
-            ours.add_noise(clean, noise, time.double()), expected, rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(ours.add_noise(clean, noise, time.double()), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("curve", ["linear", "scaled_linear"])

@@ -17,7 +17,9 @@ from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.glm.design import window_design
 
 TR_S, N_FRAMES, DURATION_S = 1.44, 12, 18.0
-GRID = make_grid((16, 16, 16), np.array([[3.0, 0, 0, -24], [0, 3, 0, -24], [0, 0, 3, -24], [0, 0, 0, 1]]), "MNI152NLin6Asym")
+GRID = make_grid(
+    (16, 16, 16), np.array([[3.0, 0, 0, -24], [0, 3, 0, -24], [0, 0, 3, -24], [0, 0, 0, 1]]), "MNI152NLin6Asym"
+)
 CONDITIONS = ("gambling_loss", "motor_rh", "language_story", "social_mental")
 
 
@@ -62,7 +64,9 @@ class Maker:
         blocks = []
         for condition in conditions:
             task, stem = condition.split("_", 1)
-            own = self.amplitude * self.truth[condition] + self.subject_sd * smooth_map(rng, self.grid, self.subject_sigma)
+            own = self.amplitude * self.truth[condition] + self.subject_sd * smooth_map(
+                rng, self.grid, self.subject_sigma
+            )
             for run in range(len(windows[condition]) if windows else n_blocks):
                 percent = windows[condition][run] if windows else self.window(rng, own)
                 bold = (reference[..., None] * (1 + percent / 100)).astype(np.float32)
@@ -94,7 +98,9 @@ class Maker:
         for condition in conditions:
             for _ in range(n):
                 number += 1
-                effect = self.amplitude * self.truth[labels[condition]] + self.subject_sd * smooth_map(rng, self.grid, self.subject_sigma)
+                effect = self.amplitude * self.truth[labels[condition]] + self.subject_sd * smooth_map(
+                    rng, self.grid, self.subject_sigma
+                )
                 windows = {condition: [self.window(rng, effect)]}
                 self.write(root, f"synth{number:04d}", [condition], rng, windows=windows)
         return root

@@ -146,7 +146,10 @@ def test_peaks_are_apart_and_of_either_sign():
     z = np.zeros(grid.shape)
     z[5, 5, 5], z[6, 5, 5], z[25, 25, 25], z[5, 25, 5] = 9, 8.5, -7, 3
     rois = peak_rois({"a_b": z.ravel()}, np.ones(grid.shape, bool), grid, "test data")
-    assert [roi.voxels_V.reshape(grid.shape)[where] for roi, where in zip(rois, ((5, 5, 5), (25, 25, 25), (5, 25, 5)), strict=True)] == [True] * 3
+    assert [
+        roi.voxels_V.reshape(grid.shape)[where]
+        for roi, where in zip(rois, ((5, 5, 5), (25, 25, 25), (5, 25, 5)), strict=True)
+    ] == [True] * 3
     assert all("test data" in roi.origin for roi in rois)
 
 

@@ -50,7 +50,9 @@ def test_corr_is_near_its_analytic_value(maker, tmp_path):
     """
     config = EvaluateConfig(bootstrap_repeats=0, split_half_repeats=0, baselines=False, glass_brain=False)
     rng = np.random.default_rng(6)
-    white = {condition: smooth_map(rng, sigma=0.0) for condition in CONDITIONS}  # many independent voxels: a tight value
+    white = {
+        condition: smooth_map(rng, sigma=0.0) for condition in CONDITIONS
+    }  # many independent voxels: a tight value
     strong = replace(maker, truth=white, subject_sd=1.5, subject_sigma=0.0)
     real = strong.cohort(tmp_path / "real", 5, test=5, n_blocks=1)
     samples = strong.samples(tmp_path / "samples", 6, 5)
@@ -79,9 +81,7 @@ def test_shuffled_labels_are_at_chance(real_cohort, maker, quick, tmp_path):
     config = quick.model_copy(update={"baselines": False})
     analysis, outcomes = run(real_cohort, samples, config, tmp_path)
     scores = analysis.comparison.scores
-    off = [
-        np.corrcoef(maker.truth[a][brain_mask()], maker.truth[b][brain_mask()])[0, 1] for a, b in labels.items()
-    ]
+    off = [np.corrcoef(maker.truth[a][brain_mask()], maker.truth[b][brain_mask()])[0, 1] for a, b in labels.items()]
     assert scores["top1"].value == 0.0
     assert scores["top1_per_sample"].value <= 0.25
     assert scores["corr"].value == pytest.approx(np.mean(off), abs=0.2)
@@ -107,7 +107,14 @@ def test_copied_training_blocks_are_flagged(real_cohort, maker, quick, tmp_path)
     for condition, own in _training_windows(real_cohort).items():
         for percent, reference in own[:6]:
             number += 1
-            maker.write(tmp_path / "copies", f"synth{number:04d}", [condition], rng, windows={condition: [percent]}, reference=reference)
+            maker.write(
+                tmp_path / "copies",
+                f"synth{number:04d}",
+                [condition],
+                rng,
+                windows={condition: [percent]},
+                reference=reference,
+            )
     config = quick.model_copy(update={"baselines": False, "bootstrap_repeats": 0})
     analysis, outcomes = run(real_cohort, tmp_path / "copies", config, tmp_path)
     assert outcomes["privacy.dynamics"] == "fail"
@@ -125,7 +132,9 @@ def test_class_mean_copies_score_well_and_fail_realism(real_cohort, maker, quick
         for _ in range(6):
             number += 1
             jitter = 0.02 * np.stack([smooth_map(rng) for _ in range(12)], axis=-1)
-            maker.write(tmp_path / "means", f"synth{number:04d}", [condition], rng, windows={condition: [mean + jitter]})
+            maker.write(
+                tmp_path / "means", f"synth{number:04d}", [condition], rng, windows={condition: [mean + jitter]}
+            )
     config = quick.model_copy(update={"baselines": False, "bootstrap_repeats": 0})
     analysis, outcomes = run(real_cohort, tmp_path / "means", config, tmp_path)
     assert analysis.comparison.scores["corr"].value > 0.75 * analysis.train_ceiling.scores["corr"].value
@@ -141,7 +150,13 @@ def test_identical_samples_are_compared_by_effects_and_say_so(real_cohort, maker
     windows = {condition: [maker.window(rng, maker.truth[condition])] for condition in CONDITIONS}
     for number in range(8):
         condition = CONDITIONS[number % 4]
-        maker.write(tmp_path / "same", f"synth{number:04d}", [condition], np.random.default_rng(0), windows={condition: windows[condition]})
+        maker.write(
+            tmp_path / "same",
+            f"synth{number:04d}",
+            [condition],
+            np.random.default_rng(0),
+            windows={condition: windows[condition]},
+        )
     config = quick.model_copy(update={"baselines": False})
     analysis, _ = run(real_cohort, tmp_path / "same", config, tmp_path)
     assert analysis.comparison.map_kind == "effect"

@@ -23,7 +23,9 @@ def group(effects: dict[str, np.ndarray], shared: bool) -> GroupEffects:
     """Subjects shared by all conditions (real), or one condition each (synthetic)."""
     sizes = [len(values) for values in effects.values()]
     if shared:
-        return GroupEffects(tuple(effects), tuple(map(str, range(sizes[0]))), effects, {c: np.arange(sizes[0]) for c in effects})
+        return GroupEffects(
+            tuple(effects), tuple(map(str, range(sizes[0]))), effects, {c: np.arange(sizes[0]) for c in effects}
+        )
     starts = np.cumsum([0, *sizes[:-1]])
     members = {c: start + np.arange(size) for c, start, size in zip(effects, starts, sizes, strict=True)}
     return GroupEffects(tuple(effects), tuple(map(str, range(sum(sizes)))), effects, members)

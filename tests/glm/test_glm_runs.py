@@ -49,9 +49,15 @@ def make_bids(root: Path, *, derivatives=False, n_runs=2, subjects=("01", "02"),
                 (func / f"{space}_desc-preproc_bold.json").write_text(
                     json.dumps(sidecar | {"SliceTimingCorrected": True, "StartTime": 0.97})
                 )
-                nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), image.affine), func / f"{space}_desc-brain_mask.nii.gz")
+                nib.save(
+                    nib.Nifti1Image(np.ones((8, 8, 8), np.uint8), image.affine),
+                    func / f"{space}_desc-brain_mask.nii.gz",
+                )
                 table = ["trans_x\trot_z\tcsf\tframewise_displacement"]
-                table += [f"{rng.random():.4f}\t{rng.random():.4f}\t{rng.random():.4f}\t{'n/a' if t == 0 else 0.1}" for t in range(n_frames)]
+                table += [
+                    f"{rng.random():.4f}\t{rng.random():.4f}\t{rng.random():.4f}\t{'n/a' if t == 0 else 0.1}"
+                    for t in range(n_frames)
+                ]
                 (func / f"{stem}_desc-confounds_timeseries.tsv").write_text("\n".join(table) + "\n")
             else:
                 nib.save(image, raw / f"{stem}_bold.nii.gz")

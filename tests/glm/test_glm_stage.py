@@ -168,7 +168,9 @@ def test_page_of_a_subject(tmp_path, effects):
     assert "https://" not in text
 
 
-@pytest.mark.parametrize("options", [{"noise_model": "ar1"}, {"smoothing_fwhm_mm": 6.0}, {"drift": "linear"}, {"hrf": "glover"}])
+@pytest.mark.parametrize(
+    "options", [{"noise_model": "ar1"}, {"smoothing_fwhm_mm": 6.0}, {"drift": "linear"}, {"hrf": "glover"}]
+)
 def test_options_change_the_map_and_keep_the_effect(tmp_path, effects, options):
     mask = make_dataset(tmp_path / "data", {"motor_rh": np.ones(GRID.shape)}, n_subjects=2, n_blocks=1)
     plain = subject_effects(read_blocks(tmp_path / "data"), QUIET)

@@ -130,7 +130,9 @@ def test_z_of_extreme_and_missing_t():
 @given(t=st.floats(-30, 30), dof=st.integers(1, 500))
 @settings(max_examples=60, deadline=None)
 def test_z_has_the_p_of_t(t, dof):
-    np.testing.assert_allclose(stats.norm.sf(float(t_to_z(np.array([abs(t)]), dof)[0])), stats.t.sf(abs(t), dof), rtol=1e-3)
+    np.testing.assert_allclose(
+        stats.norm.sf(float(t_to_z(np.array([abs(t)]), dof)[0])), stats.t.sf(abs(t), dof), rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("dof", [1, 10, 53, 5000])

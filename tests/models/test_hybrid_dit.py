@@ -33,9 +33,7 @@ def test_every_block_starts_as_the_identity():
 
 
 @pytest.mark.parametrize("grid", [(4, 4, 4), (12, 16, 16), (8, 4, 12)])
-@pytest.mark.parametrize(
-    "stages", [("conv", "transformer", "transformer"), ("conv",) * 3, ("transformer",) * 3]
-)
+@pytest.mark.parametrize("stages", [("conv", "transformer", "transformer"), ("conv",) * 3, ("transformer",) * 3])
 def test_any_grid_that_divides_by_four(grid, stages):
     network = randomised(TINY.model_copy(update={"stages": stages}))
     with torch.no_grad():

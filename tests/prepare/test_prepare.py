@@ -79,7 +79,9 @@ def test_native_keeps_the_grid(raw_tree: Path, tmp_path: Path) -> None:
     shift = np.rint(np.linalg.inv(source.affine) @ grid.affine)[:3, 3].astype(int)
     ijk = np.argwhere(data.mask_XYZ)
     raw = np.asarray(source.dataobj)[tuple((ijk + shift).T)][:, 5:17]
-    factor = json.loads(block.path.with_name(block.path.name.replace(".nii.gz", ".json")).read_text())["IntensityFactor"]
+    factor = json.loads(block.path.with_name(block.path.name.replace(".nii.gz", ".json")).read_text())[
+        "IntensityFactor"
+    ]
     np.testing.assert_allclose(data.bold_XYZT[data.mask_XYZ], raw * factor, atol=1.0)
 
 

@@ -107,7 +107,10 @@ CASES: list[tuple[Callable[[HcpRun], None], str]] = [
     (tr_in_milliseconds, r"expected a repetition time .* found 720 s"),
     (oblique, r"rotated by 5\.7 degrees against the target grid.*fMRIPrep"),
     (not_mni, r"the image holds \d+% of the box of the MNI brain.*not MNI space: run fMRIPrep"),
-    (mask_of_another_shape, r"the mask \(20 x 20 x 20\) is not on the grid of tfMRI_MOTOR_LR\.nii\.gz \(23 x 28 x 23\)"),
+    (
+        mask_of_another_shape,
+        r"the mask \(20 x 20 x 20\) is not on the grid of tfMRI_MOTOR_LR\.nii\.gz \(23 x 28 x 23\)",
+    ),
     (mask_at_another_place, r"brainmask_fs\.2\.nii\.gz: .*their affines differ; resample the mask"),
     (empty_mask, r"brainmask_fs\.2\.nii\.gz: the brain mask is empty"),
     (no_signal, r"no voxel with signal inside the brain mask"),
@@ -173,7 +176,9 @@ def test_a_repetition_time_that_is_not_hcps_is_noted(tmp_path: Path) -> None:
     save(run.bold, make_bold(90, 1), tr_s=1.0)  # what a tool that lost the header would leave
     lines = plan_prepare(tmp_path / "hcp", PrepareConfig())
     assert any("TR 1 s, HCP's protocol has 0.72 s; check the header" in line for line in lines)
-    assert not any("check the header" in line for line in plan_prepare(tmp_path / "hcp", PrepareConfig(source_tr_s=0.72)))
+    assert not any(
+        "check the header" in line for line in plan_prepare(tmp_path / "hcp", PrepareConfig(source_tr_s=0.72))
+    )
 
 
 def test_a_damaged_run_can_be_left_out(tmp_path: Path) -> None:
@@ -214,7 +219,10 @@ def test_bad_events(tmp_path: Path, text: str, message: str) -> None:
     summary = prepare_dataset(root, tmp_path / "out", PrepareConfig())
     assert list(summary.failed) == ["01"]
     assert message in summary.failed["01"]
-    assert any(message in line for line in plan_prepare(root, PrepareConfig()) if line.startswith("sub-01")) or not text[30:]
+    assert (
+        any(message in line for line in plan_prepare(root, PrepareConfig()) if line.startswith("sub-01"))
+        or not text[30:]
+    )
 
 
 def test_duplicated_participant_in_the_table(tmp_path: Path) -> None:

@@ -235,7 +235,8 @@ def test_plan_writes_nothing_and_lists_everything(hcp_tree: Path) -> None:
     assert sorted(hcp_tree.rglob("*")) == before
     assert sum("tfMRI_" in line for line in lines) == 4
     assert any(
-        "tfMRI_MOTOR_LR.nii.gz: 90 frames, TR 0.72 s, brainmask_fs.2.nii.gz, 3 events, 2 of 2 blocks" in line for line in lines
+        "tfMRI_MOTOR_LR.nii.gz: 90 frames, TR 0.72 s, brainmask_fs.2.nii.gz, 3 events, 2 of 2 blocks" in line
+        for line in lines
     )
     assert any(line.split() == ["gambling_loss", "6", "6", "0"] for line in lines)
 
@@ -243,7 +244,9 @@ def test_plan_writes_nothing_and_lists_everything(hcp_tree: Path) -> None:
 @pytest.mark.skipif(shutil.which("bids-validator-deno") is None and not (Path(sys.executable).parent / "bids-validator-deno").exists(), reason="bids-validator-deno is not installed")  # fmt: skip
 def test_the_bids_validator_has_no_objection(hcp_tree: Path, raw_tree: Path, tmp_path: Path) -> None:
     validator = shutil.which("bids-validator-deno") or str(Path(sys.executable).parent / "bids-validator-deno")
-    prepare_dataset(hcp_tree, tmp_path / "hcp-out", PrepareConfig(conditions=("motor_rh",)), participant_labels=["100307"])
+    prepare_dataset(
+        hcp_tree, tmp_path / "hcp-out", PrepareConfig(conditions=("motor_rh",)), participant_labels=["100307"]
+    )
     prepare_dataset(raw_tree, tmp_path / "raw-out", PrepareConfig(native=True))
     for name in ("hcp-out", "raw-out"):
         done = subprocess.run([validator, "--json", str(tmp_path / name)], capture_output=True, text=True)

@@ -51,14 +51,17 @@ def test_same_page_same_bytes(page):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), (float("nan"), "–"), (0.12345, "0.123"), (12345, "12,345"), ("x", "x"), (True, "yes")]
+    ("value", "text"),
+    [(None, "–"), (float("nan"), "–"), (0.12345, "0.123"), (12345, "12,345"), ("x", "x"), (True, "yes")],
 )
 def test_cells(value, text):
     assert format_cell(value) == text
 
 
 def test_png_is_a_png():
-    uri = embed(figures.histogram_figure({"a": np.arange(5.0), "b": np.array([])}, xlabel="x", title="t", mark=("m", 2.0)))
+    uri = embed(
+        figures.histogram_figure({"a": np.arange(5.0), "b": np.array([])}, xlabel="x", title="t", mark=("m", 2.0))
+    )
     assert base64.b64decode(uri.split(",")[1])[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -66,7 +69,9 @@ def test_every_figure_draws_with_awkward_input(rng):
     k = ["one", "two"]
     figures.scatter_figure(rng.standard_normal((2, 30)), np.zeros((2, 30)), k)
     figures.matrix_figure([("m", np.array([[1.0, np.nan], [0.2, -1]]))], k, k)
-    figures.score_figure([{"name": "a", "value": None, "role": "synthetic"}, {"name": "b", "value": -0.2, "role": "ceiling"}], "t")
+    figures.score_figure(
+        [{"name": "a", "value": None, "role": "synthetic"}, {"name": "b", "value": -0.2, "role": "ceiling"}], "t"
+    )
     figures.courses_figure([{"title": "p", "lines": {"real": (np.zeros(4), np.zeros(4), "real")}}], 1.44)
     figures.components_figure([("p", rng.standard_normal((9, 2)), list("abcabcabc"))], [0.5, 0.1])
     figures.design_figure([("d", np.ones((12, 2)), ("block", "constant"), 1.44)])

@@ -110,5 +110,7 @@ def test_hcps_own_grid_is_as_noisy_as_the_direct_blocks_once_prepared(tmp_path):
         inside = found.mask_XYZ & data.mask_XYZ
         assert inside.sum() > 0.98 * data.mask_XYZ.sum()
         assert np.corrcoef(found.reference_XYZ[inside], data.reference_XYZ[inside])[0, 1] > 0.95
-        spread = [np.median((d.bold_XYZT[inside] / d.reference_XYZ[inside][:, None]).std(axis=1)) for d in (found, data)]
+        spread = [
+            np.median((d.bold_XYZT[inside] / d.reference_XYZ[inside][:, None]).std(axis=1)) for d in (found, data)
+        ]
         assert spread[0] == pytest.approx(spread[1], rel=0.05)
