@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.models.checkpoint import CARD_NAME, EMA_NAME, PRIOR_NAME, find_model_dir
 
 
@@ -27,7 +28,7 @@ def main(run: Path, out: Path) -> None:
     for name in (EMA_NAME, PRIOR_NAME):
         if (source / name).is_file():
             tensors = {key: tensor.to(torch.float16) for key, tensor in load_file(source / name).items()}
-            save_file(tensors, out / name)
+            write_bytes(out / name, save(tensors))
     card = json.loads((source / CARD_NAME).read_text())
     (out / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")
     shutil.copytree(run / "tokenizer", out / "tokenizer")

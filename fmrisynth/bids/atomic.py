@@ -11,6 +11,9 @@ from typing import Any
 
 from fmrisynth.errors import FmrisynthError
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -28,6 +31,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        apply_umask(temporary)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -38,6 +42,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def apply_umask(path: Path) -> None:
+    """Make a file as readable as the user's umask allows; some writers (safetensors) make private ones."""
+    path.chmod(0o666 & ~_UMASK)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -90,9 +90,9 @@ def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None =
             bar.update(1, note=request.condition.label)
     write_participants(out)
     if config.preview:
-        for label in dict.fromkeys(request.condition.label for request in requests):
-            first = next(request for request in requests if request.condition.label == label)
-            write_preview(out, first.subject)
+        for request in requests:
+            if request.index == config.start_index:
+                write_preview(out, request.subject)
     lines = [f"{len(requests)} samples in {out} ({len(requests) - len(todo)} were there already)."]
     if checkpoint is None:
         lines.append(_PHANTOM_NOTE)

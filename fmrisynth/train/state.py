@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fmrisynth.bids.atomic import write_json
+from fmrisynth.bids.atomic import apply_umask, write_json
 from fmrisynth.config.train import OPERATIONAL, TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.prior import Prior
@@ -239,6 +239,7 @@ def _empty(folder: Path) -> Path:
 def _sync(folder: Path) -> None:
     """Put the files on disk before the rename, so that a crash of the machine cannot leave empty ones."""
     for file in folder.iterdir():
+        apply_umask(file)
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
 

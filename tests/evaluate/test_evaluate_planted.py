@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONDITIONS, Maker, brain_mask, smooth_map
 
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import read_blocks
@@ -21,6 +20,7 @@ from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.verdicts import headline, judge
 from fmrisynth.glm.design import window_design
 from fmrisynth.glm.windows import percent_signal
+from tests.evaluate.conftest import CONDITIONS, Maker, brain_mask, smooth_map
 
 
 def run(real: Path, synthetic: Path, config: EvaluateConfig, out: Path) -> tuple[Analysis, dict[str, str]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import AFFINE, SHAPE, HcpRun, brain, make_bold, make_fmriprep, make_hcp_run, save, write_ev
 
 from fmrisynth.config.prepare import PrepareConfig
 from fmrisynth.data.blocks import read_blocks, subjects_of
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.prepare import plan_prepare, prepare_dataset
+from tests.prepare.conftest import AFFINE, SHAPE, HcpRun, brain, make_bold, make_fmriprep, make_hcp_run, save, write_ev
 
 ONE_BLOCK = {"rh": [(11.0, 12.0)]}
 

@@ -12,7 +12,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import (
+
+from fmrisynth.bids.sidecars import read_tsv
+from fmrisynth.config.prepare import PrepareConfig
+from fmrisynth.data.blocks import read_blocks
+from fmrisynth.data.grid import MNI_3MM, mni_brain_mask
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.prepare import plan_prepare, prepare_dataset
+from tests.prepare.conftest import (
     AFFINE,
     brain,
     make_bold,
@@ -22,13 +29,6 @@ from conftest import (
     write_ev,
     write_events,
 )
-
-from fmrisynth.bids.sidecars import read_tsv
-from fmrisynth.config.prepare import PrepareConfig
-from fmrisynth.data.blocks import read_blocks
-from fmrisynth.data.grid import MNI_3MM, mni_brain_mask
-from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.prepare import plan_prepare, prepare_dataset
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

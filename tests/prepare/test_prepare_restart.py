@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GAMBLING, MOTOR, make_hcp_run
 
 from fmrisynth.config.prepare import PrepareConfig
 from fmrisynth.prepare import prepare_dataset
+from tests.prepare.conftest import GAMBLING, MOTOR, make_hcp_run
 
 DRIVER = """
 import os, random, signal, sys, time
