@@ -131,7 +131,7 @@ class BidsSource:
             roots.append((self.config.raw, False))
         elif roots[0][1] and self.root.parent.name == "derivatives":
             roots.append((self.root.parent.parent, False))
-        return roots
+        return [(folder.absolute(), derivative) for folder, derivative in roots]  # as pybids gives paths
 
     @cached_property
     def _files(self) -> list[_File]:

@@ -43,6 +43,8 @@ def run_stage(
     group: bool = True,
 ) -> StageSummary:
     """Write subject maps, group maps and pages (see `fmrisynth.glm.run_glm`)."""
+    if config.unit == "block":
+        subjects_of(dataset)  # refuses a folder that is no block dataset before anything is written
     write_dataset_description(
         out, f"GLM maps of {dataset.name}", sources=[dataset],
         readme=f"GLM maps written by `fmrisynth glm --unit {config.unit}`. Effects are percent signal change.",

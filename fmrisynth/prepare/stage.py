@@ -107,7 +107,8 @@ def _reason(subject: str, error: Exception) -> str:
     """One sentence for the summary; an error that is not ours is logged with its traceback."""
     if isinstance(error, FmrisynthError):
         return str(error)
-    log.error("sub-%s failed with an unexpected error", subject, exc_info=error)
+    log.error("sub-%s failed with an unexpected error; run with -v to see where", subject)
+    log.debug("sub-%s", subject, exc_info=error)
     return f"unexpected {type(error).__name__}: {error}"
 
 

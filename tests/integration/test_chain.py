@@ -93,6 +93,10 @@ def test_own_model_from_own_blocks(app_out, tmp_path):
     assert np.isfinite(block.load().bold_XYZT).all()
 
 
-def test_dry_run_writes_nothing(phantom_bids, tmp_path):
-    assert run(["prepare", str(phantom_bids), str(tmp_path / "out"), "--dry-run"]) == 0
+def test_dry_run_from_a_relative_path_lists_and_writes_nothing(phantom_bids, labels, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(phantom_bids.parent)
+    assert run(["prepare", phantom_bids.name, str(tmp_path / "out"), "--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    assert all(label in listed for label in labels)
+    assert "unexpected" not in listed
     assert not (tmp_path / "out").exists()
