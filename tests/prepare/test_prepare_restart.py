@@ -26,7 +26,7 @@ killed = 0
 for attempt in range(int(n_kills) * 4):
     child = os.fork()
     if child == 0:
-        if attempt % 2:  # at a random file, just before or just after it gets its final name
+        if attempt % 2 == 0:  # at a random file, just before or just after it gets its final name
             countdown, replace, before = draw.randrange(30), os.replace, draw.random() < 0.5
             def fatal(*names):
                 global countdown
@@ -39,7 +39,7 @@ for attempt in range(int(n_kills) * 4):
             os.replace = fatal
         stage.prepare_dataset(root, out, PrepareConfig())
         os._exit(0)
-    if attempt % 2 == 0:  # at a random time
+    if attempt % 2:  # at a random time
         time.sleep(draw.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
     draw.random(), draw.random()
