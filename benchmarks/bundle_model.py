@@ -3,7 +3,7 @@
     python benchmarks/bundle_model.py MODEL [fmrisynth/bundled]
 
 MODEL is the output of `fmrisynth train`; its best checkpoint by validation loss is taken. Weights and prior are
-stored as float16 and computed with in float32.
+stored as float16 and computed with in float32. The model card (README.md of the target) is kept; SHA256SUMS is written.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file, save
 
 from fmrisynth.bids.atomic import write_bytes
+from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.models.checkpoint import CARD_NAME, EMA_NAME, PRIOR_NAME, find_model_dir
 
 
 def main(run: Path, out: Path) -> None:
     """Write the model directory `out` from the training output `run`."""
     source = run / "best" if (run / "best" / CARD_NAME).is_file() else find_model_dir(run)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    shutil.rmtree(out / "tokenizer", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name in (EMA_NAME, PRIOR_NAME):
         if (source / name).is_file():
             tensors = {key: tensor.to(torch.float16) for key, tensor in load_file(source / name).items()}
@@ -32,6 +33,9 @@ def main(run: Path, out: Path) -> None:
     card = json.loads((source / CARD_NAME).read_text())
     (out / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")
     shutil.copytree(run / "tokenizer", out / "tokenizer")
+    files = sorted(path for path in out.rglob("*") if path.suffix in (".json", ".safetensors"))
+    sums = [f"{sha256_of(path)}  {path.relative_to(out).as_posix()}" for path in files]
+    (out / "SHA256SUMS").write_text("\n".join(sums) + "\n")
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{source} -> {out}: step {card['step']}, {total / 1e6:.1f} MB")
 
