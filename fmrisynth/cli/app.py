@@ -300,6 +300,8 @@ def evaluate(
     out: Out,
     real: Annotated[Path, typer.Option(help="Block dataset of real (or phantom) blocks.")],
     synthetic: Annotated[Path, typer.Option(help="Block dataset of synthetic blocks.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, for the ceiling it sets.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Phantom cohort, to compare with its planted truth.")] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
@@ -310,7 +312,9 @@ def evaluate(
     from fmrisynth.config.evaluate import EvaluateConfig
 
     options.set_verbosity(verbose)
-    resolved = options.resolve(EvaluateConfig, "evaluate", file=config, overrides=set_, seed=seed)
+    resolved = options.resolve(
+        EvaluateConfig, "evaluate", file=config, overrides=set_, seed=seed, tokenizer=tokenizer, truth=truth
+    )
     options.check_in(real, "a block dataset")
     options.check_in(synthetic, "a block dataset")
     options.check_out(out)

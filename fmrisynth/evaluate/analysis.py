@@ -27,6 +27,7 @@ from fmrisynth.evaluate.scoring import (
     split_half_ceiling,
 )
 from fmrisynth.evaluate.summary import Probes, Summary, summarise
+from fmrisynth.evaluate.truth import truth_correlations
 from fmrisynth.evaluate.utility import Transfer, transfers
 from fmrisynth.glm.effects import EffectTable, subject_effects
 from fmrisynth.glm.windows import iterate_windows
@@ -67,6 +68,7 @@ class Analysis:
     privacy: dict[str, Audit]
     utility: list[Transfer]
     variance: dict[str, dict[str, float | None]]
+    truth: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -142,6 +144,9 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
         notes.append("No privacy audit: it needs training blocks of at least three subjects.")
     elif train is None:
         notes.append("The privacy audit compares with the evaluated subjects, as there is no separate training split.")
+    truth = {}
+    if config.truth is not None:
+        truth = truth_correlations(config.truth, cohorts.grid, cohorts.mask_XYZ, real_maps, synthetic_maps)
     corr = split_half.get("corr")
     return Analysis(
         cohorts=cohorts, real=real, synthetic=synthetic, train=train, real_maps=real_maps, synthetic_maps=synthetic_maps,
@@ -151,7 +156,7 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
         tokenizer_ceiling=_tokenizer_ceiling(cohorts, config, real, voxels),
         baselines=found, checks=realism_checks(real, synthetic, cohorts.conditions, rois, train), rois=rois, roi_note=roi_note,
         privacy=privacy, utility=transfers(real, synthetic, train, cohorts.conditions),
-        variance={"real": _shares(real), "synthetic": _shares(synthetic)}, notes=notes,
+        variance={"real": _shares(real), "synthetic": _shares(synthetic)}, truth=truth, notes=notes,
     )  # fmt: skip
 
 

@@ -149,6 +149,14 @@ def _scores(analysis: Analysis) -> list[Element]:
         elements.append(
             Table(columns2, table, caption="Correlation of each condition's group map with the real test map.")
         )
+    if analysis.truth:
+        elements.append(
+            Table(
+                ("Condition", "Real test", "Synthetic"),
+                [[condition, r["real"], r["synthetic"]] for condition, r in analysis.truth.items()],
+                caption="Correlation of group effects with the planted truth of the phantom.",
+            )
+        )
     if analysis.noise_free_corr is not None:
         elements.append(
             Text(

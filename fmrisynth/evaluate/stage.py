@@ -105,6 +105,7 @@ def metrics_of(analysis: Analysis, config: EvaluateConfig, real: Path, synthetic
             b.name: (_comparison_json(b.comparison) or {}) | {"realism": {c.key: c.to_json() for c in b.checks}, "samples_per_condition": b.n_per_condition}
             for b in analysis.baselines
         },
+        "truth": analysis.truth,
         "realism": {check.key: check.to_json() for check in analysis.checks},
         "variance_explained": analysis.variance,
         "privacy": {name: audit.to_json() for name, audit in analysis.privacy.items()},

@@ -1,7 +1,7 @@
 """The ground truth of a phantom cohort, under ``ground_truth/``.
 
 ``group/`` holds the responses of a brain without peculiarities, one image per condition; a subject's file holds
-its own true responses at the simulated voxels. Read by tests and by the benchmarks only.
+its own true responses at the simulated voxels. Read by tests, benchmarks and `evaluate --truth` only.
 """
 
 from __future__ import annotations
