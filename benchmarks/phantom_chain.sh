@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole chain on a phantom cohort, from nothing to an HTML report, in minutes on 2 cores:
 #   benchmarks/phantom_chain.sh [FOLDER]
-# Small models and few steps: it shows that the stages join, not what the method can do (docs/study.md does).
+# Small models and few steps: it shows that the stages join, not what the method can do.
 set -euo pipefail
 root="${1:-phantom-chain}"
 seed="${SEED:-1}"

@@ -31,6 +31,9 @@ ACTIVE_SHARE = 0.05
 MIN_REFERENCE = 0.05
 """Voxels whose reference is below this share of its brain median carry no percent signal change."""
 
+QUALITY_VOLUMES = 32
+"""Volumes that PSNR and SSIM are computed on."""
+
 N_SPLITS = 50
 """Random halves of the subjects behind the split-half reliability."""
 
@@ -152,7 +155,9 @@ def measure_held_out(
     original, rebuilt = _Side(), _Side()
     voxels = _VoxelSums(int(mask.sum()))
     spectrum = _Spectrum(tokenizer.info.grid.voxel_mm)
-    quality, counts, failed = [], _CodeUse(tokenizer), {}
+    quality: list[tuple[float, float]] = []
+    failed: dict[str, str] = {}
+    counts = _CodeUse(tokenizer)
     n_blocks = n_subjects = 0
     for label, blocks in subjects:
         effects: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -170,6 +175,7 @@ def measure_held_out(
                 voxels.add(truth_TV, back_TV)
                 if n_blocks % 7 == 0:  # every seventh block: volumes of one block look alike
                     spectrum.add(_volume(truth_TV[:1], mask), _volume(back_TV[:1], mask))
+                if n_blocks % 7 == 0 and len(quality) < QUALITY_VOLUMES:
                     quality.append(_quality(frames[:1, 0], back[:1, 0], mask))
                 n_blocks += 1
         except FmrisynthError as error:
@@ -191,8 +197,8 @@ def _summarise(original, rebuilt, voxels, spectrum, quality, counts, mask, n_sub
     rebuilt_KV = np.stack([np.mean(rebuilt.effects_SV[c], axis=0) for c in conditions])
     # A condition that one subject alone has carries no spread over subjects, so no z.
     has_z = min(group.n for group in original.groups.values()) >= 2
-    z_original = np.stack([original.groups[c].estimate().z for c in conditions]) if has_z else None
-    z_rebuilt = np.stack([rebuilt.groups[c].estimate().z for c in conditions]) if has_z else None
+    z_original = _group_z(original, conditions) if has_z else None
+    z_rebuilt = _group_z(rebuilt, conditions) if has_z else None
     strength_KV = original_KV if z_original is None else z_original
     active_KV = [_largest(np.abs(row), ACTIVE_SHARE) for row in strength_KV]
     course_r, courses = [], {}
@@ -224,6 +230,11 @@ def _summarise(original, rebuilt, voxels, spectrum, quality, counts, mask, n_sub
         kept_effects=effect_spectrum.kept(), perplexity=counts.perplexity, codes_used=counts.used,
         n_subjects=n_subjects, n_blocks=n_blocks, courses=courses, failed=failed,
     )  # fmt: skip
+
+
+def _group_z(side: _Side, conditions: Sequence[str]) -> np.ndarray:
+    """Group z maps; 0 where no subject has data, so that there is no spread."""
+    return np.nan_to_num(np.stack([side.groups[c].estimate().z for c in conditions]))
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -272,10 +283,12 @@ def split_half(effects: dict[str, list[np.ndarray]], conditions: Sequence[str], 
 def _percent(data: BlockData, frames: Tensor, tokenizer: Tokenizer) -> np.ndarray:
     """Normalised volumes as percent signal change of the block's own reference, (T, V) in the tokenizer's mask."""
     info = tokenizer.info
-    values_XYZT = frames[:, 0].permute(1, 2, 3, 0).numpy()
-    bold_XYZT = denormalise(values_XYZT, data.reference_XYZ, data.mask_XYZ, info.normalisation)
     reference_V = data.reference_XYZ[info.mask_XYZ]
     inside = data.mask_XYZ[info.mask_XYZ] & (reference_V > MIN_REFERENCE * np.median(data.reference_XYZ[data.mask_XYZ]))
+    if info.normalisation == "dynamics":  # which is percent signal change already
+        return frames[:, 0].numpy()[:, info.mask_XYZ] * inside
+    values_XYZT = frames[:, 0].permute(1, 2, 3, 0).numpy()
+    bold_XYZT = denormalise(values_XYZT, data.reference_XYZ, data.mask_XYZ, info.normalisation)
     change_VT = bold_XYZT[info.mask_XYZ] / np.where(inside, reference_V, 1.0)[:, None] - 1.0
     return np.where(inside[:, None], 100.0 * change_VT, 0.0).T.astype(np.float32)
 

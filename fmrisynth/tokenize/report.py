@@ -146,7 +146,7 @@ def render(found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str]) -> str:
         for title, values_V in (("original", found.original_KV[k]), ("rebuilt", found.reconstructed_KV[k])):
             volume = np.zeros(info.grid.shape, np.float32)
             volume[found.mask_XYZ] = values_V
-            maps.append((f"{condition}\n{title}", volume))
+            maps.append((f"{condition}, {title}", volume))
     panels = [
         {"title": condition, "lines": {"original": (truth, np.zeros_like(truth), "real"),
                                        "rebuilt": (back, np.zeros_like(back), "synthetic")}}
@@ -155,8 +155,8 @@ def render(found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str]) -> str:
     volume_rows = [
         ["PSNR", f"{found.psnr_db:.1f} dB"], ["SSIM", f"{found.ssim:.3f}"],
         ["variance of frames kept", f"{100 * found.kept_variance:.1f} %"],
-        ["voxel time courses, active voxels", f"r = {found.voxel_r:.3f}"],
-        ["single-subject maps", f"r = {found.subject_r:.3f}"],
+        ["r of voxel time courses, active voxels", f"{found.voxel_r:.3f}"],
+        ["r of single-subject maps", f"{found.subject_r:.3f}"],
         ["codebook perplexity", _number(found.perplexity, 0)],
         ["codes in use", "–" if found.codes_used is None else f"{100 * found.codes_used:.1f} %"],
     ]  # fmt: skip

@@ -85,6 +85,24 @@ def test_a_lossless_tokenizer_scores_one(prepared, tmp_path, normalisation):
     np.testing.assert_allclose(found.kept_effects[:8], 1.0, atol=1e-4)
 
 
+def test_voxels_without_data_do_not_spoil_the_z_maps(prepared, tmp_path):
+    """Subjects' masks may be smaller than the tokenizer's."""
+    tokenize_dataset(prepared, tmp_path, TokenizeConfig(report=False))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    hole = (slice(6, 9), slice(6, 9), slice(6, 9))
+
+    def smaller():
+        for subject, blocks in iterate_data(prepared, ["04", "05", "06"], tokenizer):
+            pairs = list(blocks)
+            for _, data in pairs:
+                data.mask_XYZ[hole] = False
+            yield subject, pairs
+
+    found = measure_held_out(smaller(), tokenizer)
+    assert np.isfinite(found.z_map_r_K).all()
+    assert np.isfinite(found.voxel_r)
+
+
 def test_effects_are_the_glms(prepared, tmp_path):
     """Original group effects equal those of the GLM stage on the same blocks."""
     from fmrisynth.glm.effects import subject_effects
