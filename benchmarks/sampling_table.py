@@ -53,14 +53,21 @@ def main() -> None:
     for sampler, steps in chosen:
         with tempfile.TemporaryDirectory() as folder:
             ask = SampleConfig(
-                conditions=tuple(conditions), n=arguments.n, seed=arguments.seed, sampler=sampler, steps=steps, preview=False
+                conditions=tuple(conditions),
+                n=arguments.n,
+                seed=arguments.seed,
+                sampler=sampler,
+                steps=steps,
+                preview=False,
             )
             start = time.perf_counter()
             sample_dataset(Path(folder) / "out", ask, checkpoint=arguments.checkpoint)
             seconds = (time.perf_counter() - start) / (arguments.n * len(conditions))
             made = read_blocks(Path(folder) / "out")
             mask = real_mask & common_mask(made, grid, config.min_reference_fraction)
-            maps = [group_maps(subject_effects(b, config, grid=grid, mask_XYZ=mask), conditions).z_KV for b in (real, made)]
+            maps = [
+                group_maps(subject_effects(b, config, grid=grid, mask_XYZ=mask), conditions).z_KV for b in (real, made)
+            ]
         finite = np.isfinite(maps[0]).all(axis=0) & np.isfinite(maps[1]).all(axis=0)
         scores = score_maps(maps[0][:, finite], maps[1][:, finite])
         evaluations = 2 * steps - 1 if sampler == "heun" else steps

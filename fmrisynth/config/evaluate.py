@@ -45,7 +45,8 @@ class EvaluateConfig(StageConfig):
         None, description="The same from a block dataset of already reconstructed test blocks."
     )
     truth: Path | None = Field(
-        None, description="Phantom cohort (or its ground_truth folder): group effects are compared with the planted maps."
+        None,
+        description="Phantom cohort (or its ground_truth folder): group effects are compared with the planted maps.",
     )
     privacy_percentile: float = Field(
         5.0, gt=0, lt=50, description="A sample nearer to a training block than this percentile of training distances counts."

@@ -115,7 +115,9 @@ class GradientFitConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> GradientFitConfig:
         if self.batch_size % self.frames_per_block:
-            raise ValueError(f"batch_size {self.batch_size} does not divide by frames_per_block {self.frames_per_block}")
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by frames_per_block {self.frames_per_block}"
+            )
         if self.perceptual_weight > 0 and self.perceptual_weights is None:
             raise ValueError("perceptual_weight needs perceptual_weights, a local file")
         return self

@@ -99,7 +99,9 @@ def measure_latents(tokenizer: Tokenizer, source: FrameSource, config: TokenizeC
     total = torch.zeros(tokenizer.info.latent_channels, dtype=torch.float64)
     squares, n = torch.zeros_like(total), 0
     for frames in iterate_frames(source, config.normalisation, [int(i) for i in chosen]):
-        values_CM = tokenizer.encode(frames, batch_size=config.batch_size).movedim(1, 0)[:, :, inside_xyz].flatten(1).double()
+        values_CM = (
+            tokenizer.encode(frames, batch_size=config.batch_size).movedim(1, 0)[:, :, inside_xyz].flatten(1).double()
+        )
         total += values_CM.sum(dim=1)
         squares += values_CM.square().sum(dim=1)
         n += values_CM.shape[1]

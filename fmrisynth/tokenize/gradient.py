@@ -117,9 +117,7 @@ def _frames_or_next(source: FrameSource, config: TokenizeConfig, index: int) -> 
 class _Trainer:
     """Networks, losses and optimisers of one fit."""
 
-    def __init__(
-        self, tokenizer: VqganTokenizer, fit: GradientFitConfig, device: torch.device, bf16: bool
-    ) -> None:
+    def __init__(self, tokenizer: VqganTokenizer, fit: GradientFitConfig, device: torch.device, bf16: bool) -> None:
         self.tokenizer, self.fit, self.device, self.bf16 = tokenizer.train(), fit, device, bf16
         weights = [p for p in tokenizer.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(weights, lr=fit.learning_rate, betas=fit.betas)

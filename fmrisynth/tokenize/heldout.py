@@ -276,7 +276,9 @@ def split_half(effects: dict[str, list[np.ndarray]], conditions: Sequence[str], 
         effects_SV = np.stack(effects[condition])
         half = len(effects_SV) // 2
         orders = [rng.permutation(len(effects_SV)) for _ in range(N_SPLITS)]
-        found.append(np.mean([pearson(effects_SV[o[:half]].mean(0), effects_SV[o[half : 2 * half]].mean(0)) for o in orders]))
+        found.append(
+            np.mean([pearson(effects_SV[o[:half]].mean(0), effects_SV[o[half : 2 * half]].mean(0)) for o in orders])
+        )
     return np.array(found)
 
 

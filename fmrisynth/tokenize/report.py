@@ -96,7 +96,9 @@ def summary_lines(found: HeldOut) -> list[str]:
         "variance kept, thermal noise included."
     )
     if found.perplexity is not None and found.codes_used is not None:
-        lines.append(f"Codebook: perplexity {found.perplexity:.0f}, {100 * found.codes_used:.1f} % of the codes in use.")
+        lines.append(
+            f"Codebook: perplexity {found.perplexity:.0f}, {100 * found.codes_used:.1f} % of the codes in use."
+        )
     for subject, reason in found.failed.items():
         lines.append(f"Left out of the report: sub-{subject} ({reason})")
     return lines
@@ -131,7 +133,9 @@ def render(found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str]) -> str:
         Card("GLM ceiling", f"{found.map_r_K.mean():.3f}", "mean r of group effect maps"),
         Card("RSA", _number(found.rsa), "reconstructions against originals"),
         Card("Top-1", _number(found.top1, 2), "conditions recognised"),
-        Card("Split-half", _number(None if found.split_half_K is None else found.split_half_K.mean()), "of the originals"),
+        Card(
+            "Split-half", _number(None if found.split_half_K is None else found.split_half_K.mean()), "of the originals"
+        ),
     ]
     rows = [
         [

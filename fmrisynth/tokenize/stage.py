@@ -144,10 +144,14 @@ def _decode_subject(
         reference, mask = info.reference_XYZ, info.mask_XYZ
         if prepared is not None:
             if row.filename not in originals:
-                raise FmrisynthError(f"{prepared}: sub-{subject} has no block {row.filename}; encode the subject again.")
+                raise FmrisynthError(
+                    f"{prepared}: sub-{subject} has no block {row.filename}; encode the subject again."
+                )
             data = load_on_grid(originals[row.filename], info.grid, originals[row.filename].n_frames)
             reference, mask = data.reference_XYZ, data.mask_XYZ & info.mask_XYZ
-        bold = next(tokenizer.decode_blocks(dataset.load(index)[None], reference_XYZ=reference, batch_size=config.batch_size))
+        bold = next(
+            tokenizer.decode_blocks(dataset.load(index)[None], reference_XYZ=reference, batch_size=config.batch_size)
+        )
         names = parse_entities(Path(row.filename).name)
         entities = Entities(
             sub=subject, ses=names.get("ses"), task=names.get("task"), acq=names.get("acq"), dir=names.get("dir"),
@@ -204,7 +208,12 @@ def _up_to_date(out: Path, subject: str, blocks: Sequence[Block], shape: tuple[i
 
 
 def _obtain(
-    prepared: Path, out: Path, config: TokenizeConfig, given: Path | None, subjects: Sequence[str], summary: StageSummary
+    prepared: Path,
+    out: Path,
+    config: TokenizeConfig,
+    given: Path | None,
+    subjects: Sequence[str],
+    summary: StageSummary,
 ) -> Tokenizer:
     """The tokenizer of this run: the given one, the one already in `out`, or a new fit."""
     folder = out / TOKENIZER_FOLDER
@@ -213,7 +222,9 @@ def _obtain(
         source = bundled_tokenizer_dir() if str(given) == BUNDLED else given
         loaded = load_tokenizer(source)
         if present is not None and present.info.sha256 != loaded.info.sha256:
-            raise FmrisynthError(f"{out}: holds latents of another tokenizer than {given}; choose another output folder.")
+            raise FmrisynthError(
+                f"{out}: holds latents of another tokenizer than {given}; choose another output folder."
+            )
         if present is None:
             loaded.save(folder)
         summary.lines.append(f"Used the {loaded.info.kind} tokenizer {given}.")
@@ -293,7 +304,9 @@ def _guard_fit(fit_folder: Path, out: Path, config: TokenizeConfig) -> None:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise FmrisynthError(f"{path}: cannot be read ({error}); delete {fit_folder} to start the fit again.") from None
+            raise FmrisynthError(
+                f"{path}: cannot be read ({error}); delete {fit_folder} to start the fit again."
+            ) from None
         _same_settings(out, before, config)
     else:
         write_json(path, _fit_settings(config))
@@ -314,5 +327,7 @@ def _choose(known: Sequence[str], labels: Sequence[str] | None) -> list[str]:
     wanted = [label.removeprefix("sub-") for label in labels]
     for label in wanted:
         if label not in known:
-            raise UsageError(f"there is no sub-{label} in the dataset; known are {', '.join(known[:8])}{'...' * (len(known) > 8)}.")
+            raise UsageError(
+                f"there is no sub-{label} in the dataset; known are {', '.join(known[:8])}{'...' * (len(known) > 8)}."
+            )
     return wanted

@@ -22,7 +22,13 @@ from fmrisynth.models.tokenizers.vqgan import RevivingQuantizer
 
 SHAPE = (16, 32, 16)
 TINY_VQGAN = VqganConfig(base_ch=4, ch_mult=(1, 1, 2), norm_groups=2, codebook_size=32)
-CONFIGS = [PatchConfig(), PatchConfig(covariance="frame", prior_blocks=None, synthesis="patch"), PatchConfig(synthesis="local"), PoolingConfig(), TINY_VQGAN]
+CONFIGS = [
+    PatchConfig(),
+    PatchConfig(covariance="frame", prior_blocks=None, synthesis="patch"),
+    PatchConfig(synthesis="local"),
+    PoolingConfig(),
+    TINY_VQGAN,
+]
 
 
 def ball_mask(shape=SHAPE):
@@ -243,9 +249,7 @@ def test_half_precision_storage_changes_little(config, tmp_path):
     full = make_tokenizer(config, blocks)
     half = make_tokenizer(config.model_copy(update={"storage": "float16"}), blocks)
     frames = blocks[0]
-    torch.testing.assert_close(
-        half.decode(half.encode(frames)), full.decode(full.encode(frames)), rtol=1e-2, atol=1e-2
-    )
+    torch.testing.assert_close(half.decode(half.encode(frames)), full.decode(full.encode(frames)), rtol=1e-2, atol=1e-2)
     half.save(tmp_path / "half")
     full.save(tmp_path / "full")
     size = [(tmp_path / name / "weights.safetensors").stat().st_size for name in ("half", "full")]

@@ -142,7 +142,12 @@ def test_no_held_out_subject(dataset_maker, tmp_path):
 def test_codebook_use_of_a_network(prepared, tmp_path):
     from fmrisynth.config.load import load_config
 
-    config = load_config(TokenizeConfig, "tokenize", preset="vqgan-smoke", overrides=["fit.steps=1", "model.codebook_size=16", "report_split=val"])
+    config = load_config(
+        TokenizeConfig,
+        "tokenize",
+        preset="vqgan-smoke",
+        overrides=["fit.steps=1", "model.codebook_size=16", "report_split=val"],
+    )
     summary = tokenize_dataset(prepared, tmp_path, config)
     metrics = json.loads((tmp_path / METRICS_JSON).read_text())["metrics"]
     assert 1 <= metrics["perplexity"] <= 16

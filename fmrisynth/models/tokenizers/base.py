@@ -296,7 +296,9 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[s
         raise FmrisynthError(f"{path}: expected JSON, it cannot be read ({error}); get the tokenizer again.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise FmrisynthError(f"{path}: expected tokenizer format {FORMAT}, found {found}; fit or get a tokenizer again.")
+        raise FmrisynthError(
+            f"{path}: expected tokenizer format {FORMAT}, found {found}; fit or get a tokenizer again."
+        )
     parts = []
     for name in (WEIGHTS_FILE, REFERENCE_FILE):
         try:
@@ -306,7 +308,9 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[s
                 f"{folder / name}: the tokenizer is not whole ({error.strerror}); get it again."
             ) from None
     if content.get("sha256") != digest(content, *parts):
-        raise FmrisynthError(f"{folder}: the tokenizer's files do not match its digest; they were altered, get it again.")
+        raise FmrisynthError(
+            f"{folder}: the tokenizer's files do not match its digest; they were altered, get it again."
+        )
     try:
         weights, reference = (load_bytes(part) for part in parts)
     except Exception as error:

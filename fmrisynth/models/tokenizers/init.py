@@ -98,7 +98,9 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             "save its state_dict as safetensors."
         ) from None
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise FmrisynthError(f"{path}: the weights cannot be read ({type(error).__name__}); get the file again.") from None
+        raise FmrisynthError(
+            f"{path}: the weights cannot be read ({type(error).__name__}); get the file again."
+        ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):

@@ -120,9 +120,7 @@ class PatchTokenizer(Tokenizer):
         moments, _ = self._moments(blocks, pooled)
         self.correction_JP.copy_(ridge_correction(moments, self.config)[0])
 
-    def _moments(
-        self, blocks: BlockFrames, vectors: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, int]:
+    def _moments(self, blocks: BlockFrames, vectors: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, int]:
         """Second moments per cell, (K, I, J), of two vectors made from the rows of `frame_pairs`."""
         total: Tensor | None = None
         waiting: list[tuple[Tensor, Tensor]] = []

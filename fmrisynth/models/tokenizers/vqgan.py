@@ -29,9 +29,7 @@ MAX_DISTANCES = 1 << 25
 
 def conv3(in_channels: int, out_channels: int, kernel_size: int = 3) -> Convolution:
     """A plain 3D convolution that keeps the size."""
-    return Convolution(
-        3, in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, conv_only=True
-    )
+    return Convolution(3, in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2, conv_only=True)
 
 
 class SingleConvBlock(nn.Module):
@@ -172,9 +170,7 @@ class RevivingQuantizer(EMAQuantizer):
         codes_DC = self.embedding.weight
         norms_D = codes_DC.square().sum(dim=1)
         chunk = max(1, MAX_DISTANCES // self.num_embeddings)
-        found = [
-            torch.addmm(norms_D, part, codes_DC.t(), alpha=-2.0).argmin(dim=1) for part in flat_MC.split(chunk)
-        ]
+        found = [torch.addmm(norms_D, part, codes_DC.t(), alpha=-2.0).argmin(dim=1) for part in flat_MC.split(chunk)]
         return torch.cat(found).view(inputs.shape[0], *inputs.shape[2:])
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
