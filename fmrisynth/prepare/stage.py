@@ -349,7 +349,7 @@ def _finish(
     has_families = job.source.kind == "hcp" or any("family_id" in person for person in people.values())
     if not job.families and has_families and job.config.split.all is None:
         summary.lines.append(
-            "Split by participant: this dataset holds relatives, give split.families to keep families together."
+            "Split by participant: cohorts of this kind may hold relatives, give split.families to keep families together."
         )
     summary.lines.append(f"Details: {out / report.DATASET_REPORT}")
     return summary
