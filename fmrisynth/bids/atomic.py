@@ -44,6 +44,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that killed processes of this machine left in a folder (not below it)."""
+    for path in folder.glob(".[0-9]*.*"):
+        owner = path.name.split(".")[1]
+        if owner.isdigit() and not _is_running(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def apply_umask(path: Path) -> None:
     """Make a file as readable as the user's umask allows; some writers (safetensors) make private ones."""
     path.chmod(0o666 & ~_UMASK)

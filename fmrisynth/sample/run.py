@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import write_bytes
+from fmrisynth.bids.atomic import remove_leftovers, write_bytes
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
@@ -77,6 +77,8 @@ def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None =
     settings = _settings(config, model, tokenizer)
     todo = [request for request in requests if not _is_done(out, request, settings)]
     _check_space(out, len(todo), tokenizer)
+    for folder in (out, out / "figures", out / "logs"):
+        remove_leftovers(folder)
     write_dataset_description(out, "Synthetic task-fMRI by fmrisynth", synthetic=True, readme=_README)
     write_run_log(out, "sample", config)
     device = pick_device(config.device)
@@ -241,6 +243,8 @@ class SampleMaker:
         info = self.tokenizer.info
         grid = info.grid
         bold_XYZT = next(self.tokenizer.decode_blocks(latent_CTXYZ[None]))
+        remove_leftovers(self.out / f"sub-{request.subject}")
+        remove_leftovers(self.out / f"sub-{request.subject}" / "func")
         entities = naming.Entities(
             sub=request.subject, task=request.condition.task, space=grid.space, res=grid.resolution
         )

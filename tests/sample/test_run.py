@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import filecmp
 import json
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -133,3 +136,31 @@ def test_same_files_when_run_again_elsewhere(four, tmp_path):
     name = "sub-synthGamblingLoss0001"
     for path in (again / name / "func").iterdir():
         assert filecmp.cmp(path, four / name / "func" / path.name, shallow=False)
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_called_again_gives_the_same_dataset(tmp_path):
+    ask = ["sample", "--condition", "motor_rh", "--n", "4", *FAST]
+    assert run([*ask, str(tmp_path / "whole")]) == 0
+    whole = digest_tree(tmp_path / "whole")
+    draw = random.Random(3)
+    killed = 0
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fmrisynth", *ask, str(tmp_path / "broken")], stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        # Wait until it writes, then kill at a random moment of the writing.
+        while process.poll() is None and not (tmp_path / "broken").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 1.5))
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        for scans in (tmp_path / "broken").glob("sub-*/sub-*_scans.tsv"):
+            name = scans.parent.name
+            for path in scans.parent.rglob("*.*"):
+                if not path.name.startswith("."):
+                    assert path.read_bytes() == whole[path.relative_to(tmp_path / "broken").as_posix()], name
+    assert killed >= 1
+    assert run([*ask, str(tmp_path / "broken")]) == 0
+    assert digest_tree(tmp_path / "broken") == whole
