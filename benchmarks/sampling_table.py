@@ -44,10 +44,12 @@ def main() -> None:
     chosen = [(s, int(n)) for s, n in (x.split(":") for x in arguments.settings)] if arguments.settings else SETTINGS
 
     config = GlmConfig()
-    conditions = list(load_model(arguments.checkpoint)[0].conditions)
+    model, tokenizer = load_model(arguments.checkpoint)
+    conditions = list(model.conditions)
     real = [b for b in read_blocks(arguments.real, split="test") if b.condition in conditions]
     grid = common_grid(real)
-    real_mask = common_mask(real, grid, config.min_reference_fraction)
+    mask = common_mask(real, grid, config.min_reference_fraction) & tokenizer.info.mask_XYZ
+    real_maps = group_maps(subject_effects(real, config, grid=grid, mask_XYZ=mask), conditions).z_KV
 
     print("| sampler | steps | evaluations | Corr | RSA | Top-1 | s per sample |\n|---|---|---|---|---|---|---|")
     for sampler, steps in chosen:
@@ -64,12 +66,9 @@ def main() -> None:
             sample_dataset(Path(folder) / "out", ask, checkpoint=arguments.checkpoint)
             seconds = (time.perf_counter() - start) / (arguments.n * len(conditions))
             made = read_blocks(Path(folder) / "out")
-            mask = real_mask & common_mask(made, grid, config.min_reference_fraction)
-            maps = [
-                group_maps(subject_effects(b, config, grid=grid, mask_XYZ=mask), conditions).z_KV for b in (real, made)
-            ]
-        finite = np.isfinite(maps[0]).all(axis=0) & np.isfinite(maps[1]).all(axis=0)
-        scores = score_maps(maps[0][:, finite], maps[1][:, finite])
+            maps = group_maps(subject_effects(made, config, grid=grid, mask_XYZ=mask), conditions).z_KV
+        finite = np.isfinite(real_maps).all(axis=0) & np.isfinite(maps).all(axis=0)
+        scores = score_maps(real_maps[:, finite], maps[:, finite])
         evaluations = 2 * steps - 1 if sampler == "heun" else steps
         print(
             f"| {sampler} | {steps} | {evaluations} | {float(scores.corr):.3f} | {float(scores.rsa_pearson):.3f} | "
