@@ -9,7 +9,7 @@ the even and of the odd frames) therefore holds what lasts, which a task respons
 shared by all positions (weight `prior_blocks`), so the components follow the cortex.
 
 *How it is decoded.* A voxel is estimated from the latents of its own cell and of the 26 around it: the
-transpose of the analysis plus a ridge regression of what it leaves. This removes block edges. The regression
+transpose of the analysis plus a ridge regression of what it leaves. This softens block edges. The regression
 is one for all positions (`synthesis: overlap`, 81 x 64 numbers) or one for each (`local`).
 
 The components of a position are only fixed up to a rotation; the one nearest to the shared basis is taken
