@@ -264,6 +264,10 @@ def glm(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only this BIDS task (unit run).")] = None,
     split: Annotated[str | None, typer.Option(help="Only this split: train, val or test.")] = None,
+    participant_label: ParticipantLabels = None,
+    group: Annotated[
+        bool, typer.Option("--group/--no-group", help="Leave the group maps to a later call (job arrays).")
+    ] = True,
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
@@ -292,7 +296,7 @@ def glm(
         return 0
     from fmrisynth.glm import run_glm
 
-    return options.finish(run_glm(dataset, out, resolved))
+    return options.finish(run_glm(dataset, out, resolved, participant_labels=participant_label or None, group=group))
 
 
 @app.command(rich_help_panel="Proof")

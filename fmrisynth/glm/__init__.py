@@ -31,7 +31,7 @@ def run_glm(
     config : GlmConfig
         Model, contrasts and unit.
     participant_labels : sequence of str, optional
-        Only these subjects of a block dataset, without ``sub-``; default all.
+        Only these subjects, without ``sub-``; default all.
     group : bool, default True
         Whether to make group maps; array jobs over participants leave them to a last call.
 

@@ -19,7 +19,7 @@ from fmrisynth.data.grid import NATIVE_SPACE, make_grid
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import Contrast, camel_case, parse_contrast
 from fmrisynth.glm.maps import read_index, write_index
-from fmrisynth.glm.stage import SubjectResult, write_subject_contrast
+from fmrisynth.glm.stage import SubjectResult, chosen_subjects, write_subject_contrast
 from fmrisynth.glm.statistics import Estimate
 from fmrisynth.progress import log, track
 
@@ -225,9 +225,12 @@ def read_confounds(path: Path | None, n_frames: int, config: GlmConfig):
     return chosen.loc[:, chosen.std() > 0]
 
 
-def fit_dataset(dataset: Path, out: Path, config: GlmConfig) -> tuple[list[SubjectResult], dict[str, str]]:
+def fit_dataset(
+    dataset: Path, out: Path, config: GlmConfig, participant_labels: Sequence[str] | None = None
+) -> tuple[list[SubjectResult], dict[str, str]]:
     """Fit every subject and task; see `fmrisynth.glm.run_glm`."""
     found = find_runs(dataset, config.task)
+    found = {subject: found[subject] for subject in chosen_subjects(dataset, list(found), participant_labels)}
     known = {
         safe_name(str(t)) for runs in found.values() for run in runs for t in read_events(run.events)["trial_type"]
     }

@@ -53,7 +53,7 @@ def run_stage(
     if config.unit == "run":
         from fmrisynth.glm.runs import fit_dataset
 
-        results, failed = fit_dataset(dataset, out, config)
+        results, failed = fit_dataset(dataset, out, config, participant_labels)
     else:
         results, failed = _fit_block_dataset(dataset, out, config, participant_labels)
     summary = StageSummary(failed=failed)
@@ -67,6 +67,16 @@ def run_stage(
     else:
         summary.lines.append(f"{len(results)} subjects' maps in {out}.")
     return summary
+
+
+def chosen_subjects(dataset: Path, known: Sequence[str], labels: Sequence[str] | None) -> list[str]:
+    """The subjects asked for, in the dataset's order; all without `labels`."""
+    unknown = set(labels or ()) - set(known)
+    if unknown:
+        raise UsageError(
+            f"{dataset}: there is no sub-{min(unknown)}; known are {', '.join(known[:8])}{', ...' * (len(known) > 8)}."
+        )
+    return [subject for subject in known if labels is None or subject in labels]
 
 
 def condition_contrasts(conditions: Sequence[str], formulas: Sequence[str]) -> list[Contrast]:
@@ -87,9 +97,7 @@ def _fit_block_dataset(
     dataset: Path, out: Path, config: GlmConfig, participant_labels: Sequence[str] | None
 ) -> tuple[list[SubjectResult], dict[str, str]]:
     results, failed = [], {}
-    subjects = subjects_of(dataset)
-    if participant_labels is not None:
-        subjects = [subject for subject in subjects if subject in participant_labels]
+    subjects = chosen_subjects(dataset, subjects_of(dataset), participant_labels)
     # Formulas are checked against all conditions first: a misspelling must not cost an hour of fitting.
     chosen = {}
     for subject in subjects:

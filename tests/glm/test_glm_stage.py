@@ -147,6 +147,20 @@ def test_misspelt_condition_and_empty_split(tmp_path, effects):
         run_glm(tmp_path / "nothing", tmp_path / "out", QUIET)
 
 
+def test_subjects_one_by_one_then_the_group_equal_one_call(tmp_path, effects):
+    make_dataset(tmp_path / "data", effects)
+    run_glm(tmp_path / "data", tmp_path / "whole", QUIET)
+    for number in range(1, 5):
+        run_glm(tmp_path / "data", tmp_path / "parts", QUIET, participant_labels=[f"{number:02d}"], group=False)
+    assert not list((tmp_path / "parts").glob("group/*"))
+    run_glm(tmp_path / "data", tmp_path / "parts", QUIET)
+    for path in (tmp_path / "whole").rglob("*.nii.gz"):
+        other = tmp_path / "parts" / path.relative_to(tmp_path / "whole")
+        np.testing.assert_array_equal(nib.load(path).get_fdata(), nib.load(other).get_fdata())
+    with pytest.raises(UsageError, match="there is no sub-09"):
+        run_glm(tmp_path / "data", tmp_path / "parts", QUIET, participant_labels=["09"])
+
+
 def test_table_in_memory_equals_the_files(tmp_path, effects):
     make_dataset(tmp_path / "data", effects, n_subjects=3)
     run_glm(tmp_path / "data", tmp_path / "out", QUIET)
