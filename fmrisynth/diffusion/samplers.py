@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.schedule import DiffusionSchedule
 from fmrisynth.errors import UsageError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -26,6 +25,31 @@ OnStep = Callable[[int, Tensor], None]
 def _evaluate(denoise: Denoise, x: Tensor, time: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
     time_B = time.expand(x.shape[0])
     return objective.clean_and_noise(denoise(x, time_B), x, time_B)
+
+
+def posterior_std(alpha: float, sigma: float, alpha_next: float, sigma_next: float) -> float:
+    """Standard deviation of q(x_s | x_t, x_0) for a Gaussian path x_t = alpha_t x_0 + sigma_t noise.
+
+    Parameters
+    ----------
+    alpha, sigma : float
+        Coefficients at time t.
+    alpha_next, sigma_next : float
+        Coefficients at the cleaner time s.
+
+    Notes
+    -----
+    With r = alpha_t / alpha_s, a Markov chain with these marginals has x_t = r x_s + tau noise, where
+    tau^2 = sigma_t^2 - r^2 sigma_s^2 (not negative, because the signal-to-noise ratio falls with t). Bayes' rule gives
+
+        q(x_s | x_t, x_0) = N(r (sigma_s / sigma_t)^2 x_t + alpha_s (tau / sigma_t)^2 x_0, (tau sigma_s / sigma_t)^2).
+
+    The mean is alpha_s x_0 + sqrt(sigma_s^2 - std^2) noise with the noise that x_t and x_0 imply, so a DDIM step
+    whose fresh noise has this deviation is a draw from the posterior. For a variance-preserving path
+    tau^2 = 1 - r^2 (Ho et al. 2020, eq. 7); for flow matching at t = 1 r is 0 and the whole noise is drawn anew.
+    """
+    tau_squared = sigma**2 - (alpha / alpha_next * sigma_next) ** 2
+    return max(0.0, tau_squared) ** 0.5 * sigma_next / sigma
 
 
 def ddim(
@@ -68,8 +92,7 @@ def ddim(
         alpha, sigma, alpha_next, sigma_next = alphas[step], sigmas[step], alphas[step + 1], sigmas[step + 1]
         fresh = 0.0
         if eta > 0 and sigma_next > 0:
-            # Posterior variance of q(x_s | x_t, x_0): (sigma_s / sigma_t)^2 (1 - alpha_t^2 / alpha_s^2).
-            fresh = eta * (sigma_next / sigma) * max(0.0, 1 - (alpha / alpha_next) ** 2) ** 0.5
+            fresh = eta * posterior_std(alpha, sigma, alpha_next, sigma_next)
         x = alpha_next * clean + max(0.0, sigma_next**2 - fresh**2) ** 0.5 * eps
         if fresh > 0 and draw_noise is not None:
             x = x + fresh * draw_noise()
@@ -87,12 +110,11 @@ def ddpm(
     draw_noise: DrawNoise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2) with the posterior variance.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2): every step draws from q(x_s | x_t, x_0 as predicted).
 
-    With all T steps this is the paper's sampler; with fewer, the posterior between the times chosen. It is
-    DDIM with ``eta`` 1 (Song et al. 2021).
+    With all T steps of a diffusion schedule this is the paper's sampler; with fewer, the posterior between the
+    times chosen. It is DDIM with ``eta`` 1 (Song et al. 2021), and holds on any path (see `posterior_std`).
     """
-    _need_diffusion(objective, "ddpm")
     return ddim(denoise, noise, objective, times, eta=1.0, draw_noise=draw_noise, on_step=on_step)
 
 
@@ -175,8 +197,6 @@ def check_sampler(sampler: str, objective: Objective) -> None:
         raise UsageError(f"There is no sampler named {sampler!r}: known: {', '.join(SAMPLERS)}.")
     if sampler in ("euler", "heun"):
         _need_flow(objective, sampler)
-    if sampler == "ddpm":
-        _need_diffusion(objective, sampler)
 
 
 def sample(
@@ -207,8 +227,3 @@ def _need_flow(objective: Objective, sampler: str) -> None:
             f"Sampler {sampler!r} integrates a flow; this model predicts {objective.prediction}: "
             "use ddpm, ddim or dpmpp2m."
         )
-
-
-def _need_diffusion(objective: Objective, sampler: str) -> None:
-    if not isinstance(objective.path, DiffusionSchedule):
-        raise UsageError(f"Sampler {sampler!r} needs a diffusion schedule; this model is a flow: use heun or euler.")
