@@ -37,6 +37,9 @@ class SampleConfig(StageConfig):
     attributes: dict[str, str] = Field(
         default_factory=dict, description="Attribute values, for example phase_encoding: LR; others stay open."
     )
+    observation_noise: bool = Field(
+        True, description="Add what the tokenizer cannot say about a volume, as noise; false: its mean image alone."
+    )
     batch_size: int = Field(
         8, ge=1, description="Samples in the making at a time (on a CPU at most one per core); never changes a sample."
     )

@@ -158,6 +158,7 @@ def _settings(config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer)
         "GuidanceScale": config.guidance,
         "GuidanceInterval": list(config.guidance_interval) if config.guidance_interval else None,
         "Attributes": dict(sorted(config.attributes.items())),
+        "ObservationNoise": config.observation_noise and tokenizer.info.noise is not None,
         "CheckpointSHA256": model.sha256,
         "TokenizerSHA256": tokenizer.info.sha256,
     }
@@ -242,7 +243,8 @@ class SampleMaker:
     def _write(self, request: SampleRequest, latent_CTXYZ: torch.Tensor) -> None:
         info = self.tokenizer.info
         grid = info.grid
-        bold_XYZT = next(self.tokenizer.decode_blocks(latent_CTXYZ[None]))
+        noise_seeds = [request.seed] if self.config.observation_noise else None
+        bold_XYZT = next(self.tokenizer.decode_blocks(latent_CTXYZ[None], noise_seeds=noise_seeds))
         remove_leftovers(self.out / f"sub-{request.subject}")
         remove_leftovers(self.out / f"sub-{request.subject}" / "func")
         entities = naming.Entities(

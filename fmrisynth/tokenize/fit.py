@@ -6,6 +6,7 @@ The linear kinds are fitted in a few passes over the blocks; a network by stocha
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo, build_tokenizer
+from fmrisynth.models.tokenizers.noise import NoiseMoments
 from fmrisynth.models.tokenizers.patch import PatchTokenizer
 from fmrisynth.progress import track
 from fmrisynth.tokenize.source import FrameSource, iterate_frames
@@ -92,16 +94,18 @@ def mean_anatomy(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure_latents(tokenizer: Tokenizer, source: FrameSource, config: TokenizeConfig) -> None:
-    """Compute and store the mean and standard deviation of the latents over the brain's cells."""
+    """Compute and store the statistics of the latents over the brain's cells, and the observation noise."""
     generator = np.random.default_rng([config.seed, 1])
     chosen = np.sort(generator.permutation(len(source))[:STATISTICS_BLOCKS])
     inside_xyz = tokenizer.info.latent_mask_xyz
     total = torch.zeros(tokenizer.info.latent_channels, dtype=torch.float64)
     squares, n = torch.zeros_like(total), 0
+    noise = NoiseMoments(tokenizer.info.mask_XYZ)
     for frames in iterate_frames(source, config.normalisation, [int(i) for i in chosen]):
-        values_CM = (
-            tokenizer.encode(frames, batch_size=config.batch_size).movedim(1, 0)[:, :, inside_xyz].flatten(1).double()
-        )
+        latents = tokenizer.encode(frames, batch_size=config.batch_size)
+        residual = frames * tokenizer.brain_XYZ.cpu() - tokenizer.decode(latents, batch_size=config.batch_size)
+        noise.add(residual[:, 0].numpy())
+        values_CM = latents.movedim(1, 0)[:, :, inside_xyz].flatten(1).double()
         total += values_CM.sum(dim=1)
         squares += values_CM.square().sum(dim=1)
         n += values_CM.shape[1]
@@ -115,3 +119,4 @@ def measure_latents(tokenizer: Tokenizer, source: FrameSource, config: TokenizeC
             "fit longer, or with fewer channels."
         )
     tokenizer.set_latent_statistics(mean, std)
+    tokenizer.info = replace(tokenizer.info, noise=noise.finish())

@@ -4,8 +4,8 @@ Nothing outside this package knows which kind of tokenizer it holds. A tokenizer
 (`fmrisynth.data.normalisation`) to latents with a quarter of the sides, knows the grid, the brain and the
 mean reference volume of its training split, and turns latents back into BOLD-like intensities.
 
-On disk it is a folder: ``weights.safetensors``, ``reference.safetensors`` (mask and reference volume) and
-``tokenizer.json``, which is written last.
+On disk it is a folder: ``weights.safetensors``, ``reference.safetensors`` (mask, reference volume, and what is known
+of the observation noise) and ``tokenizer.json``, which is written last.
 
 Axis legend: N volumes, C latent channels, T frames, B blocks; X, Y, Z voxel axes; x, y, z latent axes.
 """
@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ from fmrisynth.config.base import Config
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.normalisation import Normalisation, denormalise
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.models.tokenizers.noise import ObservationNoise
 
 DOWNSAMPLING = 4
 """Voxels per latent cell and side."""
@@ -42,6 +43,9 @@ TOKENIZER_JSON = "tokenizer.json"
 WEIGHTS_FILE = "weights.safetensors"
 REFERENCE_FILE = "reference.safetensors"
 FORMAT = 1
+
+NOISE_STREAM = 1
+"""Tells the random numbers of the observation noise from others made with a sample's seed."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class TokenizerInfo:
         Mean reference volume of the fitting blocks, 0 outside `mask_XYZ`.
     latent_mean, latent_std : float32 tensor of shape (C,), or None before the fit is complete
         Statistics of the latents of the fitting blocks over the cells that hold brain.
+    noise : ObservationNoise or None
+        What reconstructions of the fitting blocks lack, as a random field; None if it was not measured.
     sha256 : str
         Digest of the saved tokenizer; empty before it was saved or loaded.
     provenance : mapping
@@ -84,6 +90,7 @@ class TokenizerInfo:
     reference_XYZ: np.ndarray
     latent_mean: Tensor | None = None
     latent_std: Tensor | None = None
+    noise: ObservationNoise | None = None
     sha256: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -201,7 +208,12 @@ class Tokenizer(nn.Module, ABC):
         return torch.cat(parts).to(latents_NCxyz.device)
 
     def decode_blocks(
-        self, latent_BCTXYZ: Tensor, *, reference_XYZ: np.ndarray | None = None, batch_size: int = 12
+        self,
+        latent_BCTXYZ: Tensor,
+        *,
+        reference_XYZ: np.ndarray | None = None,
+        noise_seeds: Sequence[int] | None = None,
+        batch_size: int = 12,
     ) -> Iterator[np.ndarray]:
         """Decode blocks to BOLD-like intensities, one after the other.
 
@@ -211,6 +223,8 @@ class Tokenizer(nn.Module, ABC):
             Latents of blocks, not standardised.
         reference_XYZ : array, optional
             Reference volume to build on; default: the mean reference of the fitting blocks.
+        noise_seeds : sequence of int, optional
+            One per block: add the tokenizer's observation noise, if it has any, drawn from this seed.
         batch_size : int, default 12
             Volumes decoded at a time.
 
@@ -220,10 +234,22 @@ class Tokenizer(nn.Module, ABC):
             BOLD-like intensities, 0 outside the brain.
         """
         reference = self.info.reference_XYZ if reference_XYZ is None else reference_XYZ
-        for latent_CTxyz in latent_BCTXYZ:
+        for number, latent_CTxyz in enumerate(latent_BCTXYZ):
             frames = self.decode(latent_CTxyz.transpose(0, 1), batch_size=batch_size)
             values_XYZT = frames[:, 0].permute(1, 2, 3, 0).cpu().numpy()
+            if noise_seeds is not None and self.info.noise is not None:
+                values_XYZT = values_XYZT + self._noise(noise_seeds[number], values_XYZT.shape[-1])
             yield denormalise(values_XYZT, reference, self.info.mask_XYZ, self.info.normalisation)
+
+    def _noise(self, seed: int, n_frames: int) -> np.ndarray:
+        noise = self.info.noise
+        assert noise is not None
+        if noise.n_frames != n_frames:
+            raise FmrisynthError(
+                f"the tokenizer's observation noise has {noise.n_frames} frames per block, the sample {n_frames}; "
+                "sample without it (--set observation_noise=false)."
+            )
+        return noise.draw(np.random.default_rng([seed, NOISE_STREAM]))
 
     def set_latent_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
         """Store the latent statistics of the fitting blocks."""
@@ -234,12 +260,17 @@ class Tokenizer(nn.Module, ABC):
         mean, std = self.latents_for_diffusion()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         weight_bytes = save_bytes(weights)
-        reference_bytes = save_bytes(
-            {
-                "mask": torch.from_numpy(self.info.mask_XYZ.astype(np.uint8)),
-                "reference": torch.from_numpy(self.info.reference_XYZ.astype(np.float32)),
+        reference = {
+            "mask": self.info.mask_XYZ.astype(np.uint8),
+            "reference": self.info.reference_XYZ.astype(np.float32),
+        }
+        if self.info.noise is not None:
+            reference |= {
+                "noise_std": self.info.noise.std_XYZ.astype(np.float32),
+                "noise_correlation": self.info.noise.correlation_TT,
+                "noise_neighbour_r": self.info.noise.neighbour_r_3,
             }
-        )
+        reference_bytes = save_bytes({k: torch.from_numpy(v).contiguous() for k, v in reference.items()})
         content: dict[str, Any] = {
             "format": FORMAT,
             "kind": self.kind,

@@ -14,6 +14,7 @@ from fmrisynth.data.grid import SIDE_DIVISOR, Grid
 from fmrisynth.data.normalisation import NORMALISATIONS
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers.base import Tokenizer, TokenizerInfo, read_folder
+from fmrisynth.models.tokenizers.noise import ObservationNoise
 from fmrisynth.models.tokenizers.patch import PatchTokenizer
 from fmrisynth.models.tokenizers.pooling import PoolingTokenizer
 
@@ -39,6 +40,13 @@ def build_tokenizer(config: Any, info: TokenizerInfo) -> Tokenizer:
     return _class_of(config.kind)(config, info)
 
 
+def _noise(reference: dict[str, torch.Tensor]) -> ObservationNoise | None:
+    if "noise_std" not in reference:
+        return None
+    parts = (reference[f"noise_{part}"].numpy() for part in ("std", "correlation", "neighbour_r"))
+    return ObservationNoise(*parts)
+
+
 def load_tokenizer(folder: Path, *, device: str | torch.device = "cpu") -> Tokenizer:
     """Load a tokenizer from its folder, in evaluation mode.
 
@@ -53,11 +61,12 @@ def load_tokenizer(folder: Path, *, device: str | torch.device = "cpu") -> Token
         config = _CONFIG.validate_python(content["config"])
         grid = Grid.from_json(content["grid"])
         mask_XYZ, reference_XYZ = reference["mask"].numpy() > 0, reference["reference"].numpy()
+        noise = _noise(reference)
         mean, std = (torch.tensor(content[key], dtype=torch.float32) for key in ("latent_mean", "latent_std"))
         info = TokenizerInfo(
             kind=str(content["kind"]), normalisation=content["normalisation"], grid=grid, tr_s=float(content["tr_s"]),
             n_frames=int(content["n_frames"]), latent_channels=int(content["latent_channels"]), mask_XYZ=mask_XYZ,
-            reference_XYZ=reference_XYZ, latent_mean=mean, latent_std=std, sha256=content["sha256"],
+            reference_XYZ=reference_XYZ, latent_mean=mean, latent_std=std, noise=noise, sha256=content["sha256"],
             provenance=content.get("provenance", {}),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, ValidationError) as error:
@@ -72,6 +81,7 @@ def load_tokenizer(folder: Path, *, device: str | torch.device = "cpu") -> Token
         and mean.shape == std.shape == (n_channels,)
         and bool(torch.isfinite(mean).all())
         and bool((std > 0).all())
+        and (noise is None or (noise.is_sound() and noise.std_XYZ.shape == grid.shape))
     )
     if not sound:
         raise FmrisynthError(f"{folder}: the tokenizer's parts contradict each other; get it again.")

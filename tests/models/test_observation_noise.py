@@ -1,0 +1,75 @@
+"""Observation noise against what it was measured on."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from fmrisynth.models.tokenizers.noise import NoiseMoments, ObservationNoise, matrix_root, smoothing_kernel
+
+SHAPE = (16, 16, 16)
+
+
+def planted(rng, n_blocks, n_frames=6):
+    """Smooth, autocorrelated noise with a standard deviation that differs between voxels."""
+    std_XYZ = 0.5 + rng.random(SHAPE)
+    white = rng.standard_normal((n_blocks, n_frames, *SHAPE))
+    for t in range(1, n_frames):
+        white[:, t] = 0.6 * white[:, t - 1] + 0.8 * white[:, t]
+    smooth = np.stack([[gaussian_filter(frame, 0.7, mode="wrap") for frame in block] for block in white])
+    return smooth / smooth.std() * std_XYZ
+
+
+def test_drawn_noise_has_the_statistics_of_the_residuals():
+    rng = np.random.default_rng(0)
+    mask_XYZ = np.zeros(SHAPE, bool)
+    mask_XYZ[2:-2, 2:-2, 2:-2] = True
+    moments = NoiseMoments(mask_XYZ)
+    for block in planted(rng, 60) * mask_XYZ:
+        moments.add(block.astype(np.float32))
+    noise = moments.finish()
+    assert noise is not None
+    assert noise.is_sound()
+    again = NoiseMoments(mask_XYZ)
+    for _ in range(60):
+        again.add(np.moveaxis(noise.draw(rng), -1, 0) * mask_XYZ)
+    drawn = again.finish()
+    assert drawn is not None
+    ratio = drawn.std_XYZ[mask_XYZ] / noise.std_XYZ[mask_XYZ]
+    assert abs(np.median(ratio) - 1) < 0.02
+    assert np.corrcoef(drawn.std_XYZ[mask_XYZ], noise.std_XYZ[mask_XYZ])[0, 1] > 0.9
+    np.testing.assert_allclose(drawn.correlation_TT, noise.correlation_TT, atol=0.02)
+    np.testing.assert_allclose(drawn.neighbour_r_3, noise.neighbour_r_3, atol=0.03)
+    assert not drawn.std_XYZ[~mask_XYZ].any()
+
+
+def test_the_same_seed_draws_the_same_noise():
+    noise = ObservationNoise(np.ones(SHAPE, np.float32), np.eye(3), np.array([0.5, 0.3, 0.0]))
+    first, second = noise.draw(np.random.default_rng([7, 1])), noise.draw(np.random.default_rng([7, 1]))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (*SHAPE, 3)
+    assert first.dtype == np.float32
+    assert not np.array_equal(first, noise.draw(np.random.default_rng([8, 1])))
+
+
+@given(st.floats(0, 0.85))
+@settings(max_examples=30, deadline=None)
+def test_smoothing_kernel_gives_the_correlation_asked_for(r):
+    kernel = smoothing_kernel(r)
+    assert np.square(kernel).sum() == pytest.approx(1)
+    assert kernel[1:] @ kernel[:-1] == pytest.approx(r, abs=1e-6)
+
+
+def test_matrix_root():
+    a = np.random.default_rng(0).standard_normal((5, 8))
+    root = matrix_root(a @ a.T)
+    np.testing.assert_allclose(root @ root, a @ a.T, atol=1e-10)
+
+
+def test_nothing_to_measure_is_no_noise():
+    mask = np.ones(SHAPE, bool)
+    assert NoiseMoments(mask).finish() is None
+    moments = NoiseMoments(mask)
+    moments.add(np.zeros((4, *SHAPE), np.float32))
+    assert moments.finish() is None
