@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.models.blocks import FilmConvBlock, TransformerBlock
-from fmrisynth.train.distributed import World
+from fmrisynth.models.distributed import World
 
 
 @dataclass

@@ -28,10 +28,10 @@ from fmrisynth.diffusion.prior import MomentAccumulator, Prior
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
+from fmrisynth.models.distributed import World, join_world
 from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar
 from fmrisynth.train.batches import Batch, BatchMaker
 from fmrisynth.train.dataset import TrainingLatents
-from fmrisynth.train.distributed import World, join_world
 from fmrisynth.train.engine import wrap_network
 from fmrisynth.train.runlog import RunLog
 from fmrisynth.train.state import (

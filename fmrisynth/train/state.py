@@ -32,7 +32,7 @@ from fmrisynth.models.checkpoint import (
     list_checkpoints,
     load_tensors,
 )
-from fmrisynth.train.distributed import World
+from fmrisynth.models.distributed import World
 
 STATE_NAME = "state.json"
 MODEL_NAME = "model.safetensors"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.prior import Prior
+from fmrisynth.models.distributed import World
 from fmrisynth.train.batches import LatentSource, derive_seed
-from fmrisynth.train.distributed import World
 
 N_BINS = 5  # noise levels reported separately, from clean to noisy
 
