@@ -9,9 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from fmrisynth.errors import FmrisynthError
+
 log = logging.getLogger("fmrisynth")
 
 T = TypeVar("T")
+
+
+def reason_of(who: str, error: Exception) -> str:
+    """One sentence for `StageSummary.failed`; an error that is not ours is logged, with its traceback under ``-v``."""
+    if isinstance(error, FmrisynthError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"{who}: not enough memory ({error or 'allocation failed'}); ask the scheduler for more, then run again."
+    log.error("%s failed with an unexpected error; run with -v to see where", who)
+    log.debug("%s", who, exc_info=error)
+    return f"{who}: unexpected {type(error).__name__}: {error}"
 
 
 @dataclass

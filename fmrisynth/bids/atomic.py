@@ -1,18 +1,26 @@
-"""Files appear under their final name only when they are whole."""
+"""Files appear under their final name only when they are whole, whoever else writes beside."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fmrisynth.errors import FmrisynthError
 
+T = TypeVar("T")
+
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+_PREFIX = ".tmp-"
 
 
 @contextmanager
@@ -20,46 +28,95 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` on success, delete it on failure.
 
     The temporary name starts with a dot and ends with `path`'s own suffixes, so that writers that look
-    at the extension work, and directory scans that skip hidden files never see half a file.
+    at the extension work, and directory scans that skip hidden files never see half a file. It carries the
+    owner's machine and process, so that two processes never share one.
 
     Raises
     ------
     FmrisynthError
         If the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         apply_umask(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise FmrisynthError(
-            f"{path}: could not be written ({error.strerror or error}); free space or fix the permissions, "
-            "then run the same command again: it continues where it stopped."
-        ) from error
+        _discard(temporary)
+        raise not_written(path, error) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that only this process uses."""
+    return path.with_name(f"{_PREFIX}{owner()}.{path.name}")
+
+
+def not_written(path: Path, error: OSError) -> FmrisynthError:
+    """The sentence for a file that the disk or its permissions refuse."""
+    return FmrisynthError(
+        f"{path}: could not be written ({error.strerror or error}); free space or fix the permissions, "
+        "then run the same command again: it continues where it stopped."
+    )
+
+
+def owner() -> str:
+    """This process among all that may share a file system: machine, process number, time of its start.
+
+    The time, in ticks since the machine started, tells a process from a later one with the same number.
+    """
+    return f"{_place()}-{os.getpid()}-{_started(os.getpid())}"
+
+
+def may_be_running(name: str) -> bool:
+    """Whether the process of an `owner` may be at work; False only if it certainly is not."""
+    place, _, rest = name.partition("-")
+    pid, _, started = rest.partition("-")
+    if place != _place() or not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return _started(int(pid)) in (started, "0")
+
+
+def is_running_here(name: str) -> bool:
+    """Whether the process of an `owner` certainly is at work, on this machine."""
+    return name.partition("-")[0] == _place() and may_be_running(name)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that killed processes of this machine left in a folder (not below it)."""
-    for path in folder.glob(".[0-9]*.*"):
-        owner = path.name.split(".")[1]
-        if owner.isdigit() and not _is_running(int(owner)):
-            path.unlink(missing_ok=True)
+    for path in folder.glob(f"{_PREFIX}*"):
+        if not may_be_running(path.name.removeprefix(_PREFIX).partition(".")[0]):
+            _discard(path)
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def remove_temporaries(folder: Path) -> None:
+    """Delete every temporary file in and below a folder; only for who holds the lock on it."""
+    for path in folder.rglob(f"{_PREFIX}*"):
+        _discard(path)
+
+
+def settle(look: Callable[[], T], write: Callable[[T], object]) -> T:
+    """Write a summary of what lies on disk, and again until nothing was added meanwhile.
+
+    Processes that each finish a part and then write the summary of all need no lock: who writes last has looked
+    after writing.
+    """
+    found = look()
+    while True:
+        write(found)
+        again = look()
+        if again == found:
+            return found
+        found = again
 
 
 def apply_umask(path: Path) -> None:
@@ -81,3 +138,31 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write an indented JSON file atomically; NaN and infinity are refused, not written."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@cache
+def _place() -> str:
+    """Where process numbers mean the same: a machine, or a container with its own process numbers."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        namespace = 0
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
+
+
+def _started(pid: int) -> str:
+    """Start of a process in ticks since boot; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "0"
+
+
+def _discard(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError:
+        pass  # what cannot be removed does no harm: nobody reads it

@@ -7,7 +7,6 @@ afterwards, so jobs of an array never lock each other out.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections import defaultdict
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from fmrisynth.bids.atomic import temporary_name
 from fmrisynth.bids.events import read_events
 from fmrisynth.bids.hcp import HcpSource, is_hcp_tree
 from fmrisynth.bids.naming import parse_entities
@@ -333,7 +333,7 @@ def _build_database(root: Path, database: Path, options: dict) -> None:
     from bids import BIDSLayout
 
     log.info("Building the pybids index of %s in %s", root, database)
-    temporary = database.with_name(f".{os.getpid()}.{database.name}")
+    temporary = temporary_name(database)
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         layout = BIDSLayout(root, database_path=temporary, **options)

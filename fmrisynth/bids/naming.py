@@ -17,7 +17,7 @@ ENTITY_ORDER = (
 )  # fmt: skip
 
 IGNORED_PATTERNS = (
-    "*.html", "*_boldref.nii.gz", "*_boldref.json", "*_statmap.nii.gz", "*_statmap.json", "*_timeseries.tsv",
+    "*.html", "*_boldref.nii.gz", "*_boldref.nii", "*_boldref.json", "*_statmap.nii.gz", "*_statmap.json", "*_timeseries.tsv",
     "*_design.tsv",
     "figures", "group", "logs", "*_preview.png", "metrics.json", "ground_truth",
     "latents", "glm", "synthetic", "synthetic-glm", "evaluation",
@@ -95,9 +95,19 @@ def parse_entities(name: str) -> dict[str, str]:
     return found | {"suffix": suffix, "extension": dot + extension}
 
 
-def block_bold(entities: Entities, desc: str) -> Path:
+def image_extension(path: Path) -> str:
+    """``.nii`` or ``.nii.gz``, as the path ends."""
+    return ".nii" if path.name.endswith(".nii") else ".nii.gz"
+
+
+def image_sidecar(path: Path) -> Path:
+    """The JSON file beside an image."""
+    return path.with_name(path.name.removesuffix(image_extension(path)) + ".json")
+
+
+def block_bold(entities: Entities, desc: str, extension: str = ".nii.gz") -> Path:
     """A block's 4D image."""
-    return entities.path("bold", ".nii.gz", desc=desc)
+    return entities.path("bold", extension, desc=desc)
 
 
 def block_companion(bold: Path, kind: str) -> Path:
@@ -106,19 +116,20 @@ def block_companion(bold: Path, kind: str) -> Path:
     Parameters
     ----------
     bold : Path
-        The block's 4D image.
+        The block's 4D image; the other images have its extension.
     kind : {"sidecar", "reference", "mask", "events"}
         JSON sidecar; temporal mean of the source run; brain mask; events table.
     """
-    stem = bold.name.removesuffix("_bold.nii.gz")
     if kind == "sidecar":
-        return bold.with_name(f"{stem}_bold.json")
+        return image_sidecar(bold)
+    extension = image_extension(bold)
+    stem = bold.name.removesuffix(f"_bold{extension}")
     parts = stem.split("_")
     plain = "_".join(part for part in parts if not part.startswith("desc-"))
     if kind == "reference":
-        return bold.with_name(f"{plain}_boldref.nii.gz")
+        return bold.with_name(f"{plain}_boldref{extension}")
     if kind == "mask":
-        return bold.with_name(f"{plain}_desc-brain_mask.nii.gz")
+        return bold.with_name(f"{plain}_desc-brain_mask{extension}")
     if kind == "events":
         bare = "_".join(p for p in parts if not p.startswith(("desc-", "space-", "res-")))
         return bold.with_name(f"{bare}_events.tsv")

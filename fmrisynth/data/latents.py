@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import atomic_path
+from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.data.blocks import ATTRIBUTES, Block
 from fmrisynth.errors import FmrisynthError
@@ -214,8 +214,7 @@ def write_subject(root: Path, subject: str, latents_BCTXYZ: Tensor, blocks: Sequ
         raise FmrisynthError(
             f"{shard}: refused to write latents that are not finite; the tokenizer or the block is broken."
         )
-    with atomic_path(shard) as temporary:
-        save_file({TENSOR: latents_BCTXYZ.float().contiguous()}, temporary)
+    write_bytes(shard, save_tensors({TENSOR: latents_BCTXYZ.float().contiguous()}))
     rows = [
         {
             "row": number, "condition": block.condition, "split": block.split, "onset_s": block.onset_s,

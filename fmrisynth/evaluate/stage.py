@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fmrisynth import __version__
-from fmrisynth.bids.atomic import write_json, write_text
+from fmrisynth.bids.atomic import remove_leftovers, write_json, write_text
+from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, analyse
@@ -26,7 +28,11 @@ REPORT = Path("report.html")
 
 def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig) -> StageSummary:
     """Evaluate and write (see `fmrisynth.evaluate.evaluate_datasets`)."""
-    with TemporaryDirectory(prefix="fmrisynth-evaluate-") as work:
+    with exclusive(out, "evaluation", wait=False), TemporaryDirectory(prefix="fmrisynth-evaluate-") as work:
+        for folder in (out, out / "logs"):
+            remove_leftovers(folder)
+        for scratch in out.glob(".training-*"):  # of a killed call: who has the lock is alone here
+            shutil.rmtree(scratch, ignore_errors=True)
         return _run(out, real, synthetic, config, choose_cohorts(real, synthetic, config, Path(work)))
 
 

@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids import naming
+from fmrisynth.bids.atomic import remove_temporaries
+from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.grid import NATIVE_SPACE, make_grid
+from fmrisynth.data.nifti import read_header
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import Contrast, camel_case, parse_contrast
 from fmrisynth.glm.maps import read_index, write_index
 from fmrisynth.glm.stage import SubjectResult, chosen_subjects, write_subject_contrast
 from fmrisynth.glm.statistics import Estimate
-from fmrisynth.progress import log, track
+from fmrisynth.progress import log, reason_of, track
 
 MOTION = re.compile(r"^(trans|rot)_[xyz]$")
 TISSUE = ("csf", "white_matter")
@@ -46,7 +49,7 @@ class Run:
         return self.entities.get("task", "task")
 
 
-def find_runs(dataset: Path, task: str | None = None) -> dict[str, list[Run]]:
+def find_runs(dataset: Path, task: str | None = None, *, failed: dict[str, str] | None = None) -> dict[str, list[Run]]:
     """Runs with events of a BIDS dataset, by subject.
 
     Preprocessed images (``desc-preproc``) below the dataset are preferred over raw ones; among them, MNI
@@ -58,6 +61,8 @@ def find_runs(dataset: Path, task: str | None = None) -> dict[str, list[Run]]:
         BIDS root, fMRIPrep derivatives, or a BIDS root with ``derivatives/fmriprep``.
     task : str, optional
         Only this task.
+    failed : dict, optional
+        Takes the subjects with a run that cannot be used, and why; without it the first one is raised.
 
     Raises
     ------
@@ -93,10 +98,17 @@ def find_runs(dataset: Path, task: str | None = None) -> dict[str, list[Run]]:
             ),
             None,
         )
+        try:
+            timing = _timing(dataset, path)
+        except FmrisynthError as error:
+            if failed is None:
+                raise
+            failed[entities["sub"]] = str(error)
+            continue
         runs.setdefault(entities["sub"], []).append(
-            Run(path, events, mask if mask.exists() else None, confounds, *_timing(dataset, path), entities)
+            Run(path, events, mask if mask.exists() else None, confounds, *timing, entities)
         )
-    if not runs:
+    if not runs and not failed:
         asked = f" of task {task!r}" if task else ""
         raise FmrisynthError(
             f"{dataset}: found {len(images)} BOLD images and no run{asked} with an events file; point to the BIDS root that "
@@ -149,15 +161,7 @@ def _timing(dataset: Path, bold: Path) -> tuple[float, float | None]:
     value = keys.get("RepetitionTime")
     if isinstance(value, (int, float)) and 0 < value < 60:
         return float(value), start_s
-    import nibabel as nib
-
-    try:
-        header: Any = nib.load(bold).header
-    except Exception as error:
-        raise FmrisynthError(f"{bold}: cannot be read as NIfTI ({error}); get the file again.") from None
-    value = float(header.get_zooms()[3]) if len(header.get_zooms()) > 3 else 0.0
-    if header.get_xyzt_units()[1] == "msec":
-        value /= 1000.0
+    value = read_header(bold).tr_s
     if not 0 < value < 60:
         raise FmrisynthError(f"{bold}: neither its JSON nor its header has a repetition time; add RepetitionTime.")
     return value, start_s
@@ -229,22 +233,30 @@ def fit_dataset(
     dataset: Path, out: Path, config: GlmConfig, participant_labels: Sequence[str] | None = None
 ) -> tuple[list[SubjectResult], dict[str, str]]:
     """Fit every subject and task; see `fmrisynth.glm.run_glm`."""
-    found = find_runs(dataset, config.task)
-    found = {subject: found[subject] for subject in chosen_subjects(dataset, list(found), participant_labels)}
-    known = {
-        safe_name(str(t)) for runs in found.values() for run in runs for t in read_events(run.events)["trial_type"]
-    }
-    for formula in config.contrasts:
-        parse_contrast(_local(formula, known, found), sorted(known))
-    results, failed = [], {}
-    for subject, runs in track(list(found.items()), "GLM of runs", total=len(found)):
+    results: list[SubjectResult] = []
+    failed: dict[str, str] = {}
+    found = find_runs(dataset, config.task, failed=failed)
+    chosen = chosen_subjects(dataset, sorted({*found, *failed}), participant_labels)
+    failed = {subject: reason for subject, reason in failed.items() if subject in chosen}
+    found = {subject: found[subject] for subject in chosen if subject in found and subject not in failed}
+    known: set[str] = set()
+    for subject, runs in list(found.items()):
         try:
-            results.append(fit_subject_runs(subject, runs, out, config))
-        except UsageError:
-            raise
+            known |= {safe_name(str(t)) for run in runs for t in read_events(run.events)["trial_type"]}
         except FmrisynthError as error:
             failed[subject] = str(error)
-            log.warning("sub-%s: %s", subject, error)
+            del found[subject]
+    if not found:
+        return results, failed
+    for formula in config.contrasts:
+        parse_contrast(_local(formula, known, found), sorted(known))
+    for subject, runs in track(list(found.items()), "GLM of runs", total=len(found)):
+        try:
+            with exclusive(out, f"sub-{subject}"):
+                results.append(fit_subject_runs(subject, runs, out, config))
+        except Exception as error:
+            failed[subject] = reason_of(f"sub-{subject}", error)
+            log.warning("sub-%s: %s", subject, failed[subject])
     return results, failed
 
 
@@ -281,6 +293,7 @@ def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmCo
     finished = read_index(out, subject, settings)
     if finished is not None:
         return SubjectResult(base, list(finished))
+    remove_temporaries(out / f"sub-{subject}")
     rows: list[dict[str, Any]] = []
     tasks = dict.fromkeys(run.task for run in runs)
     for task in tasks:
@@ -307,7 +320,7 @@ def first_level_model(runs: Sequence[Run], config: GlmConfig):
     from nilearn.masking import intersect_masks
 
     drift = config.resolved_drift
-    masks = [str(run.mask) for run in runs if run.mask is not None]
+    masks = [str(read_header(run.mask).path) for run in runs if run.mask is not None]
     trs = {round(run.tr_s, 4) for run in runs}
     if len(trs) > 1:
         raise FmrisynthError(
@@ -332,11 +345,8 @@ def first_level_model(runs: Sequence[Run], config: GlmConfig):
 
     images, events, confounds = [], [], []
     for run in runs:
-        try:
-            image: Any = nib.load(run.bold)
-            shape = image.shape
-        except Exception as error:
-            raise FmrisynthError(f"{run.bold}: cannot be read as NIfTI ({error}); get the file again.") from None
+        shape = read_header(run.bold).shape  # checked against the size of the file before nilearn takes memory
+        image: Any = nib.load(run.bold)
         if len(shape) != 4 or shape[3] < 10:
             raise FmrisynthError(f"{run.bold}: expected a 4D run of at least 10 frames, found shape {shape}.")
         images.append(image)

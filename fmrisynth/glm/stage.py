@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids import naming
+from fmrisynth.bids.atomic import remove_leftovers, remove_temporaries
+from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.conditions import load_table
 from fmrisynth.config.glm import GlmConfig
@@ -21,7 +23,7 @@ from fmrisynth.glm.effects import combine_conditions, fit_subject
 from fmrisynth.glm.maps import combine_subjects, grid_of, read_index, write_index, write_maps
 from fmrisynth.glm.statistics import Estimate
 from fmrisynth.glm.windows import common_mask, iterate_windows
-from fmrisynth.progress import StageSummary, log, track
+from fmrisynth.progress import StageSummary, log, reason_of, track
 
 STATS = ("effect", "variance", "z")
 
@@ -50,6 +52,8 @@ def run_stage(
         readme=f"GLM maps written by `fmrisynth glm --unit {config.unit}`. Effects are percent signal change.",
     )  # fmt: skip
     write_run_log(out, "glm", config)
+    for folder in (out, out / "group", out / "logs", out / "figures"):
+        remove_leftovers(folder)
     if config.unit == "run":
         from fmrisynth.glm.runs import fit_dataset
 
@@ -63,7 +67,8 @@ def run_stage(
             f"{dataset}: no subject could be analysed ({reasons or 'none matched the split or task'})."
         )
     if group:
-        _write_group(dataset, out, results, summary)
+        with exclusive(out, "group"):  # maps and sidecars of one call stay together
+            _write_group(dataset, out, results, summary)
     else:
         summary.lines.append(f"{len(results)} subjects' maps in {out}.")
     return summary
@@ -96,26 +101,32 @@ def contrast_task(contrast: Contrast) -> str | None:
 def _fit_block_dataset(
     dataset: Path, out: Path, config: GlmConfig, participant_labels: Sequence[str] | None
 ) -> tuple[list[SubjectResult], dict[str, str]]:
-    results, failed = [], {}
+    results: list[SubjectResult] = []
+    failed: dict[str, str] = {}
     subjects = chosen_subjects(dataset, subjects_of(dataset), participant_labels)
     # Formulas are checked against all conditions first: a misspelling must not cost an hour of fitting.
     chosen = {}
     for subject in subjects:
-        blocks = [b for b in read_subject(dataset, subject) if config.split is None or b.split == config.split]
+        try:
+            blocks = [b for b in read_subject(dataset, subject) if config.split is None or b.split == config.split]
+        except FmrisynthError as error:
+            failed[subject] = str(error)
+            continue
         if blocks:
             chosen[subject] = blocks
+    if not chosen and failed:
+        return results, failed
     if not chosen:
         raise UsageError(f"{dataset}: no subject is in split {config.split!r}; leave the split out to use all.")
     known = list(dict.fromkeys(block.condition for blocks in chosen.values() for block in blocks))
     contrasts = condition_contrasts(known, config.contrasts)
     for subject in track(list(chosen), "GLM", total=len(chosen)):
         try:
-            results.append(_fit_block_subject(subject, chosen[subject], contrasts, out, config))
-        except UsageError:
-            raise
-        except FmrisynthError as error:
-            failed[subject] = str(error)
-            log.warning("sub-%s: %s", subject, error)
+            with exclusive(out, f"sub-{subject}"):
+                results.append(_fit_block_subject(subject, chosen[subject], contrasts, out, config))
+        except Exception as error:
+            failed[subject] = reason_of(f"sub-{subject}", error)
+            log.warning("sub-%s: %s", subject, failed[subject])
     return results, failed
 
 
@@ -137,6 +148,7 @@ def _fit_block_subject(
     finished = read_index(out, subject, settings)
     if finished is not None:
         return SubjectResult(base, list(finished))
+    remove_temporaries(out / f"sub-{subject}")
     grid = common_grid(blocks)
     mask_XYZ = common_mask(blocks, grid, config.min_reference_fraction)
     fitted = fit_subject(iterate_windows(blocks, mask_XYZ, grid, config), config)

@@ -40,8 +40,13 @@ def write_subject_report(out: Path, plan: SubjectPlan, split: str, counts: Mappi
     write_json(out / subject_report_path(plan.subject), content)
 
 
-def write_dataset_report(out: Path, subjects: Iterable[str], failed: Mapping[str, str]) -> dict[str, Any]:
-    """Add up the participants' counts and write ``logs/prepare_report.json``."""
+def write_dataset_report(out: Path, subjects: Iterable[str], failed: Mapping[str, str]) -> None:
+    """Write ``logs/prepare_report.json``."""
+    write_json(out / DATASET_REPORT, dataset_report(out, subjects, failed))
+
+
+def dataset_report(out: Path, subjects: Iterable[str], failed: Mapping[str, str]) -> dict[str, Any]:
+    """Add up the participants' counts."""
     conditions: dict[str, dict[str, Any]] = {}
     splits: Counter[str] = Counter()
     notes: dict[str, list[str]] = {}
@@ -54,15 +59,13 @@ def write_dataset_report(out: Path, subjects: Iterable[str], failed: Mapping[str
         if content["Notes"]:
             notes[subject] = content["Notes"]
         add_counts(conditions, content["Conditions"])
-    report = {
+    return {
         "Participants": sum(splits.values()),
         "Splits": {name: splits.get(name, 0) for name in ("train", "val", "test")},
         "Conditions": conditions,
         "Notes": notes,
         "Failed": dict(failed),
     }
-    write_json(out / DATASET_REPORT, report)
-    return report
 
 
 def add_counts(total: dict[str, dict[str, Any]], more: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 import yaml
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import write_text
+from fmrisynth.bids.atomic import remove_leftovers, settle, write_text
+from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.bids.sources import choose_subjects, read_json, read_participants
@@ -40,7 +40,7 @@ from fmrisynth.prepare.plan import (
     open_job,
     plan_subject,
 )
-from fmrisynth.progress import StageSummary, log, track
+from fmrisynth.progress import StageSummary, log, reason_of, track
 
 SETTINGS = Path("logs", "prepare_config.yaml")
 """The settings a dataset was begun with; a later call must have the same."""
@@ -64,7 +64,7 @@ def plan_prepare(source: Path, config: PrepareConfig, *, participant_labels: Seq
         try:
             plan = plan_subject(job, subject)
         except Exception as error:
-            lines.append(f"sub-{subject}: cannot be prepared: {_reason(subject, error)}")
+            lines.append(f"sub-{subject}: cannot be prepared: {reason_of(f'sub-{subject}', error)}")
             continue
         lines.append(f"sub-{subject} ({job.split_of(subject)}): {plan.n_windows} blocks")
         for run in plan.runs:
@@ -89,27 +89,20 @@ def prepare_dataset(
     people = read_participants(source)
     _check_out(source, out)
     check_labels(job, [subject for subject in subjects if not is_finished(out, subject)])
-    _begin(out, source, config)
+    with exclusive(out, "settings"):
+        _begin(out, source, config)
 
     failed: dict[str, str] = {}
     already = [subject for subject in subjects if is_finished(out, subject)]
     todo = [subject for subject in subjects if subject not in set(already)]
     for subject in track(todo, "Preparing participants"):
         try:
-            _prepare_subject(job, out, subject, people.get(subject, {}))
+            with exclusive(out, f"sub-{subject}"):
+                if not is_finished(out, subject):  # another process may have been at it
+                    _prepare_subject(job, out, subject, people.get(subject, {}))
         except Exception as error:
-            failed[subject] = _reason(subject, error)
-    whole = participant_labels is None
-    return _finish(job, out, people, failed, n_already=len(already), n_new=len(todo) - len(failed), whole=whole)
-
-
-def _reason(subject: str, error: Exception) -> str:
-    """One sentence for the summary; an error that is not ours is logged with its traceback."""
-    if isinstance(error, FmrisynthError):
-        return str(error)
-    log.error("sub-%s failed with an unexpected error; run with -v to see where", subject)
-    log.debug("sub-%s", subject, exc_info=error)
-    return f"unexpected {type(error).__name__}: {error}"
+            failed[subject] = reason_of(f"sub-{subject}", error)
+    return _finish(job, out, people, failed, n_already=len(already), n_new=len(todo) - len(failed))
 
 
 def _check_out(source: Path, out: Path) -> None:
@@ -120,8 +113,9 @@ def _check_out(source: Path, out: Path) -> None:
     if description.exists():
         makers = read_json(description).get("GeneratedBy") or [{}]
         ours = makers[0].get("Name") == "fmrisynth"
-    if not (out / SETTINGS).exists():
-        ours = ours and not any(path.is_dir() for path in out.glob("sub-*"))
+    has_subjects = any(path.is_dir() for path in out.glob("sub-*"))
+    if has_subjects and not (out / SETTINGS).exists():  # in this order: another process writes them the other way round
+        ours = False
     if not ours:
         raise UsageError(
             f"{out}: expected an empty folder or a dataset begun by `fmrisynth prepare`; choose another one."
@@ -311,28 +305,14 @@ def _remove_strays(out: Path, subject: str, blocks: Sequence[Block]) -> None:
             path.unlink()
 
 
-def _remove_temporaries(out: Path) -> None:
-    """Delete temporary files of killed calls outside the participants' folders."""
-    for folder in (out, out / "logs", out / "logs" / "prepare"):
-        for path in folder.glob(".*.*"):
-            owner = path.name.split(".")[1]
-            if owner.isdigit() and int(owner) != os.getpid() and path.is_file():
-                path.unlink(missing_ok=True)
-
-
 def _finish(
     job: Job, out: Path, people: Mapping[str, Mapping[str, str]], failed: dict[str, str], *,
-    n_already: int, n_new: int, whole: bool,
+    n_already: int, n_new: int,
 ) -> StageSummary:  # fmt: skip
-    try:
-        finished = subjects_of(out)
-    except FmrisynthError:
-        finished = []
-    content = report.write_dataset_report(out, finished, failed)
-    if finished:
-        _write_participants(out, finished, people)
-    if whole:
-        _remove_temporaries(out)
+    finished = settle(lambda: _finished_subjects(out), lambda subjects: _write_lists(out, subjects, people, failed))
+    content = report.dataset_report(out, finished, failed)
+    for folder in (out, out / "logs", out / "logs" / "prepare"):
+        remove_leftovers(folder)
     summary = StageSummary(failed=failed)
     summary.lines += report.table_lines(content["Conditions"])
     already = f", {n_already} had been there" if n_already else ""
@@ -353,6 +333,21 @@ def _finish(
         )
     summary.lines.append(f"Details: {out / report.DATASET_REPORT}")
     return summary
+
+
+def _finished_subjects(out: Path) -> list[str]:
+    try:
+        return subjects_of(out)
+    except FmrisynthError:
+        return []
+
+
+def _write_lists(
+    out: Path, subjects: Sequence[str], people: Mapping[str, Mapping[str, str]], failed: Mapping[str, str]
+) -> None:
+    report.write_dataset_report(out, subjects, failed)
+    if subjects:
+        _write_participants(out, subjects, people)
 
 
 def _write_participants(out: Path, subjects: Sequence[str], people: Mapping[str, Mapping[str, str]]) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import write_json, write_text
+from fmrisynth.bids.atomic import remove_leftovers, remove_temporaries, settle, write_json, write_text
+from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.conditions import load_table, suggest
 from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.data.blocks import Block, finish_subject, is_finished, write_block
 from fmrisynth.data.splits import split_of
-from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.progress import StageSummary, log, track
+from fmrisynth.errors import UsageError
+from fmrisynth.progress import StageSummary, log, reason_of, track
 from fmrisynth.simulate import truth
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
 from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomSubject, subject_index
@@ -39,13 +40,16 @@ _FREE_TO_CHANGE = {"n_subjects", "first_subject"}
 def write_cohort(out: Path, config: SimulateConfig) -> StageSummary:
     """See `fmrisynth.simulate.simulate_cohort`."""
     labels = _block_conditions(config) if config.layout == "blocks" else _all_conditions(config)
-    _claim_folder(out, config)
+    with exclusive(out, "settings"):
+        _claim_folder(out, config)
+    for folder in (out, out / "logs", out / "ground_truth", out / "ground_truth" / "group"):
+        remove_leftovers(folder)
     grid = STANDARD if config.layout == "blocks" else HCP_2MM if config.resolution_mm == 2 else MNI_3MM_FULL
     phantom = Phantom(config, grid)
     subjects = [phantom.subject(config.first_subject + i) for i in range(config.n_subjects)]
     if config.layout != "hcp":
         write_dataset_description(out, NAME, synthetic=True, readme=README)
-    _write_people(out, phantom, subjects)
+    _write_people(out, phantom, {subject.label for subject in subjects})
     write_run_log(out / "ground_truth" if config.layout == "hcp" else out, "simulate", config)
     if config.write_truth:
         truth.write_group(out, phantom, labels)
@@ -55,14 +59,15 @@ def write_cohort(out: Path, config: SimulateConfig) -> StageSummary:
     for index in track([subject.index for subject in subjects], "Simulating subjects", total=len(subjects)):
         subject = phantom.subject(index)
         try:
-            written, units = _write_subject(out, subject, labels, config)
-        except FmrisynthError as error:
-            log.warning("%s", error)
-            summary.failed[subject.label] = str(error)
+            with exclusive(out, subject.label):
+                written, units = _write_subject(out, subject, labels, config)
+        except Exception as error:
+            summary.failed[subject.label] = reason_of(subject.label, error)
+            log.warning("%s", summary.failed[subject.label])
             continue
         n_written += written
         n_units += units
-    _write_people(out, phantom, subjects)  # again: other jobs may have added theirs meanwhile
+    _write_people(out, phantom, {subject.label for subject in subjects})  # again: other jobs may have added theirs
     unit = "block instances" if config.layout == "blocks" else "runs"
     summary.lines.append(
         f"Phantom cohort of {config.n_subjects} subjects at {out}: {n_units} {unit}"
@@ -75,8 +80,7 @@ def write_cohort(out: Path, config: SimulateConfig) -> StageSummary:
 def _write_subject(out: Path, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> tuple[int, int]:
     """Write one subject; returns how many units were written now, and how many there are."""
     folder = out / (subject.label if config.layout == "hcp" else f"sub-{subject.label}")
-    for stray in folder.rglob(".[0-9]*.*"):  # halves of files that a killed call left; nobody else writes here
-        stray.unlink(missing_ok=True)
+    remove_temporaries(folder)  # halves of files that a killed call left; who has the lock is alone here
     if config.layout == "blocks":
         written, total = _write_blocks(out, subject, labels, config)
     else:
@@ -167,16 +171,22 @@ def _claim_folder(out: Path, config: SimulateConfig) -> None:
     write_json(path, kept)
 
 
-def _write_people(out: Path, phantom: Phantom, subjects: list[PhantomSubject]) -> None:
+def _write_people(out: Path, phantom: Phantom, own: set[str]) -> None:
     """Write who is in the cohort: these subjects, and those that other calls wrote into the folder."""
     prefix = "" if phantom.config.layout == "hcp" else "sub-"
-    labels = {subject.label for subject in subjects}
-    labels |= {path.name.removeprefix(prefix) for path in out.glob(f"{prefix}9[0-9][0-9][0-9][0-9][0-9]")}
-    people = [phantom.subject(subject_index(label)) for label in sorted(labels)]
-    if phantom.config.layout == "hcp":
-        write_text(out / "families.csv", _families_csv(people))
-    else:
-        _write_participants(out, people)
+
+    def look() -> list[str]:
+        found = {path.name.removeprefix(prefix) for path in out.glob(f"{prefix}9[0-9][0-9][0-9][0-9][0-9]")}
+        return sorted(own | found)
+
+    def write(labels: list[str]) -> None:
+        people = [phantom.subject(subject_index(label)) for label in labels]
+        if phantom.config.layout == "hcp":
+            write_text(out / "families.csv", _families_csv(people))
+        else:
+            _write_participants(out, people)
+
+    settle(look, write)
 
 
 def _families_csv(subjects: list[PhantomSubject]) -> str:

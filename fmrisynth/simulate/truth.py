@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmrisynth.bids.atomic import atomic_path, write_json
+from fmrisynth.bids.atomic import write_bytes, write_json
 from fmrisynth.bids.naming import group_statmap
 from fmrisynth.conditions import load_table
 from fmrisynth.data.nifti import write_image
@@ -53,7 +53,7 @@ def write_subject(out: Path, subject: PhantomSubject, labels: list[str]) -> None
     (K, V) float16, percent seconds; ``voxels`` (V, 3) int16, indices on the data's grid. The JSON beside it has
     the conditions, the HRF, family and events.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     path = subject_file(out, subject.label)
     if path.exists():
@@ -76,12 +76,9 @@ def write_subject(out: Path, subject: PhantomSubject, labels: list[str]) -> None
             "Events": events,
         },
     )
-    with atomic_path(path) as temporary:
-        save_file(
-            {
-                "percent": responses.percent_KV[rows].astype(np.float16),
-                "delay": responses.delay_KV[rows].astype(np.float16),
-                "voxels": voxels.astype(np.int16),
-            },
-            temporary,
-        )
+    tensors = {
+        "percent": responses.percent_KV[rows].astype(np.float16),
+        "delay": responses.delay_KV[rows].astype(np.float16),
+        "voxels": voxels.astype(np.int16),
+    }
+    write_bytes(path, save(tensors))

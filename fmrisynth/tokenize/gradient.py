@@ -9,6 +9,7 @@ Axis legend: N volumes, C channels, T frames; X, Y, Z voxel axes.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmrisynth.bids.atomic import atomic_path
+from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.config.tokenize import GradientFitConfig, TokenizeConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers.base import Tokenizer, perplexity
@@ -199,8 +200,9 @@ class _Trainer:
         if self.discriminator is not None:
             state["discriminator"] = self.discriminator.state_dict()
             state["discriminator_optimiser"] = self.discriminator_optimiser.state_dict()
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        content = io.BytesIO()
+        torch.save(state, content)  # straight to a full disk, it would fail without saying why
+        write_bytes(path, content.getvalue())
 
     def restore(self, path: Path) -> int:
         """Continue from a checkpoint where there is one; returns the steps already done."""

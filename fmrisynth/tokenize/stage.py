@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmrisynth.bids.atomic import write_json
+from fmrisynth.bids.atomic import remove_leftovers, write_json
+from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.naming import Entities, parse_entities, subject_latents
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.config.tokenize import TokenizeConfig
@@ -28,7 +29,7 @@ from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.bundled import BUNDLED, bundled_tokenizer_dir
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
 from fmrisynth.models.tokenizers.base import TOKENIZER_JSON
-from fmrisynth.progress import StageSummary, log, track
+from fmrisynth.progress import StageSummary, log, reason_of, track
 from fmrisynth.tokenize.fit import fit_tokenizer
 from fmrisynth.tokenize.gradient import move
 from fmrisynth.tokenize.report import make_report
@@ -76,16 +77,20 @@ def tokenize_dataset(
     summary = StageSummary()
     known = subjects_of(prepared)
     subjects = _choose(known, participant_labels)
-    loaded = _obtain(prepared, out, config, tokenizer, known, summary)
+    with exclusive(out, "tokenizer"):  # one fits, the others wait and take what it fitted
+        loaded = _obtain(prepared, out, config, tokenizer, known, summary)
+    for folder in (out, out / TOKENIZER_FOLDER, out / FIT_FOLDER, out / "logs"):
+        remove_leftovers(folder)
     write_run_log(out, "tokenize", config)
     move(loaded, config)
     n_blocks = 0
     for subject in track(subjects, "Encoding"):
         try:
-            n_blocks += encode_subject(prepared, out, subject, loaded, config)
-        except FmrisynthError as error:
-            log.error("sub-%s: %s", subject, error)
-            summary.failed[subject] = str(error)
+            with exclusive(out, f"sub-{subject}"):
+                n_blocks += encode_subject(prepared, out, subject, loaded, config)
+        except Exception as error:
+            summary.failed[subject] = reason_of(f"sub-{subject}", error)
+            log.error("sub-%s: %s", subject, summary.failed[subject])
     info = loaded.info
     summary.lines.append(
         f"Encoded {n_blocks} blocks of {len(subjects) - len(summary.failed)} subjects to latents of shape "
@@ -121,13 +126,13 @@ def decode_latents(
     summary = StageSummary()
     write_dataset_description(out, "Reconstructions from latents", sources=[latents], readme="Decoded by fmrisynth.")
     for subject in track(dataset.subjects, "Decoding"):
-        if is_finished(out, subject):
-            continue
         try:
-            _decode_subject(dataset, out, subject, tokenizer, config, prepared)
-        except FmrisynthError as error:
-            log.error("sub-%s: %s", subject, error)
-            summary.failed[subject] = str(error)
+            with exclusive(out, f"sub-{subject}"):
+                if not is_finished(out, subject):
+                    _decode_subject(dataset, out, subject, tokenizer, config, prepared)
+        except Exception as error:
+            summary.failed[subject] = reason_of(f"sub-{subject}", error)
+            log.error("sub-%s: %s", subject, summary.failed[subject])
     summary.lines.append(f"Decoded {len(dataset.subjects) - len(summary.failed)} subjects to {out}.")
     return summary
 

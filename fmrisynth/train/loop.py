@@ -20,16 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from fmrisynth.bids.atomic import write_text
+from fmrisynth.bids.lock import exclusive
 from fmrisynth.config.load import dump_yaml
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import MomentAccumulator, Prior
+from fmrisynth.diffusion.prior import MomentAccumulator, Prior, add_modes
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
 from fmrisynth.models.distributed import World, join_world
-from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar
+from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar, track
 from fmrisynth.train.batches import Batch, BatchMaker
 from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.engine import wrap_network
@@ -46,10 +47,14 @@ from fmrisynth.train.state import (
 )
 from fmrisynth.train.validate import N_BINS, Validation
 
+MODE_INSTANCES = 4096
+"""At most so many training instances, evenly spread, are read to fit the modes of the prior."""
+
 
 def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
     """Train, or continue; see `fmrisynth.train.train_denoiser`."""
-    with join_world(config.device) as world:
+    lock = exclusive(out, "training", wait=False)
+    with join_world(config.device) as world, lock if world.is_main else nullcontext():
         summary = Trainer(latents, out, config, world).run()
         return summary if world.is_main else StageSummary()
 
@@ -75,9 +80,7 @@ class Trainer:
 
         resume_from = self._resume_point()
         if resume_from is None:
-            self.prior = Prior()
-            if config.prior != "none":
-                self.prior = class_moments(self.latents, self.train_set, self.vocabulary, world).prior(config.prior)
+            self.prior = fit_prior(config, self.latents, self.train_set, self.vocabulary, world)
         else:
             self.prior = load_prior(resume_from, config.prior)
         self.run_state, self.engine = self._build()
@@ -184,6 +187,7 @@ class Trainer:
             with self.engine.synchronise(start == starts[-1]):
                 with self._autocast():
                     prediction = self.engine.forward(noisy, told_B, batch.labels_BA[cut].to(world.device))
+                prediction = self.objective.answer(prediction, noisy, time_B)
                 loss_B = self.objective.loss(prediction, clean, noise, time_B)
                 (loss_B.sum() / n_rows).backward()
             losses.append(loss_B.detach())
@@ -393,6 +397,25 @@ def class_moments(
     for total in (moments.count_K, moments.sum, moments.sum_of_squares):
         world.sum(total)
     return moments
+
+
+def fit_prior(
+    config: TrainConfig, latents: TrainingLatents, instances: list[int], vocabulary: dict[str, list[str]], world: World
+) -> Prior:
+    """The condition prior of a run; the ranks share the reading."""
+    if config.prior == "none":
+        return Prior()
+    prior = class_moments(latents, instances, vocabulary, world).prior(config.prior)
+    if config.prior != "class_covariance":
+        return prior
+    every = -(-len(instances) // MODE_INSTANCES)
+    share = instances[::every][world.rank :: world.size]
+
+    def read() -> Iterator[tuple[Tensor, int]]:
+        for instance in track(share, "modes of the condition prior"):
+            yield latents.read(instance), latents.labels(instance, vocabulary)[0]
+
+    return add_modes(prior, read, config.prior_modes, latents.latent_shape[1], add_up=world.sum)
 
 
 @contextmanager
