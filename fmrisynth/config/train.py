@@ -104,6 +104,11 @@ class ObjectiveConfig(Config):
     flow_time: Literal["uniform", "logit_normal"] = Field(
         "uniform", description="How flow matching draws its times in training."
     )
+    precondition: bool = Field(
+        False,
+        description="The network predicts the deviation from what a Gaussian would answer (Karras et al. 2022); "
+        "wants data of unit variance, best with a prior.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
@@ -154,10 +159,12 @@ class TrainConfig(StageConfig):
     model: ModelConfig = Field(default_factory=HybridConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)
-    prior: Literal["none", "class_mean", "class_gaussian"] = Field(
+    prior: Literal["none", "class_mean", "class_gaussian", "class_covariance"] = Field(
         "none",
-        description="Diffuse around zero (the paper), or around the training mean (and variance) per condition.",
+        description="Diffuse around zero (the paper), or around the training mean per condition, with its variance, or "
+        "with its variance and the modes in which instances vary together.",
     )
+    prior_modes: int = Field(64, ge=1, description="Modes of prior class_covariance.")
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)
 

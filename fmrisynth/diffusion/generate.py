@@ -143,7 +143,7 @@ def generate_latents(
     """
     objective = Objective(**model.objective)
     check_sampler(sampler, objective)
-    prior = Prior(model.prior_kind, model.prior_tensors.get("mean"), model.prior_tensors.get("std"))
+    prior = Prior.from_tensors(model.prior_kind, model.prior_tensors)
     labels_A = encode_labels(model.labels, condition, attributes)
     null_A = torch.tensor([len(labels) for labels in model.labels.values()])
     scales = guidance_scales(model.labels, guidance)
@@ -168,7 +168,8 @@ def generate_latents(
             predict = guided(network, labels_BA, null_A.to(device), scales, interval=guidance_interval)
 
             def denoise(x: Tensor, time_B: Tensor, predict: Denoise = predict) -> Tensor:
-                return predict(x, objective.path.network_time(time_B).to(x.device, torch.float32))
+                output = predict(x, objective.path.network_time(time_B).to(x.device, torch.float32))
+                return objective.answer(output, x, time_B)
 
             def advance(_step: int, _x: Tensor, n_samples: int = len(chosen)) -> None:
                 if on_step is not None:

@@ -33,6 +33,8 @@ class Objective:
         Min-SNR weighting (Hang et al. 2023).
     flow_time : {"uniform", "logit_normal"}
         Distribution of training times of flow matching.
+    precondition : bool
+        The network adds to what a unit Gaussian would make of the noisy input (`gaussian_prediction`); see `answer`.
     """
 
     prediction: str = "epsilon"
@@ -42,6 +44,7 @@ class Objective:
     beta_end: float = 0.0195
     min_snr_gamma: float | None = None
     flow_time: str = "uniform"
+    precondition: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction not in ("epsilon", "v", "flow"):
@@ -76,6 +79,30 @@ class Objective:
             return noise - clean
         alpha_B, sigma_B = self.path.alpha_sigma(time_B)
         return expand(alpha_B, clean) * noise - expand(sigma_B, clean) * clean
+
+    def gaussian_prediction(self, noisy: Tensor, time_B: Tensor) -> Tensor:
+        """The best prediction if clean data were unit Gaussian: the target's mean given ``noisy``.
+
+        With x_t = alpha x_0 + sigma noise and both unit Gaussian, E[x_0 | x_t] = alpha x_t / (alpha^2 + sigma^2) and
+        E[noise | x_t] = sigma x_t / (alpha^2 + sigma^2).
+        """
+        alpha_B, sigma_B = self.path.alpha_sigma(time_B)
+        if self.prediction == "epsilon":
+            numerator_B = sigma_B
+        elif self.prediction == "flow":
+            numerator_B = sigma_B - alpha_B
+        else:
+            numerator_B = torch.zeros_like(alpha_B)
+        return expand(numerator_B / (alpha_B**2 + sigma_B**2), noisy) * noisy
+
+    def answer(self, output: Tensor, noisy: Tensor, time_B: Tensor) -> Tensor:
+        """The prediction that a network's output stands for.
+
+        With ``precondition`` the network gives the deviation from `gaussian_prediction`: the skip connection of Karras et al.
+        (2022, eq. 7) for data of unit variance. A network that answers 0 then draws exactly from the prior (see
+        ``diffusion.prior``), and what it has not learnt costs the samples no variance.
+        """
+        return output + self.gaussian_prediction(noisy, time_B) if self.precondition else output
 
     def clean_and_noise(self, prediction: Tensor, noisy: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
         """Solve the prediction for x_0 and the noise. Nothing is clipped."""

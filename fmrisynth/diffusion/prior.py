@@ -1,63 +1,190 @@
-"""Condition prior: diffuse around a per-condition Gaussian instead of around zero.
+"""Condition prior: diffuse around a Gaussian that knows the condition instead of around zero.
 
-The idea of PriorGrad (Lee et al. 2022) and Grad-TTS (Popov et al. 2021). Training latents z of condition k
-are written z = mean_k + std_k * u and the diffusion runs on u, whose prior is the unit Gaussian. ``none``
-is mean 0, std 1; ``class_mean`` uses the training mean and std 1; ``class_gaussian`` also the elementwise
-standard deviation, shrunk towards the one pooled over conditions.
+The idea of PriorGrad (Lee et al. 2022) and Grad-TTS (Popov et al. 2021). The diffusion runs on whitened latents u, whose
+prior is the unit Gaussian; training latents z of condition k are
 
-Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch.
+``none``              z = u
+``class_mean``        z = mean_k + u
+``class_gaussian``    z = mean_k + std_k * u, with the elementwise standard deviation, shrunk towards the one pooled over conditions
+``class_covariance``  z = mean_k + std_k * A u, where A is one linear map for all conditions: instances of a condition do
+                      not vary cell by cell but in modes that span the brain (networks, drift, the strength of the
+                      response), each with its own course over the frames
+
+A is kept small enough to be estimated from few instances by taking space and time apart: orthonormal modes over channels
+and cells (principal components of single frames), a covariance over time for each mode, and one for all that is left.
+
+Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, P = C*X*Y*Z, R modes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 SHRINKAGE_INSTANCES = 32.0  # weight of the pooled variance, in instances
 STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
+POWER_PASSES = 4  # passes of subspace iteration over the instances
+EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Per-condition location and scale of the normalised latents.
+    """Location, scale and covariance of the normalised latents.
 
     Attributes
     ----------
-    kind : {"none", "class_mean", "class_gaussian"}
+    kind : {"none", "class_mean", "class_gaussian", "class_covariance"}
     mean_KFXYZ, std_KFXYZ : Tensor or None
         None stands for 0 and 1.
+    modes_RP : Tensor or None
+        Orthonormal rows.
+    mode_root_RTT, rest_root_TT : Tensor or None
+        Symmetric square roots of the covariances over time, of each mode and of what no mode holds.
     """
 
     kind: str = "none"
     mean_KFXYZ: Tensor | None = None
     std_KFXYZ: Tensor | None = None
+    modes_RP: Tensor | None = None
+    mode_root_RTT: Tensor | None = None
+    rest_root_TT: Tensor | None = None
+
+    @classmethod
+    def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
+        """The prior of stored tensors; see `tensors`."""
+        return cls(kind, *(tensors.get(name) for name in _TENSORS))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors to store beside the weights."""
+        values = (self.mean_KFXYZ, self.std_KFXYZ, self.modes_RP, self.mode_root_RTT, self.rest_root_TT)
+        return {name: tensor for name, tensor in zip(_TENSORS, values, strict=True) if tensor is not None}
 
     def whiten(self, stack_BFXYZ: Tensor, condition_B: Tensor) -> Tensor:
-        """u = (z - mean_k) / std_k."""
+        """u of normalised latents z."""
         if self.mean_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ - self._pick(self.mean_KFXYZ, condition_B, stack_BFXYZ)
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ / self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
+        if self.mode_root_RTT is not None and self.rest_root_TT is not None:
+            stack_BFXYZ = self._mix(
+                stack_BFXYZ, torch.linalg.inv(self.mode_root_RTT), torch.linalg.inv(self.rest_root_TT)
+            )
         return stack_BFXYZ
 
     def unwhiten(self, stack_BFXYZ: Tensor, condition_B: Tensor) -> Tensor:
-        """z = mean_k + std_k u."""
+        """z of u."""
+        if self.mode_root_RTT is not None and self.rest_root_TT is not None:
+            stack_BFXYZ = self._mix(stack_BFXYZ, self.mode_root_RTT, self.rest_root_TT)
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ * self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
         if self.mean_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ + self._pick(self.mean_KFXYZ, condition_B, stack_BFXYZ)
         return stack_BFXYZ
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Tensors to store beside the weights."""
-        pairs = {"mean": self.mean_KFXYZ, "std": self.std_KFXYZ}
-        return {name: tensor for name, tensor in pairs.items() if tensor is not None}
+    def _mix(self, stack_BFXYZ: Tensor, mode_RTT: Tensor, rest_TT: Tensor) -> Tensor:
+        """Multiply each mode's course by its matrix over time, and what no mode holds by another."""
+        assert self.modes_RP is not None
+        modes_RP, mode_RTT, rest_TT = (m.to(stack_BFXYZ) for m in (self.modes_RP, mode_RTT, rest_TT))
+        n_frames = len(rest_TT)
+        frames_BTP = frames_of(stack_BFXYZ, n_frames)
+        course_BTR = frames_BTP @ modes_RP.T
+        rest_BTP = rest_TT @ (frames_BTP - course_BTR @ modes_RP)
+        mixed_BTP = rest_BTP + torch.einsum("rst,btr->bsr", mode_RTT, course_BTR) @ modes_RP
+        x, y, z = stack_BFXYZ.shape[2:]
+        return rearrange(mixed_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
 
     @staticmethod
     def _pick(table_KFXYZ: Tensor, condition_B: Tensor, like: Tensor) -> Tensor:
         return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
+
+
+_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root")
+
+
+def frames_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:
+    """Frames as vectors, (B, T, P), of stacks whose second axis is (c t)."""
+    return rearrange(stack_BFXYZ, "b (c t) x y z -> b t (c x y z)", t=n_frames)
+
+
+def add_modes(
+    prior: Prior,
+    instances: Callable[[], Iterable[tuple[Tensor, int]]],
+    n_modes: int,
+    n_frames: int,
+    *,
+    add_up: Callable[[Tensor], object] = lambda total: None,
+) -> Prior:
+    """Fit the modes of ``class_covariance`` to a prior that has mean and standard deviation.
+
+    Parameters
+    ----------
+    prior : Prior
+        ``class_gaussian``, from `MomentAccumulator`.
+    instances : callable
+        Returns an iterator over normalised latents (F, X, Y, Z) and their condition; called once per pass.
+    n_modes : int
+        R; fewer are kept if the latents have fewer dimensions.
+    n_frames : int
+        T.
+    add_up : callable, optional
+        Sums a tensor over ranks in place, when each of them iterates over a share of the instances.
+
+    Returns
+    -------
+    Prior
+        Of kind ``class_covariance``.
+
+    Notes
+    -----
+    Subspace iteration (Halko et al. 2011, algorithm 4.4): memory is P x R, whatever the number of instances. Each covariance over
+    time keeps the trace that was measured, so the variance of the latents is that of the training latents.
+    """
+
+    def frames() -> Iterable[Tensor]:
+        for stack_FXYZ, condition in instances():
+            yield frames_of(prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition])), n_frames)[0]
+
+    n_elements = next(iter(frames())).shape[1]
+    n_kept = min(n_modes, n_elements - 1)
+    n_carried = min(n_kept + EXTRA_MODES, n_elements)
+    basis_PR = torch.randn(n_elements, n_carried, generator=torch.Generator().manual_seed(0))
+    basis_PR = torch.linalg.qr(basis_PR).Q
+    for _ in range(POWER_PASSES):
+        image_PR = torch.zeros_like(basis_PR)
+        for frames_TP in frames():
+            image_PR += frames_TP.T @ (frames_TP @ basis_PR)
+        add_up(image_PR)
+        basis_PR = torch.linalg.svd(image_PR, full_matrices=False).U
+    modes_RP = basis_PR[:, :n_kept].T.contiguous()
+
+    mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
+    all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
+    power_P, count = torch.zeros(n_elements, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for frames_TP in frames():
+        course_RT = (frames_TP @ modes_RP.T).T.double()
+        mode_RTT += course_RT[:, :, None] * course_RT[:, None, :]
+        all_TT += (frames_TP @ frames_TP.T).double()
+        power_P += frames_TP.square().sum(0).double()
+        count += 1
+    for total in (mode_RTT, all_TT, power_P, count):
+        add_up(total)
+    n_varying = int((power_P > 1e-6 * power_P.max()).sum())  # cells without brain do not vary and have no share
+    rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
+    return replace(
+        prior, kind="class_covariance", modes_RP=modes_RP,
+        mode_root_RTT=symmetric_root(mode_RTT / count), rest_root_TT=symmetric_root(rest_TT / count),
+    )  # fmt: skip
+
+
+def symmetric_root(covariance: Tensor) -> Tensor:
+    """Symmetric square roots (..., T, T), float32, of covariances; eigenvalues below 1e-4 of the mean one are raised to it."""
+    values, vectors = torch.linalg.eigh(covariance)
+    floor = 1e-4 * values.mean(-1, keepdim=True).clamp_min(1e-12)
+    return ((vectors * values.clamp_min(floor).sqrt().unsqueeze(-2)) @ vectors.transpose(-1, -2)).float()
 
 
 class MomentAccumulator:
@@ -84,7 +211,7 @@ class MomentAccumulator:
         return (self.sum_of_squares / self._counts() - self.mean().square()).clamp_min(0)
 
     def prior(self, kind: str) -> Prior:
-        """Finish the statistics as a `Prior`."""
+        """Finish the statistics as a `Prior`: of its kind, or ``class_gaussian``, which `add_modes` makes ``class_covariance``."""
         if kind == "none":
             return Prior()
         mean = self.mean()
@@ -95,7 +222,7 @@ class MomentAccumulator:
         pooled = (counts * variance).sum(0) / counts.sum()
         shrunk = (counts * variance + SHRINKAGE_INSTANCES * pooled) / (counts + SHRINKAGE_INSTANCES)
         floor = STD_FLOOR * pooled.mean().sqrt().clamp_min(1e-6)
-        return Prior(kind, mean.float(), shrunk.sqrt().clamp_min(floor).float())
+        return Prior("class_gaussian", mean.float(), shrunk.sqrt().clamp_min(floor).float())
 
     def _counts(self) -> Tensor:
         return self.count_K.clamp_min(1).reshape(-1, *[1] * (self.sum.ndim - 1))

@@ -176,8 +176,7 @@ def load_prior(folder: Path, kind: str) -> Prior:
     """The prior stored with a checkpoint."""
     if kind == "none":
         return Prior()
-    tensors = load_tensors(folder / PRIOR_NAME)
-    return Prior(kind, tensors.get("mean"), tensors.get("std"))
+    return Prior.from_tensors(kind, load_tensors(folder / PRIOR_NAME))
 
 
 def read_state(folder: Path) -> dict[str, Any]:

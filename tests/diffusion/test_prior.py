@@ -1,0 +1,120 @@
+"""The condition prior against samples of known Gaussians."""
+
+import pytest
+import torch
+
+from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.diffusion.prior import MomentAccumulator, Prior, add_modes, frames_of, symmetric_root
+from fmrisynth.diffusion.samplers import sample
+
+T, C, GRID = 4, 2, (3, 4, 2)
+F, P = C * T, C * 24
+N_CONDITIONS = 2
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Instances of two conditions that vary in three modes with courses of their own, and unevenly over elements."""
+    mean = randn(N_CONDITIONS, F, *GRID, seed=1)
+    std = 0.5 + torch.rand(F, *GRID, generator=torch.Generator().manual_seed(2))
+    maps = torch.linalg.qr(randn(P, 3, seed=3)).Q.T
+    smooth = symmetric_root(torch.exp(-(torch.arange(T)[:, None] - torch.arange(T)).abs() / 3.0))
+    n = 4000
+    courses = randn(n, 3, T, seed=4) @ smooth * torch.tensor([6.0, 4.0, 3.0])[:, None]
+    frames = torch.einsum("nrt,rp->ntp", courses, maps) + randn(n, T, P, seed=5)
+    stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
+    stack = stack * std
+    labels = torch.arange(n) % N_CONDITIONS
+    return stack + mean[labels], labels
+
+
+@pytest.fixture(scope="module")
+def prior(world):
+    stack, labels = world
+    moments = MomentAccumulator(N_CONDITIONS, (F, *GRID))
+    for value, label in zip(stack, labels, strict=True):
+        moments.add(value, int(label))
+    return add_modes(moments.prior("class_covariance"), lambda: zip(stack, labels.tolist(), strict=True), 3, T)
+
+
+def test_whitening_is_inverted(world, prior):
+    stack, labels = world
+    again = prior.unwhiten(prior.whiten(stack[:20], labels[:20]), labels[:20])
+    torch.testing.assert_close(again, stack[:20], rtol=1e-4, atol=1e-4)
+
+
+def test_white_latents_are_white(world, prior):
+    stack, labels = world
+    white = frames_of(prior.whiten(stack, labels), T)
+    gaussian_only = Prior("class_gaussian", prior.mean_KFXYZ, prior.std_KFXYZ)
+    before = frames_of(gaussian_only.whiten(stack, labels), T)
+
+    def departure(frames):
+        covariance = torch.cov(frames.flatten(1).T)
+        return float((covariance - torch.eye(len(covariance))).square().mean().sqrt())
+
+    assert white.mean().abs() < 0.02
+    assert departure(white) < 0.4 * departure(before)
+
+
+def test_draws_have_the_covariance_of_the_training_latents(world, prior):
+    stack, labels = world
+    drawn = prior.unwhiten(randn(len(stack), F, *GRID, seed=9), labels)
+    torch.testing.assert_close(drawn.var(0).mean(), stack.var(0).mean(), rtol=0.1, atol=0)
+    real, ours = (torch.cov((x - x.mean(0)).flatten(1).T) for x in (stack[labels == 0], drawn[labels == 0]))
+    assert torch.corrcoef(torch.stack([real.flatten(), ours.flatten()]))[0, 1] > 0.97
+    torch.testing.assert_close(drawn[labels == 1].mean(0), stack[labels == 1].mean(0), atol=0.4, rtol=0)
+
+
+def test_ranks_that_share_the_reading_find_the_same_prior(world, prior):
+    stack, labels = world
+    totals = {}
+
+    def shares(rank):
+        index = range(rank, len(stack), 2)
+        return lambda: ((stack[i], int(labels[i])) for i in index)
+
+    def both():
+        for rank in range(2):
+            yield from shares(rank)()
+
+    again = add_modes(Prior("class_gaussian", prior.mean_KFXYZ, prior.std_KFXYZ), both, 3, T)
+    for name, tensor in prior.tensors().items():
+        totals[name] = (tensor.abs() - again.tensors()[name].abs()).abs().max()
+    assert max(totals.values()) < 1e-3
+
+
+def test_stored_tensors_give_the_prior_back(prior, world):
+    stack, labels = world
+    again = Prior.from_tensors("class_covariance", prior.tensors())
+    torch.testing.assert_close(again.whiten(stack[:3], labels[:3]), prior.whiten(stack[:3], labels[:3]))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+def test_gaussian_prediction_is_the_regression_of_the_target(prediction):
+    objective = Objective(prediction=prediction)
+    clean, noise = randn(20_000, 4), randn(20_000, 4, seed=1)
+    for share in (0.05, 0.4, 0.8):
+        time = objective.draw_time(torch.full((20_000,), share, dtype=torch.float64))
+        noisy = objective.add_noise(clean, noise, time)
+        target, answer = objective.target(clean, noise, time), objective.gaussian_prediction(noisy, time)
+        slope = float((target * noisy).sum() / noisy.square().sum())
+        torch.testing.assert_close(answer, slope * noisy, atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize(("prediction", "sampler"), [("flow", "heun"), ("flow", "dpmpp2m"), ("epsilon", "dpmpp2m")])
+def test_a_silent_preconditioned_network_draws_from_the_prior(prediction, sampler):
+    objective = Objective(prediction=prediction, precondition=True)
+    start = randn(3, 5000)
+
+    def denoise(x, time_B):
+        return objective.answer(torch.zeros_like(x), x, time_B)
+
+    end = sample(sampler, denoise, start, objective, 20)
+    assert float(end.std()) == pytest.approx(1, abs=0.03)
+    plain = Objective(prediction=prediction)
+    torch.testing.assert_close(plain.answer(start, start, torch.full((3,), 0.5)), start)
