@@ -19,6 +19,9 @@ class EvaluateConfig(StageConfig):
     test_split: Literal["train", "val", "test", "all"] = Field(
         "test", description="Real subjects to compare with; where a dataset has none of this split, all are used."
     )
+    training: Path | None = Field(
+        None, description="Block dataset whose train split is the training cohort; empty: the real dataset itself."
+    )
     resample: bool = Field(False, description="Resample synthetic images onto the real grid where they differ.")
     bootstrap_repeats: int = Field(1000, ge=0, le=100_000, description="Resamples of subjects and samples.")
     split_half_repeats: int = Field(200, ge=0, le=100_000, description="Random halves of the real subjects.")

@@ -80,7 +80,8 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
             "trained on them has seen them, and every score is optimistic."
         )
     seen = {block.subject for block in real}
-    train = [block for block in every_real if block.split == "train" and block.subject not in seen]
+    every_training = every_real if config.training is None else read_blocks(config.training)
+    train = [block for block in every_training if block.split == "train" and block.subject not in seen]
     train = _first_subjects(train, config.max_training_subjects)
     if not train:
         notes.append("There are no training blocks apart from the compared ones, so no baselines were fitted.")

@@ -289,7 +289,7 @@ def _courses(analysis: Analysis) -> list[Element]:
         Text(analysis.roi_note),
         Figure.of(
             figure,
-            "Mean percent signal change of each region over blocks; the band is the standard error of the mean.",
+            "Mean percent signal change of each region; the band is the standard error of the mean over subjects.",
             vector=True,
         ),
     ]

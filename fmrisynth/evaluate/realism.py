@@ -99,7 +99,7 @@ def realism_checks(
         _variance_map(real, synthetic, reference),
         _connectivity(real, synthetic, reference),
     ]  # fmt: skip
-    checks += [_courses(real, synthetic, conditions, rois, reference)]
+    checks += _courses(real, synthetic, conditions, rois, reference)
     return checks
 
 
@@ -225,37 +225,66 @@ def _connectivity(real: Summary, synthetic: Summary, reference: Summary | None) 
 
 
 def roi_courses(summary: Summary, condition: str, region: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean and SEM over blocks of one region's course in one condition, and the number of blocks."""
-    courses = summary.courses_NRT[summary.conditions_N == condition, region]
+    """Mean and SEM over subjects of one region's course in one condition, and the number of subjects.
+
+    Blocks of one subject are averaged first: they are not independent.
+    """
+    chosen = summary.conditions_N == condition
+    subjects = summary.subjects_N[chosen]
+    blocks_NT = summary.courses_NRT[chosen, region]
+    courses = np.stack([blocks_NT[subjects == subject].mean(axis=0) for subject in dict.fromkeys(subjects)])
     n = len(courses)
     sem = courses.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.zeros(courses.shape[1])
     return courses.mean(axis=0), sem, n
 
 
-def _course_correlation(real: Summary, other: Summary, conditions: list[str], rois: Sequence[Roi]) -> tuple[float, int]:
-    values = []
+def _course_pairs(
+    real: Summary, other: Summary, conditions: list[str], rois: Sequence[Roi]
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Per region and condition it belongs to: the real mean course, its SEM, and the other mean course."""
+    pairs = []
     for condition in conditions:
-        if condition not in set(other.conditions_N):
-            continue
-        for region, roi in enumerate(rois):
-            if not roi.belongs_to(condition):
-                continue
-            a, _, _ = roi_courses(real, condition, region)
-            b, _, _ = roi_courses(other, condition, region)
-            values.append(float(pearson(a, b)))
-    good = [v for v in values if np.isfinite(v)]
-    return (float(np.mean(good)) if good else float("nan")), len(good)
+        if condition in set(other.conditions_N):
+            for region, roi in enumerate(rois):
+                if roi.belongs_to(condition):
+                    mean, sem, _ = roi_courses(real, condition, region)
+                    pairs.append((mean, sem, roi_courses(other, condition, region)[0]))
+    return pairs
+
+
+def _course_correlation(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
+    return _mean(np.array([float(pearson(mean, other)) for mean, _, other in pairs]))
+
+
+def _share_in_band(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Per course, the share of frames at which the other mean lies within one SEM of the real one."""
+    return np.array([float((np.abs(other - mean) <= sem).mean()) for mean, sem, other in pairs])
 
 
 def _courses(
     real: Summary, synthetic: Summary, conditions: list[str], rois: Sequence[Roi], reference: Summary | None
-) -> Check:
-    title = "ROI time courses"
-    r, n = _course_correlation(real, synthetic, conditions, rois)
+) -> list[Check]:
+    shape, band = "ROI time courses", "ROI time courses inside the real SEM band"
     if not rois:
-        return Check("roi_courses", title, None, None, None, "Pearson r", "info", "", "no region lies inside the mask")
-    ceiling = _course_correlation(real, reference, conditions, rois)[0] if reference is not None else float("nan")
-    return _pattern_check("roi_courses", title, r, ceiling, f"mean Pearson r of {n} courses", "the courses do not vary")
+        return [
+            Check(key, title, None, None, None, "Pearson r", "info", "", "no region lies inside the mask")
+            for key, title in (("roi_courses", shape), ("roi_band", band))
+        ]
+    pairs = _course_pairs(real, synthetic, conditions, rois)
+    best = _course_pairs(real, reference, conditions, rois) if reference is not None else []
+    nan = float("nan")
+    what = f"mean Pearson r of {len(pairs)} courses"
+    checks = [
+        _pattern_check(
+            "roi_courses", shape, _course_correlation(pairs), _course_correlation(best) if best else nan, what,
+            "the courses do not vary",
+        )
+    ]  # fmt: skip
+    most = float((_share_in_band(pairs) > 0.5).mean()) if pairs else nan
+    ceiling = float((_share_in_band(best) > 0.5).mean()) if best else nan
+    what = f"share of {len(pairs)} courses that lie within one SEM of the real mean at most frames"
+    checks.append(_pattern_check("roi_band", band, most, ceiling, what, "no course could be compared"))
+    return checks
 
 
 def variance_shares(features_NC: np.ndarray, labels: list[str]) -> float | None:

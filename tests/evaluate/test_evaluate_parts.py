@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from fmrisynth.data.grid import MNI_3MM, make_grid
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.privacy import audit, nearest_two
 from fmrisynth.evaluate.realism import principal_components, variance_shares
 from fmrisynth.evaluate.rois import peak_rois, read_atlas, read_spheres, sphere
@@ -185,3 +186,15 @@ def test_classifier_learns_and_ignores_dead_features(rng):
 def test_json_has_no_nan():
     found = without_nan({"a": [np.float32("nan"), np.int64(3), {"b": float("inf")}], "c": np.bool_(True)})
     assert found == {"a": [None, 3, {"b": None}], "c": True}
+
+
+def test_training_cohort_in_a_dataset_of_its_own(maker, real_cohort, good_samples, quick, tmp_path):
+    test_only = maker.cohort(tmp_path / "test-only", 4, test=6)
+    training = tmp_path / "training"
+    maker.cohort(training, 5, train=8)
+    without = choose_cohorts(test_only, good_samples, quick)
+    assert not without.train
+    cohorts = choose_cohorts(test_only, good_samples, quick.model_copy(update={"training": training}))
+    # subjects 001 to 006 are in both datasets: who is compared with takes no part in training
+    assert sorted({block.subject for block in cohorts.train}) == ["007", "008"]
+    assert {block.root for block in cohorts.train} == {training}
