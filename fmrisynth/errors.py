@@ -17,3 +17,12 @@ class UsageError(FmrisynthError):
     """The request itself is wrong: an unknown name, option or combination (exit status 2)."""
 
     exit_code = 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; PyTorch says it in words, on the CPU with a plain RuntimeError."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError)
+        and any(words in said for words in ("out of memory", "can't allocate memory", "cannot allocate memory"))
+    )

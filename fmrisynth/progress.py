@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, is_out_of_memory
 
 log = logging.getLogger("fmrisynth")
 
@@ -20,8 +20,9 @@ def reason_of(who: str, error: Exception) -> str:
     """One sentence for `StageSummary.failed`; an error that is not ours is logged, with its traceback under ``-v``."""
     if isinstance(error, FmrisynthError):
         return str(error)
-    if isinstance(error, MemoryError):
-        return f"{who}: not enough memory ({error or 'allocation failed'}); ask the scheduler for more, then run again."
+    if is_out_of_memory(error):
+        what = str(error).splitlines()[0] if str(error) else "an allocation failed"
+        return f"{who}: not enough memory ({what}); ask the scheduler for more, then run again."
     log.error("%s failed with an unexpected error; run with -v to see where", who)
     log.debug("%s", who, exc_info=error)
     return f"{who}: unexpected {type(error).__name__}: {error}"

@@ -10,8 +10,11 @@ Nothing heavy is imported here; ``fmrisynth --help`` answers without torch.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
 LEVELS = ("participant", "group")
@@ -21,7 +24,7 @@ LIST_OPTIONS = ("--participant-label", "--session-label", "--task-id", "--tasks"
 
 HCP_TASKS = ("WM", "EMOTION", "GAMBLING", "LANGUAGE", "RELATIONAL", "MOTOR", "SOCIAL")
 
-EXIT_FAILED, EXIT_USAGE, EXIT_SOFTWARE, EXIT_INTERRUPTED = 1, 2, 70, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_SOFTWARE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 70, 130, 143
 
 
 def rewrite_argv(argv: Sequence[str]) -> list[str]:
@@ -89,32 +92,27 @@ def _hyphens(word: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with 0 (ok), 1 (something failed), 2 (usage) or 70 (a bug)."""
+    """Run the command line; exit with 0 (ok), 1 (something failed), 2 (usage), 70 (a bug), 130 or 143 (stopped)."""
     arguments = rewrite_argv(sys.argv[1:] if argv is None else argv)
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run rewritten arguments and return the exit status."""
+    """Run rewritten arguments and return the exit status; every failure is one sentence, with ``-v`` a traceback too."""
     import typer
 
     from fmrisynth.cli.app import app
-    from fmrisynth.errors import FmrisynthError
+    from fmrisynth.errors import FmrisynthError, is_out_of_memory
 
-    verbose = any(word in ("-v", "-vv", "--verbose") for word in arguments)
     try:
-        status = app(list(arguments), standalone_mode=False, prog_name="fmrisynth")
+        with _terminated_by_signal():
+            status = app(list(arguments), standalone_mode=False, prog_name="fmrisynth")
+        sys.stdout.flush()  # a reader that went away is told here, not by the interpreter at exit
         return int(status) if isinstance(status, int) else 0
-    except typer.Abort:
-        return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        _say("Interrupted. The same command continues where this one stopped.")
-        return EXIT_INTERRUPTED
-    except FmrisynthError as error:
-        if verbose:
-            raise
-        _say(f"Error: {error}")
-        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _tell("Interrupted. The same command continues where this one stopped.", EXIT_INTERRUPTED)
+    except Terminated:
+        return _tell("Terminated. The same command continues where this one stopped.", EXIT_TERMINATED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
@@ -123,14 +121,56 @@ def run(arguments: Sequence[str]) -> int:
         if hasattr(error, "show") and hasattr(error, "format_message"):
             error.show()
             return EXIT_USAGE
-        if verbose:
-            raise
-        _say(
+        if any(word in ("-v", "-vv", "--verbose") for word in arguments):
+            import traceback
+
+            traceback.print_exc()
+        if isinstance(error, FmrisynthError):
+            return _tell(f"Error: {error}", error.exit_code)
+        if is_out_of_memory(error):
+            what = str(error).splitlines()[0] if str(error) else "an allocation failed"
+            return _tell(
+                f"Error: not enough memory ({what}); ask the scheduler for more or work on fewer things at a time (a "
+                "smaller batch size), then run the same command again: it continues where it stopped.",
+                EXIT_FAILED,
+            )
+        if isinstance(error, OSError) and error.errno is not None:
+            where = f"{error.filename}: " if error.filename else ""
+            return _tell(
+                f"Error: {where}{error.strerror}; free space or fix the path and its permissions, then run the same "
+                "command again: it continues where it stopped.",
+                EXIT_FAILED,
+            )
+        return _tell(
             f"Error: {type(error).__name__}: {error} (this is a bug in fmrisynth; run again with -v for the "
-            "traceback and report it, please)."
+            "traceback and report it, please).",
+            EXIT_SOFTWARE,
         )
-        return EXIT_SOFTWARE
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+class Terminated(BaseException):
+    """SIGTERM came: a scheduler or a person wants the process to end."""
+
+
+@contextmanager
+def _terminated_by_signal() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that half files are removed and locks given up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; tidying up is not to be cut short
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell(text: str, status: int) -> int:
+    with suppress(BrokenPipeError):
+        print(text, file=sys.stderr)
+    return status
