@@ -209,7 +209,7 @@ def sample(
     all_conditions: Annotated[
         bool | None, typer.Option("--all-conditions", help="Every condition the model knows.")
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Samples per condition.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Samples per condition.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Your own model; default: the bundled one, trained on phantom data.")
     ] = None,
@@ -224,6 +224,8 @@ def sample(
     start_index: Annotated[int | None, typer.Option(min=0, help="Number of the first sample.")] = None,
     shard: Annotated[str | None, typer.Option(metavar="K/N", help="Make the k-th of n shares (job arrays).")] = None,
     save_latents: Annotated[bool | None, typer.Option("--save-latents", help="Keep latents too.")] = None,
+    report: Annotated[bool | None, typer.Option("--report", help="Write report.html: maps, courses, settings.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="nii.gz, or nii (no gzip).")] = None,
     device: Device = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -231,7 +233,10 @@ def sample(
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
-    """Write synthetic subjects: `fmrisynth sample --condition gambling_loss --n 100 out/`."""
+    """Write synthetic subjects: `fmrisynth sample --condition gambling_loss --n 100 out/`.
+
+    Start with torchrun or srun to share the samples among many GPUs.
+    """
     from fmrisynth.config.sample import SampleConfig
     from fmrisynth.data.blocks import ATTRIBUTES
 
@@ -240,7 +245,8 @@ def sample(
     resolved = options.resolve(
         SampleConfig, "sample", file=config, overrides=overrides, seed=seed, conditions=condition,
         all_conditions=all_conditions, n=n, sampler=sampler, steps=steps, guidance=guidance, batch_size=batch_size,
-        start_index=start_index, shard=_parse_shard(shard), save_latents=save_latents, device=device,
+        start_index=start_index, shard=_parse_shard(shard), save_latents=save_latents, report=report,
+        format=format_, device=device,
     )  # fmt: skip
     options.check_out(out)
     from fmrisynth.sample import plan_samples, sample_dataset

@@ -45,6 +45,8 @@ class SampleConfig(StageConfig):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:0.")
     preview: bool = Field(True, description="Write one preview PNG per condition under figures/.")
+    report: bool = Field(False, description="Write report.html: maps, time courses, settings and provenance.")
+    format: Literal["nii.gz", "nii"] = Field("nii.gz", description="Compressed images, or plain ones (no gzip).")
     save_latents: bool = Field(False, description="Keep the latents beside the images.")
 
     @model_validator(mode="after")

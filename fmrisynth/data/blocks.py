@@ -168,6 +168,7 @@ def write_block(
     source: str | None = None,
     source_onset_s: float | None = None,
     sidecar: Mapping[str, Any] | None = None,
+    extension: str = ".nii.gz",
 ) -> Block:
     """Write one block's five files and return its record (list it with `finish_subject`).
 
@@ -183,8 +184,10 @@ def write_block(
         Arrays on `grid`; image and reference are stored as int16 with a slope.
     sidecar : mapping, optional
         Further keys for the image's JSON.
+    extension : {".nii.gz", ".nii"}
+        Compressed or plain images.
     """
-    bold = naming.block_bold(entities, desc)
+    bold = naming.block_bold(entities, desc, extension)
     image = np.where(data.mask_XYZ[..., None], data.bold_XYZT, 0.0)
     mni = not grid.is_native
     voxel_mm = grid.voxel_mm[0] if entities.res else None
@@ -199,10 +202,9 @@ def write_block(
     # BIDS wants every space label outside its list of templates to be explained.
     reference = {"SpatialReference": "the participant's own scanner space"} if grid.is_native else {}
     mask_keys = {"Type": "Brain"} | reference | {k: v for k, v in resolution.items() if k == "Resolution"}
-    write_sidecar(root / mask.with_name(mask.name.replace(".nii.gz", ".json")), mask_keys)
-    reference_sidecar = naming.block_companion(bold, "reference").name.replace(".nii.gz", ".json")
+    write_sidecar(root / naming.image_sidecar(mask), mask_keys)
     write_sidecar(
-        root / bold.with_name(reference_sidecar),
+        root / naming.image_sidecar(naming.block_companion(bold, "reference")),
         {k: v for k, v in resolution.items() if k in ("Resolution", "SkullStripped")}
         | {"Description": "Temporal mean of the run the block belongs to"},
     )

@@ -29,11 +29,13 @@ from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import bundled_model_dir
 from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
-from fmrisynth.models.device import pick_device, usable_cores
+from fmrisynth.models.device import usable_cores
+from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
 from fmrisynth.progress import StageSummary, log, progress_bar
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import write_preview
+from fmrisynth.sample.report import write_report
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -54,6 +56,9 @@ _PHANTOM_NOTE = (
 def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None = None) -> StageSummary:
     """Write synthetic subjects as a block dataset.
 
+    Started by ``torchrun`` or ``srun`` as several processes, each makes its share of the samples on its own device;
+    the dataset is the one that a single process would write.
+
     Parameters
     ----------
     out : Path
@@ -72,30 +77,44 @@ def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None =
     FmrisynthError
         No usable model; the folder holds samples made with other settings; too little disk space.
     """
-    model, tokenizer = load_model(checkpoint)
-    requests = make_requests(config, model.conditions)
-    settings = _settings(config, model, tokenizer)
-    todo = [request for request in requests if not _is_done(out, request, settings)]
-    _check_space(out, len(todo), tokenizer)
-    for folder in (out, out / "figures", out / "logs"):
-        remove_leftovers(folder)
-    write_dataset_description(out, "Synthetic task-fMRI by fmrisynth", synthetic=True, readme=_README)
-    write_run_log(out, "sample", config)
-    device = pick_device(config.device)
-    tokenizer.to(device)
-    if checkpoint is None:
-        log.warning(_PHANTOM_NOTE)
+    with join_world(config.device) as world:
+        return _sample(out, config, checkpoint, world)
 
+
+def _sample(out: Path, config: SampleConfig, checkpoint: Path | None, world: World) -> StageSummary:
+    model, tokenizer = load_model(checkpoint)
+    asked = make_requests(config, model.conditions)
+    settings = _settings(config, model, tokenizer)
+    todo = [request for request in asked if not _is_done(out, request, config, settings)]
+    _check_space(out, len(todo), tokenizer)
+    world.barrier()  # every process has seen the same samples on disk
+    if world.is_main:
+        for folder in (out, out / "figures", out / "logs"):
+            remove_leftovers(folder)
+        write_dataset_description(out, "Synthetic task-fMRI by fmrisynth", synthetic=True, readme=_README)
+        write_run_log(out, "sample", config)
+        if checkpoint is None:
+            log.warning(_PHANTOM_NOTE)
+
+    tokenizer.to(world.device)
     make = SampleMaker(out, config, model, tokenizer, settings)
-    with progress_bar("sampling", len(requests), completed=len(requests) - len(todo)) as bar:
-        for request in make.on_cpu(todo) if device.type == "cpu" else make.on_gpu(todo, device):
+    mine = todo[world.rank :: world.size]
+    with progress_bar("sampling", len(mine)) as bar:
+        for request in make.on_cpu(mine) if world.device.type == "cpu" else make.on_gpu(mine, world.device):
             bar.update(1, note=request.condition.label)
+    world.barrier()
+    if not world.is_main:
+        return StageSummary()
+
     write_participants(out)
     if config.preview:
-        for request in requests:
+        for request in asked:
             if request.index == config.start_index:
                 write_preview(out, request.subject)
-    lines = [f"{len(requests)} samples in {out} ({len(requests) - len(todo)} were there already)."]
+    lines = [f"{len(asked)} samples in {out} ({len(asked) - len(todo)} were there already)."]
+    if config.report:
+        whole = make_requests(config.model_copy(update={"shard": (1, 1)}), model.conditions)
+        lines.append(f"Report: {write_report(out, whole, config, settings, model, tokenizer)}")
     if checkpoint is None:
         lines.append(_PHANTOM_NOTE)
     return StageSummary(lines)
@@ -135,7 +154,7 @@ def write_participants(out: Path) -> None:
     rows = []
     for scans in sorted(out.glob("sub-*/sub-*_scans.tsv")):
         row = read_tsv(scans, ("filename", "condition"))[0]
-        sidecar = json.loads((scans.parent / row["filename"].replace(".nii.gz", ".json")).read_text())
+        sidecar = json.loads(naming.image_sidecar(scans.parent / row["filename"]).read_text(encoding="utf-8"))
         rows.append(
             {
                 "participant_id": scans.parent.name,
@@ -167,12 +186,13 @@ def _settings(config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer)
     return settings
 
 
-def _is_done(out: Path, request: SampleRequest, settings: dict[str, Any]) -> bool:
+def _is_done(out: Path, request: SampleRequest, config: SampleConfig, settings: dict[str, Any]) -> bool:
     """Whether this very sample is on disk; refuse a folder that holds another one under its name."""
     if not is_finished(out, request.subject):
         return False
     row = read_tsv(out / naming.subject_scans(request.subject), ("filename",))[0]
-    path = out / f"sub-{request.subject}" / row["filename"].replace(".nii.gz", ".json")
+    image = out / f"sub-{request.subject}" / row["filename"]
+    path = naming.image_sidecar(image)
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -181,6 +201,11 @@ def _is_done(out: Path, request: SampleRequest, settings: dict[str, Any]) -> boo
         raise FmrisynthError(
             f"{path}: this sample was made with another model, seed or sampler setting; name another output folder, "
             "or delete this one."
+        )
+    if naming.image_extension(image) != f".{config.format}":
+        raise FmrisynthError(
+            f"{image}: this sample is there in the other format, you asked for --format {config.format}; name another "
+            "output folder, or ask for the format that is there."
         )
     return True
 
@@ -263,6 +288,7 @@ class SampleMaker:
             tr_s=info.tr_s,
             attributes=self.config.attributes,
             sidecar={"Synthetic": True, "Seed": request.seed, **self.settings},
+            extension=f".{self.config.format}",
         )
         if self.config.save_latents:
             shard, _ = naming.subject_latents(request.subject)
