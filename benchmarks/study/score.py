@@ -1,0 +1,129 @@
+"""Score a trained model in minutes: window-GLM effects of its samples against real group maps.
+
+The effect of a sample is linear in its frames. Where decoding is affine too (the linear tokenizers on percent signal
+change), the GLM's weights are applied to the latents and one volume is decoded instead of twelve; the observation noise is drawn
+as one volume with the variance that the weights give it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmrisynth.config.glm import GlmConfig
+from fmrisynth.data.blocks import Block, common_grid, read_blocks
+from fmrisynth.diffusion.generate import generate_latents
+from fmrisynth.evaluate.metrics import map_correlations, score_maps
+from fmrisynth.glm.design import window_design
+from fmrisynth.glm.effects import fit_one
+from fmrisynth.glm.statistics import random_effects
+from fmrisynth.glm.windows import common_mask, iterate_windows
+from fmrisynth.models.checkpoint import LoadedDenoiser
+from fmrisynth.models.tokenizers import Tokenizer
+from fmrisynth.models.tokenizers.noise import ObservationNoise
+
+
+@dataclass(frozen=True)
+class RealMaps:
+    """Group maps of one split of a cohort over K conditions and V voxels, and how much single blocks vary around them."""
+
+    conditions: list[str]
+    mask_XYZ: np.ndarray
+    z_KV: np.ndarray
+    block_variance_K: np.ndarray
+
+
+def real_maps(root: Path, split: str, conditions: list[str], mask_XYZ: np.ndarray, cache: Path) -> RealMaps:
+    """Measure, or read from `cache`."""
+    if not cache.exists():
+        blocks = [b for b in read_blocks(root, split=split) if b.condition in conditions]
+        z_KV, variance_K = _measure(blocks, conditions, mask_XYZ)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with cache.with_suffix(".part.npz").open("wb") as stream:
+            np.savez(stream, z=z_KV, variance=variance_K)
+        cache.with_suffix(".part.npz").rename(cache)
+    with np.load(cache) as found:
+        return RealMaps(conditions, mask_XYZ, found["z"], found["variance"])
+
+
+def brain(root: Path, tokenizer: Tokenizer) -> np.ndarray:
+    """Voxels that all test blocks and the tokenizer have."""
+    blocks = read_blocks(root, split="test")
+    return common_mask(blocks, common_grid(blocks), GlmConfig().min_reference_fraction) & tokenizer.info.mask_XYZ
+
+
+def _measure(blocks: list[Block], conditions: list[str], mask_XYZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    config, grid = GlmConfig(), common_grid(blocks)
+    subjects: dict[str, dict[str, list[np.ndarray]]] = {}
+    for window in iterate_windows(blocks, mask_XYZ, grid, config):
+        own = subjects.setdefault(window.block.subject, {})
+        own.setdefault(window.block.condition, []).append(fit_one(window, config).effect)
+    z, variance = [], []
+    for condition in conditions:
+        found = [own[condition] for own in subjects.values() if condition in own]
+        z.append(random_effects(np.stack([np.mean(effects, axis=0) for effects in found])).z)
+        singles = np.concatenate([np.stack(effects) for effects in found])
+        variance.append(np.median(singles.var(axis=0, ddof=1)))
+    return np.stack(z), np.array(variance)
+
+
+def is_affine(tokenizer: Tokenizer) -> bool:
+    """Whether decoding is affine: tried on random latents."""
+    a, b = torch.randn(2, 1, *tokenizer.info.latent_shape, generator=torch.Generator().manual_seed(0))
+    zero, both = tokenizer.decode(torch.zeros_like(a)), tokenizer.decode(a + b)
+    return bool(torch.allclose(both + zero, tokenizer.decode(a) + tokenizer.decode(b), atol=1e-3))
+
+
+def sample_effects(
+    model: LoadedDenoiser, tokenizer: Tokenizer, condition: str, mask_XYZ: np.ndarray, *, n: int, seed: int, sampler: str,
+    steps: int, guidance: float, observation_noise: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """Window-GLM effects (N, V) of samples, percent signal change; samples as `fmrisynth sample` numbers and seeds them."""
+    from fmrisynth.sample.plan import sample_seed
+
+    info = tokenizer.info
+    if info.normalisation != "dynamics" or not is_affine(tokenizer):
+        raise SystemExit("this score needs an affine tokenizer of percent signal change")
+    timing = model.card.trained_on["timing"][condition]
+    design = window_design(timing["onset_s"], timing["duration_s"], info.n_frames, info.tr_s)
+    weights_T = design.pinv_PT[0]
+    noise = _weighted(info.noise, weights_T) if observation_noise and info.noise is not None else None
+    effects = []
+    for index in range(n):
+        own_seed = sample_seed(seed, condition, index)
+        latent_CTXYZ = generate_latents(
+            model, condition, seeds=[own_seed], sampler=sampler, n_steps=steps, guidance=guidance
+        )[0]
+        weighted = torch.einsum("t,ctxyz->cxyz", torch.from_numpy(weights_T).float(), latent_CTXYZ)
+        effect_XYZ = tokenizer.decode(weighted[None])[0, 0].numpy()
+        if noise is not None:
+            effect_XYZ = effect_XYZ + noise.draw(np.random.default_rng([own_seed, 1]))[..., 0]
+        effects.append(effect_XYZ[mask_XYZ])
+    return np.stack(effects)
+
+
+def _weighted(noise: ObservationNoise, weights_T: np.ndarray) -> ObservationNoise:
+    """The noise of a weighted sum of frames, as a field of one frame."""
+    scale = np.sqrt(weights_T @ noise.correlation_TT @ weights_T)
+    return replace(noise, std_XYZ=(noise.std_XYZ * scale).astype(np.float32), correlation_TT=np.ones((1, 1)))
+
+
+def score(effects: dict[str, np.ndarray], real: RealMaps) -> dict[str, Any]:
+    """Corr, RSA, Top-1 of group z maps; Top-1 of single samples; effect variance against the real one."""
+    z_KV = np.stack([random_effects(effects[c]).z for c in real.conditions])
+    finite = np.isfinite(z_KV).all(axis=0) & np.isfinite(real.z_KV).all(axis=0)
+    scores = score_maps(real.z_KV[:, finite], z_KV[:, finite])
+    singles = [
+        map_correlations(effects[c][:, finite], real.z_KV[:, finite]).argmax(axis=1) == k
+        for k, c in enumerate(real.conditions)
+    ]
+    variance_K = np.array([np.median(effects[c].var(axis=0, ddof=1)) for c in real.conditions])
+    return {
+        "corr": float(scores.corr), "corr_K": scores.corr_K.tolist(), "rsa": float(scores.rsa_pearson),
+        "top1": float(scores.top1), "top1_samples": float(np.mean(np.concatenate(singles))),
+        "effect_variance_ratio": float((variance_K / real.block_variance_K).mean()),
+    }  # fmt: skip
