@@ -19,9 +19,9 @@ import numpy as np
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.blocks import common_grid, read_blocks
-from fmrisynth.evaluate.metrics import score_maps
 from fmrisynth.evaluate.scoring import group_maps
 from fmrisynth.glm.effects import subject_effects
+from fmrisynth.glm.map_scores import score_maps
 from fmrisynth.glm.windows import common_mask
 from fmrisynth.sample.run import load_model, sample_dataset
 

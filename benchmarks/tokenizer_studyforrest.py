@@ -26,8 +26,8 @@ from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.data.blocks import BlockData
 from fmrisynth.data.grid import Grid, native_grid
 from fmrisynth.data.normalisation import denormalise
+from fmrisynth.glm.map_scores import pearson
 from fmrisynth.tokenize.fit import fit_tokenizer
-from fmrisynth.tokenize.heldout import pearson
 from fmrisynth.tokenize.source import to_frames
 
 CONTRASTS = {

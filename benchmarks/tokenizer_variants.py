@@ -24,9 +24,9 @@ from fmrisynth.config.load import load_config
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.data.blocks import read_blocks, subjects_of
 from fmrisynth.data.nifti import read_image
+from fmrisynth.glm.map_scores import pearson
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
 from fmrisynth.tokenize.fit import fit_tokenizer
-from fmrisynth.tokenize.heldout import pearson
 from fmrisynth.tokenize.report import make_report
 from fmrisynth.tokenize.source import BlockSource
 

@@ -171,7 +171,7 @@ def ceilings(root: Path) -> dict[str, Any]:
         real_maps(root / "cohort", split, conditions, mask_XYZ, root / "real" / f"latents-{split}.npz")
         for split in ("test", "train")
     )
-    from fmrisynth.evaluate.metrics import score_maps
+    from fmrisynth.glm.map_scores import score_maps
 
     both = np.isfinite(test.z_KV).all(axis=0) & np.isfinite(train.z_KV).all(axis=0)
     scores = score_maps(test.z_KV[:, both], train.z_KV[:, both])

@@ -17,9 +17,9 @@ import torch
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, common_grid, read_blocks
 from fmrisynth.diffusion.generate import generate_latents
-from fmrisynth.evaluate.metrics import map_correlations, score_maps
 from fmrisynth.glm.design import window_design
 from fmrisynth.glm.effects import fit_one
+from fmrisynth.glm.map_scores import map_correlations, score_maps
 from fmrisynth.glm.statistics import random_effects
 from fmrisynth.glm.windows import common_mask, iterate_windows
 from fmrisynth.models.checkpoint import LoadedDenoiser

@@ -8,11 +8,11 @@ import numpy as np
 
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, volume_features
-from fmrisynth.evaluate.metrics import map_correlations
 from fmrisynth.evaluate.realism import principal_components, roi_courses
 from fmrisynth.evaluate.scoring import Score
 from fmrisynth.evaluate.summary import Summary
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, ceiling_of, headline, show
+from fmrisynth.glm.map_scores import map_correlations
 from fmrisynth.glm.maps import to_volume
 from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts, render_page
 from fmrisynth.report import figures as draw

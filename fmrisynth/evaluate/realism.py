@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fmrisynth.evaluate.metrics import off_diagonal, pearson
 from fmrisynth.evaluate.rois import Roi
 from fmrisynth.evaluate.summary import Summary
+from fmrisynth.glm.map_scores import off_diagonal, pearson
 
 Outcome = Literal["pass", "warn", "fail", "info"]
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fmrisynth.evaluate.metrics import Scores, score_maps
+from fmrisynth.glm.map_scores import Scores, score_maps
 from fmrisynth.glm.statistics import t_to_z
 
 MIN_SUBJECTS = 5

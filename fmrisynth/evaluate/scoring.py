@@ -8,14 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fmrisynth.evaluate.metrics import (
-    map_correlations,
-    permute_corr,
-    permute_rsa,
-    permute_top1,
-    score_maps,
-    top1_hits,
-)
 from fmrisynth.evaluate.resampling import (
     MIN_SUBJECTS,
     GroupEffects,
@@ -26,6 +18,14 @@ from fmrisynth.evaluate.resampling import (
 from fmrisynth.evaluate.summary import group_effects
 from fmrisynth.glm.effects import EffectTable
 from fmrisynth.glm.group import SINGLE_SUBJECT, group_map
+from fmrisynth.glm.map_scores import (
+    map_correlations,
+    permute_corr,
+    permute_rsa,
+    permute_top1,
+    score_maps,
+    top1_hits,
+)
 
 SCORES = ("corr", "rsa_pearson", "rsa_spearman", "top1")
 MIN_FINITE = 0.5

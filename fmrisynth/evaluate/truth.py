@@ -14,8 +14,8 @@ from fmrisynth.conditions import load_table
 from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.data.nifti import read_image
 from fmrisynth.errors import FmrisynthError
-from fmrisynth.evaluate.metrics import pearson
 from fmrisynth.evaluate.scoring import GroupMaps
+from fmrisynth.glm.map_scores import pearson
 
 FOLDER = "ground_truth"
 

@@ -20,6 +20,7 @@ from fmrisynth.data.blocks import Block, BlockData
 from fmrisynth.data.normalisation import denormalise
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.design import window_design
+from fmrisynth.glm.map_scores import pearson, score_maps
 from fmrisynth.glm.statistics import RunningGroup
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.models.tokenizers.base import perplexity
@@ -207,7 +208,7 @@ def _summarise(original, rebuilt, voxels, spectrum, quality, counts, mask, n_sub
         course_r.append(np.nanmean(pearson(truth_TV.T, back_TV.T)))
         n = original.n_courses[condition]
         courses[condition] = (truth_TV.mean(axis=1) / n, back_TV.mean(axis=1) / n)
-    cross = correlations(rebuilt_KV, original_KV)
+    scores = score_maps(original_KV, rebuilt_KV)
     several = len(conditions) >= 2
     effect_spectrum = _Spectrum(spectrum.voxel_mm)
     for row, back in zip(original_KV, rebuilt_KV, strict=True):
@@ -215,10 +216,11 @@ def _summarise(original, rebuilt, voxels, spectrum, quality, counts, mask, n_sub
     any_active = np.logical_or.reduce(active_KV)
     return HeldOut(
         conditions=conditions, mask_XYZ=mask, original_KV=original_KV, reconstructed_KV=rebuilt_KV,
-        map_r_K=np.diag(cross).copy(),
+        map_r_K=scores.corr_K,
         z_map_r_K=None if z_original is None or z_rebuilt is None else pearson(z_original, z_rebuilt),
         contrast_r_K=pearson(original_KV - original_KV.mean(0), rebuilt_KV - rebuilt_KV.mean(0)) if several else None,
-        rsa=rsa(original_KV, rebuilt_KV), top1=top1(cross),
+        rsa=None if scores.rsa_pearson is None else float(scores.rsa_pearson),
+        top1=None if scores.top1 is None else float(scores.top1),
         split_half_K=split_half(original.effects_SV, conditions),
         split_half_reconstructed_K=split_half(rebuilt.effects_SV, conditions),
         subject_r=float(np.nanmean([
@@ -235,35 +237,6 @@ def _summarise(original, rebuilt, voxels, spectrum, quality, counts, mask, n_sub
 def _group_z(side: _Side, conditions: Sequence[str]) -> np.ndarray:
     """Group z maps; 0 where no subject has data, so that there is no spread."""
     return np.nan_to_num(np.stack([side.groups[c].estimate().z for c in conditions]))
-
-
-def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson r along the last axis, float64; NaN where a side is constant or missing."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
-    norm = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(norm > 0, (x * y).sum(axis=-1) / norm, np.nan)
-
-
-def correlations(a_KV: np.ndarray, b_LV: np.ndarray) -> np.ndarray:
-    """Pearson r of every row of one with every row of the other, (K, L)."""
-    return pearson(np.asarray(a_KV)[:, None], np.asarray(b_LV)[None])
-
-
-def rsa(a_KV: np.ndarray, b_KV: np.ndarray) -> float | None:
-    """Pearson r of the off-diagonal map correlations of two sets; None for fewer than three maps."""
-    if len(a_KV) < 3:
-        return None
-    upper = np.triu_indices(len(a_KV), 1)
-    return float(pearson(correlations(a_KV, a_KV)[upper], correlations(b_KV, b_KV)[upper]))
-
-
-def top1(cross_KK: np.ndarray) -> float | None:
-    """Share of rows whose largest entry is on the diagonal; None for a single row."""
-    if len(cross_KK) < 2:
-        return None
-    return float((cross_KK.argmax(axis=1) == np.arange(len(cross_KK))).mean())
 
 
 def split_half(effects: dict[str, list[np.ndarray]], conditions: Sequence[str], seed: int = 0) -> np.ndarray | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fmrisynth.evaluate.metrics import score_maps
 from fmrisynth.evaluate.resampling import (
     GroupEffects,
     bootstrap_scores,
@@ -16,6 +15,7 @@ from fmrisynth.evaluate.resampling import (
     weighted_z,
 )
 from fmrisynth.evaluate.scoring import noise_free_ceiling, wilson_interval
+from fmrisynth.glm.map_scores import score_maps
 from fmrisynth.glm.statistics import random_effects
 
 

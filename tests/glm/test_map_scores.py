@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fmrisynth.evaluate.metrics import (
+from fmrisynth.glm.map_scores import (
     map_correlations,
     off_diagonal,
     pearson,
