@@ -261,6 +261,7 @@ def shard_shape(path: Path) -> tuple[int, ...]:
         Missing, damaged, or not a latents shard.
     """
     try:
+        path.open("rb").close()  # says why a file cannot be read, which safetensors does not
         with safe_open(path, framework="pt") as shard:
             if list(shard.keys()) != [TENSOR]:
                 raise FmrisynthError(f"{path}: expected one tensor named {TENSOR}, found {', '.join(shard.keys())}.")
@@ -271,8 +272,9 @@ def shard_shape(path: Path) -> tuple[int, ...]:
                 )
             return tuple(part.get_shape())
     except (SafetensorError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
         raise FmrisynthError(
-            f"{path}: the shard cannot be read ({error}); delete it and encode the subject again."
+            f"{path}: the shard cannot be read ({why}); mend its permissions, or delete it and encode the subject again."
         ) from None
 
 

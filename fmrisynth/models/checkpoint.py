@@ -157,10 +157,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file; half precision is a way to store weights, not to compute, and becomes float32."""
     try:
         half = (torch.float16, torch.bfloat16)
+        path.open("rb").close()  # says why a file cannot be read, which safetensors does not
         return {name: t.float() if t.dtype in half else t for name, t in load_file(path).items()}
     except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
         raise FmrisynthError(
-            f"{path}: expected a complete safetensors file, found none or a damaged one ({error}); "
+            f"{path}: expected a complete safetensors file, found none or a damaged one ({why}); "
             "copy it again or use another checkpoint."
         ) from None
 

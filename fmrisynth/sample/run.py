@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import remove_leftovers, write_bytes
+from fmrisynth.bids.atomic import remove_leftovers, remove_temporaries, settle, write_bytes
+from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
@@ -151,8 +152,15 @@ def load_model(checkpoint: Path | None) -> tuple[LoadedDenoiser, Tokenizer]:
 
 def write_participants(out: Path) -> None:
     """Write ``participants.tsv`` from the finished subjects on disk, whoever made them."""
+    settle(
+        lambda: sorted(out.glob("sub-*/sub-*_scans.tsv")),
+        lambda finished: write_tsv(out / "participants.tsv", PARTICIPANTS_COLUMNS, _participants(finished)),
+    )
+
+
+def _participants(finished: Sequence[Path]) -> list[dict[str, Any]]:
     rows = []
-    for scans in sorted(out.glob("sub-*/sub-*_scans.tsv")):
+    for scans in finished:
         row = read_tsv(scans, ("filename", "condition"))[0]
         sidecar = json.loads(naming.image_sidecar(scans.parent / row["filename"]).read_text(encoding="utf-8"))
         rows.append(
@@ -163,7 +171,7 @@ def write_participants(out: Path) -> None:
                 "synthetic": True,
             }
         )
-    write_tsv(out / "participants.tsv", PARTICIPANTS_COLUMNS, rows)
+    return rows
 
 
 def _settings(config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -237,7 +245,9 @@ class SampleMaker:
                 yield from (request for request, _ in batch)
 
     def _make_alone(self, request: SampleRequest) -> SampleRequest:
-        self._write(request, self._draw([request], torch.device("cpu"))[0])
+        with exclusive(self.out, f"sub-{request.subject}"):
+            if not _is_done(self.out, request, self.config, self.settings):  # another process may have been at it
+                self._write(request, self._draw([request], torch.device("cpu"))[0])
         return request
 
     def _draw_batches(
@@ -248,7 +258,9 @@ class SampleMaker:
 
     def _write_batch(self, batch: list[tuple[SampleRequest, torch.Tensor]]) -> list[tuple[SampleRequest, torch.Tensor]]:
         for request, latent_CTXYZ in batch:
-            self._write(request, latent_CTXYZ)
+            with exclusive(self.out, f"sub-{request.subject}"):
+                if not _is_done(self.out, request, self.config, self.settings):
+                    self._write(request, latent_CTXYZ)
         return batch
 
     def _draw(self, batch: Sequence[SampleRequest], device: torch.device) -> torch.Tensor:
@@ -270,8 +282,7 @@ class SampleMaker:
         grid = info.grid
         noise_seeds = [request.seed] if self.config.observation_noise else None
         bold_XYZT = next(self.tokenizer.decode_blocks(latent_CTXYZ[None], noise_seeds=noise_seeds))
-        remove_leftovers(self.out / f"sub-{request.subject}")
-        remove_leftovers(self.out / f"sub-{request.subject}" / "func")
+        remove_temporaries(self.out / f"sub-{request.subject}")
         entities = naming.Entities(
             sub=request.subject, task=request.condition.task, space=grid.space, res=grid.resolution
         )

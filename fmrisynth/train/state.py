@@ -111,7 +111,7 @@ def save_checkpoint(run: Run, out: Path, card: ModelCard, config: TrainConfig, d
     if world.is_main:
         run.progress.ema_updates = run.ema.n_updates
         temporary = _empty(folder.with_name(f".{folder.name}.part"))
-        with _disk_errors(folder):
+        with _disk_errors(folder, temporary):
             save_file(model, temporary / MODEL_NAME)
             save_file(moments, temporary / OPTIMISER_NAME)
             write_json(
@@ -139,7 +139,7 @@ def save_best(run: Run, out: Path, card: ModelCard, world: World) -> None:
     if world.is_main:
         best, old = out / BEST_NAME, out / f".{BEST_NAME}.old"
         temporary = _empty(out / f".{BEST_NAME}.part")
-        with _disk_errors(best):
+        with _disk_errors(best, temporary):
             _write_model_files(temporary, card, averaged, run.prior)
             _sync(temporary)
             shutil.rmtree(old, ignore_errors=True)
@@ -250,13 +250,15 @@ def _prune(out: Path, keep_last: int) -> None:
 
 
 class _disk_errors:
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, temporary: Path | None = None) -> None:
+        self._path, self._temporary = path, temporary
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        if error is not None and self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise FmrisynthError(
                 f"{self._path}: could not be written ({error}); free space or fix the permissions, then run the same "
