@@ -17,7 +17,7 @@ import numpy as np
 from fmrisynth.glm.design import Design
 
 P_SMALLEST = 1e-300
-"""p-values are clipped here before they become z, as nilearn does: |z| is at most 37.05."""
+"""p-values are clipped here before they become z, as nilearn does: the magnitude of z is at most 37.05."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def t_to_z(t: np.ndarray, dof: float) -> np.ndarray:
     Returns
     -------
     array of the shape of `t`, float32
-        z, |z| <= 37.05; NaN where `t` is NaN.
+        z, its magnitude at most 37.05; NaN where `t` is NaN.
 
     Notes
     -----
