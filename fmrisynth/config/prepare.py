@@ -38,9 +38,9 @@ class BlocksConfig(Config):
 class SplitConfig(Config):
     """Shares of the training, validation and test subjects."""
 
-    train: float = Field(0.90, ge=0, le=1)
-    val: float = Field(0.05, ge=0, le=1)
-    test: float = Field(0.05, ge=0, le=1)
+    train: float = Field(0.90, ge=0, le=1, description="Share of the participants (or families) for training.")
+    val: float = Field(0.05, ge=0, le=1, description="Share for validation during training.")
+    test: float = Field(0.05, ge=0, le=1, description="Share held out for the evaluation.")
     all: Literal["train", "val", "test"] | None = Field(
         None, description="Put every subject into this split (a cohort kept for testing, or one single subject)."
     )

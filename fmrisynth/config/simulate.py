@@ -50,8 +50,8 @@ class NoiseConfig(Config):
     local_ar: float = Field(0.2, ge=0, lt=0.9, description="Its lag-one autocorrelation at 0.72 s.")
     network_percent: float = Field(0.4, ge=0, description="Spontaneous activity of functional networks.")
     network_tau_s: float = Field(5.0, gt=0, description="Its correlation time.")
-    respiration_percent: float = Field(0.3, ge=0)
-    cardiac_percent: float = Field(0.45, ge=0)
+    respiration_percent: float = Field(0.3, ge=0, description="Breathing.")
+    cardiac_percent: float = Field(0.45, ge=0, description="Pulsation.")
     drift_percent: float = Field(0.5, ge=0, description="Slow scanner drift over a run.")
     motion_mm: float = Field(0.15, ge=0, le=3, description="SD of head motion within a run; rotations go with it.")
     motion_residual: float = Field(0.15, ge=0, le=1, description="Share of motion that realignment left in the data.")
@@ -70,12 +70,14 @@ class SimulateConfig(StageConfig):
     layout: Literal["hcp", "bids", "blocks"] = Field(
         "hcp", description="hcp: HCP tree; bids: fMRIPrep-style derivatives; blocks: a block dataset without runs."
     )
-    n_subjects: int = Field(20, ge=1, le=99_999)
+    n_subjects: int = Field(20, ge=1, le=99_999, description="Size of the cohort.")
     first_subject: int = Field(
         0, ge=0, le=99_998, description="Index of the first subject, for array jobs on one cohort."
     )
     tasks: tuple[Task, ...] = Field(
-        ("WM", "EMOTION", "GAMBLING", "LANGUAGE", "RELATIONAL", "MOTOR", "SOCIAL"), min_length=1
+        ("WM", "EMOTION", "GAMBLING", "LANGUAGE", "RELATIONAL", "MOTOR", "SOCIAL"),
+        min_length=1,
+        description="HCP tasks: one run each and phase encoding.",
     )
     directions: tuple[Direction, ...] = Field(("LR", "RL"), min_length=1, description="Phase encodings: one run each.")
     conditions: tuple[str, ...] | None = Field(

@@ -53,16 +53,16 @@ class VqganConfig(Config):
 
     kind: Literal["vqgan"] = "vqgan"
     latent_channels: int = Field(3, ge=1)
-    base_ch: int = Field(16, ge=4)
+    base_ch: int = Field(16, ge=4, description="Width of the finest level.")
     ch_mult: tuple[int, int, int] = Field((1, 2, 4), description="Widths of the three levels in units of base_ch.")
     num_res_blocks: int = Field(1, ge=1, description="Blocks per level; the decoder has one more.")
     residual: bool = Field(
         True, description="Usual residual block of two convolutions; false: one convolution, no shortcut (ALDM)."
     )
-    norm_groups: int = Field(8, ge=1)
-    codebook_size: int = Field(8192, ge=2)
+    norm_groups: int = Field(8, ge=1, description="Groups of the group normalisation.")
+    codebook_size: int = Field(8192, ge=2, description="Codes.")
     codebook_decay: float = Field(0.99, gt=0, lt=1, description="EMA of the codebook.")
-    commitment: float = Field(0.25, gt=0)
+    commitment: float = Field(0.25, gt=0, description="Weight of the commitment loss.")
     revive_below: float = Field(
         0.03, ge=0, description="A code whose running count is below this is set to a random latent of the batch."
     )
@@ -91,26 +91,26 @@ TokenizerConfig = Annotated[
 class GradientFitConfig(Config):
     """Training of a network tokenizer; the linear kinds do not use it."""
 
-    steps: int = Field(20_000, ge=1)
+    steps: int = Field(20_000, ge=1, description="Optimiser steps.")
     batch_size: int = Field(8, ge=1, description="Volumes per step.")
     frames_per_block: int = Field(2, ge=1, description="Volumes taken from each block that a batch reads.")
-    learning_rate: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.5, 0.9)
-    warmup_steps: int = Field(100, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
-    loss: Literal["l1", "mse"] = "l1"
+    learning_rate: float = Field(1e-4, gt=0, description="Of Adam.")
+    betas: tuple[float, float] = Field((0.5, 0.9), description="Of Adam.")
+    warmup_steps: int = Field(100, ge=0, description="Linear warmup of the learning rate.")
+    grad_clip: float = Field(1.0, gt=0, description="Largest L2 norm of the gradient.")
+    loss: Literal["l1", "mse"] = Field("l1", description="Reconstruction loss.")
     adversarial_weight: float = Field(0.1, ge=0, description="0 switches the discriminator off.")
     adversarial_start: int = Field(10_000, ge=0, description="Step from which the discriminator acts.")
-    discriminator_ch: int = Field(32, ge=4)
-    perceptual_weight: float = Field(0.0, ge=0)
+    discriminator_ch: int = Field(32, ge=4, description="Width of the discriminator.")
+    perceptual_weight: float = Field(0.0, ge=0, description="Weight of a perceptual loss.")
     perceptual_weights: Path | None = Field(
         None, description="Local safetensors of the perceptual network; nothing is downloaded."
     )
     temporal_weight: float = Field(
         0.0, ge=0, description="Weight of the loss on differences of the frames taken from one block."
     )
-    checkpoint_every: int = Field(500, ge=1)
-    log_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints of the fit.")
+    log_every: int = Field(50, ge=1, description="Steps between log records.")
 
     @model_validator(mode="after")
     def _check(self) -> GradientFitConfig:

@@ -24,12 +24,12 @@ class HybridConfig(Config):
         ("conv", "transformer", "transformer"), description="Kind of the blocks at each level."
     )
     encoder_blocks: tuple[int, ...] = Field((1, 3), description="Blocks per level on the way down.")
-    bottleneck_blocks: int = Field(3, ge=1)
+    bottleneck_blocks: int = Field(3, ge=1, description="Blocks of the coarsest level.")
     decoder_blocks: tuple[int, ...] = Field((2, 3), description="Blocks per level on the way up, finest first.")
     num_heads: int | None = Field(None, ge=1, description="Attention heads at every level; default base_ch / 16.")
     cross_attention: bool = Field(True, description="False is the paper's 'AdaLN-Zero only'.")
     context_tokens: int = Field(8, ge=1, description="Learned context tokens per condition.")
-    mlp_ratio: int = Field(4, ge=1)
+    mlp_ratio: int = Field(4, ge=1, description="Width of the feed-forward layers in units of the level.")
     checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
 
     @model_validator(mode="after")
@@ -63,11 +63,11 @@ class UNetConfig(Config):
     """The paper's baseline: MONAI's ``DiffusionModelUNet`` with the class in the time embedding."""
 
     kind: Literal["unet"] = "unet"
-    num_channels: tuple[int, ...] = (64, 160, 224)
-    num_head_channels: tuple[int, ...] = (0, 160, 224)
-    attention_levels: tuple[bool, ...] = (False, True, True)
-    num_res_blocks: int = Field(2, ge=1)
-    norm_num_groups: int = Field(32, ge=1)
+    num_channels: tuple[int, ...] = Field((64, 160, 224), description="Width of each level.")
+    num_head_channels: tuple[int, ...] = Field((0, 160, 224), description="Width of an attention head per level.")
+    attention_levels: tuple[bool, ...] = Field((False, True, True), description="Levels with attention.")
+    num_res_blocks: int = Field(2, ge=1, description="Residual blocks per level.")
+    norm_num_groups: int = Field(32, ge=1, description="Groups of the group normalisation.")
 
     @model_validator(mode="after")
     def _check_levels(self) -> UNetConfig:
@@ -98,8 +98,8 @@ class ObjectiveConfig(Config):
         "linear", description="Curve of beta: linear, or linear in the square root of beta. Unused by flow."
     )
     n_train_steps: int = Field(1000, ge=2, description="Diffusion steps T.")
-    beta_start: float = Field(0.0015, gt=0, lt=1)
-    beta_end: float = Field(0.0195, gt=0, lt=1)
+    beta_start: float = Field(0.0015, gt=0, lt=1, description="Beta of the first diffusion step.")
+    beta_end: float = Field(0.0195, gt=0, lt=1, description="Beta of the last one.")
     min_snr_gamma: float | None = Field(None, gt=0, description="Min-SNR loss weighting (5 is usual); null is off.")
     flow_time: Literal["uniform", "logit_normal"] = Field(
         "uniform", description="How flow matching draws its times in training."
@@ -138,9 +138,9 @@ class ConditioningConfig(Config):
 class OptimiserConfig(Config):
     """AdamW with warmup and gradient clipping."""
 
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    learning_rate: float = Field(1e-4, gt=0, description="After the warmup.")
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="Of AdamW.")
     warmup_steps: int = Field(1000, ge=0, description="Linear warmup of the learning rate.")
     decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warmup.")
     grad_clip: float = Field(1.0, gt=0, description="Largest L2 norm of the gradient.")
@@ -149,7 +149,7 @@ class OptimiserConfig(Config):
 class EmaConfig(Config):
     """Exponential moving average of the weights (used for sampling and validation)."""
 
-    decay: float = Field(0.9999, ge=0, lt=1)
+    decay: float = Field(0.9999, ge=0, lt=1, description="Weight of the past per step.")
     warmup: bool = Field(True, description="Use min(decay, (1 + n) / (10 + n)) after n updates, for short runs.")
 
 
@@ -181,15 +181,15 @@ class TrainConfig(StageConfig):
     channels_last: bool = Field(False, description="Keep convolution weights in channels-last-3d order.")
     prefetch: int = Field(2, ge=0, description="Batches prepared ahead by a background thread.")
 
-    log_every: int = Field(50, ge=1)
-    val_every: int = Field(1000, ge=1)
+    log_every: int = Field(50, ge=1, description="Steps between log records.")
+    val_every: int = Field(1000, ge=1, description="Steps between validations.")
     val_instances: int = Field(256, ge=1, description="Validation instances (the first so many after a fixed shuffle).")
     sample_every: int = Field(
         0, ge=0, description="Draw a small fixed grid of samples every so many steps; 0 is never."
     )
     sample_steps: int = Field(20, ge=1, description="Sampler steps of that grid.")
-    samples_per_condition: int = Field(2, ge=1)
-    checkpoint_every: int = Field(5000, ge=1)
+    samples_per_condition: int = Field(2, ge=1, description="Samples of that grid.")
+    checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
     keep_last: int = Field(3, ge=1, description="Checkpoints kept, beside the best by validation loss.")
     max_hours: float | None = Field(None, gt=0, description="Stop with a checkpoint after this wall time.")
 
