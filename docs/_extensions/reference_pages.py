@@ -106,10 +106,10 @@ def _model_tables(model: type[BaseModel], prefix: str) -> Iterator[str]:
             inner.append((name, field, found))
         else:
             default = field.get_default(call_default_factory=True)
-            shown = "*required*" if default is PydanticUndefined else f"`{_value(default)}`"
-            rows.append((f"`{prefix}{name}`", _type(field), shown, _sentence(field.description)))
+            shown = "required" if default is PydanticUndefined else f"`{_value(default)}`"
+            rows.append((f"`{prefix}{name}`", f"{_type(field)} ({shown})", _sentence(field.description)))
     if rows:
-        yield _table(("setting", "type", "default", ""), rows)
+        yield _table(("setting", "value (default)", ""), rows)
     for name, field, models in inner:
         for choice in models:
             kind = choice.model_fields.get("kind")
