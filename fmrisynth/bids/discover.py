@@ -163,7 +163,7 @@ class BidsSource:
         if not by_run and not self.config.native:
             raise FmrisynthError(
                 f"{self.root}: found {len(everything)} BOLD images, none of them in MNI space "
-                "(space-MNI152..._desc-preproc_bold); run fMRIPrep first and give its output with --derivatives, or "
+                "(space-MNI152..._desc-preproc_bold); run fMRIPrep first and give its output folder as INPUT, or "
                 "use --native to keep each subject's own grid."
             )
         images: dict[str, list[_File]] = defaultdict(list)
