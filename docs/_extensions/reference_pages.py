@@ -102,6 +102,8 @@ def _model_tables(model: type[BaseModel], prefix: str) -> Iterator[str]:
     rows, inner = [], []
     for name, field in model.model_fields.items():
         found = list(_models_in(field.annotation))
+        if name == "kind":
+            continue  # the heading names it
         if found:
             inner.append((name, field, found))
         else:
