@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmrisynth.models import winograd
+
 
 def sinusoidal_embedding(time_B: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Embed diffusion time as cosines and sines of geometrically spaced frequencies.
@@ -61,6 +63,30 @@ def group_norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, width), width)
 
 
+class Conv3x3(nn.Conv3d):
+    """3x3x3 convolution that keeps the grid; on a CPU in fewer multiplications where that pays."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1)
+
+    def forward(self, x_BDXYZ: Tensor) -> Tensor:
+        if self.bias is not None and winograd.pays(x_BDXYZ, self.weight):
+            return winograd.conv3d(x_BDXYZ, self.weight, self.bias)
+        return super().forward(x_BDXYZ)
+
+
+class Conv1x1(nn.Conv3d):
+    """1x1x1 convolution; on a CPU as the matrix product it is, which the convolution library does not see."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 1)
+
+    def forward(self, x_BDXYZ: Tensor) -> Tensor:
+        if x_BDXYZ.device.type != "cpu":
+            return super().forward(x_BDXYZ)
+        return F.linear(x_BDXYZ.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
 def zero_init(layer: nn.Linear | nn.Conv3d) -> nn.Linear | nn.Conv3d:
     """Set weight and bias to zero, so that the branch the layer ends contributes nothing at first."""
     nn.init.zeros_(layer.weight)
@@ -83,10 +109,10 @@ class FilmConvBlock(nn.Module):
     def __init__(self, width: int, cond_width: int) -> None:
         super().__init__()
         self.norm_in = group_norm(width)
-        self.conv_in = nn.Conv3d(width, width, 3, padding=1)
+        self.conv_in = Conv3x3(width, width)
         self.norm_out = group_norm(width)
         self.film = zero_init(nn.Linear(cond_width, 2 * width))
-        self.conv_out = zero_init(nn.Conv3d(width, width, 3, padding=1))
+        self.conv_out = zero_init(Conv3x3(width, width))
 
     def forward(self, x_BDXYZ: Tensor, cond_BE: Tensor) -> Tensor:
         h_BDXYZ = self.conv_in(F.silu(self.norm_in(x_BDXYZ)))

@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fmrisynth.config.train import HybridConfig
 from fmrisynth.models.blocks import (
+    Conv1x1,
+    Conv3x3,
     FilmConvBlock,
     TransformerBlock,
     group_norm,
@@ -120,19 +122,19 @@ class HybridDiT(nn.Module):
         has_cross = config.cross_attention and "transformer" in config.stages
         self.condition = ConditionEmbedding(config.base_ch, n_labels, config.context_tokens if has_cross else None)
 
-        self.conv_in = nn.Conv3d(channels, widths[0], 3, padding=1)
+        self.conv_in = Conv3x3(channels, widths[0])
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         self.up, self.merge, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, (width, deeper) in enumerate(pairwise(widths)):
             kind = config.stages[level]
             self.encoder.append(Stage(kind, config.encoder_blocks[level], width, config))
-            self.down.append(nn.Conv3d(width, deeper, 1))
-            self.up.append(nn.Conv3d(deeper, width, 1))
-            self.merge.append(nn.Conv3d(2 * width, width, 1))
+            self.down.append(Conv1x1(width, deeper))
+            self.up.append(Conv1x1(deeper, width))
+            self.merge.append(Conv1x1(2 * width, width))
             self.decoder.append(Stage(kind, config.decoder_blocks[level], width, config))
         self.bottleneck = Stage(config.stages[-1], config.bottleneck_blocks, widths[-1], config)
         self.norm_out = group_norm(widths[0])
-        self.conv_out = zero_init(nn.Conv3d(widths[0], channels, 3, padding=1))
+        self.conv_out = zero_init(Conv3x3(widths[0], channels))
 
     def forward(self, stack_BFXYZ: Tensor, time_B: Tensor, labels_BA: Tensor) -> Tensor:
         """Predict the objective's target.
