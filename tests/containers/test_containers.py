@@ -45,7 +45,7 @@ def test_user_entry_point_and_caches_suit_a_read_only_root():
 
 
 def test_torch_is_a_cuda_12_build_by_default():
-    # The last torch whose wheel on PyPI is a CUDA 12 build; newer ones need driver 580.
+    # On PyPI, 2.8 to 2.10 are CUDA 12 builds; from 2.11 they need driver 580.
     assert variables(BUILD.values("ARG"))["TORCH_VERSION"] == "2.8.0"
     assert "    TORCH_VERSION=2.8.0\n" in DEFINITION.read_text()
 
