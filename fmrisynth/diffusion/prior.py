@@ -44,6 +44,8 @@ class Prior:
         Orthonormal rows.
     mode_root_RTT, rest_root_TT : Tensor or None
         Symmetric square roots of the covariances over time, of each mode and of what no mode holds.
+    varying_FXYZ : Tensor or None
+        1 where training latents differ at all, 0 where they are constant (cells without brain); None stands for 1.
     """
 
     kind: str = "none"
@@ -52,6 +54,7 @@ class Prior:
     modes_RP: Tensor | None = None
     mode_root_RTT: Tensor | None = None
     rest_root_TT: Tensor | None = None
+    varying_FXYZ: Tensor | None = None
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
@@ -60,11 +63,22 @@ class Prior:
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors to store beside the weights."""
-        values = (self.mean_KFXYZ, self.std_KFXYZ, self.modes_RP, self.mode_root_RTT, self.rest_root_TT)
+        values = (
+            self.mean_KFXYZ,
+            self.std_KFXYZ,
+            self.modes_RP,
+            self.mode_root_RTT,
+            self.rest_root_TT,
+            self.varying_FXYZ,
+        )
         return {name: tensor for name, tensor in zip(_TENSORS, values, strict=True) if tensor is not None}
 
-    def whiten(self, stack_BFXYZ: Tensor, condition_B: Tensor) -> Tensor:
-        """u of normalised latents z."""
+    def whiten(self, stack_BFXYZ: Tensor, condition_B: Tensor, *, filler_BFXYZ: Tensor | None = None) -> Tensor:
+        """u of normalised latents z.
+
+        ``filler_BFXYZ`` is unit noise for the cells that never vary. They hold no brain and no decoder looks at them; as noise they
+        are unit Gaussian like the others, and a network need not learn where the brain ends.
+        """
         if self.mean_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ - self._pick(self.mean_KFXYZ, condition_B, stack_BFXYZ)
         if self.std_KFXYZ is not None:
@@ -73,6 +87,8 @@ class Prior:
             stack_BFXYZ = self._mix(
                 stack_BFXYZ, torch.linalg.inv(self.mode_root_RTT), torch.linalg.inv(self.rest_root_TT)
             )
+        if self.varying_FXYZ is not None and filler_BFXYZ is not None:
+            stack_BFXYZ = torch.where(self.varying_FXYZ.to(stack_BFXYZ.device) > 0.5, stack_BFXYZ, filler_BFXYZ)
         return stack_BFXYZ
 
     def unwhiten(self, stack_BFXYZ: Tensor, condition_B: Tensor) -> Tensor:
@@ -102,7 +118,7 @@ class Prior:
         return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
 
 
-_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root")
+_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying")
 
 
 def frames_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:
@@ -222,7 +238,8 @@ class MomentAccumulator:
         pooled = (counts * variance).sum(0) / counts.sum()
         shrunk = (counts * variance + SHRINKAGE_INSTANCES * pooled) / (counts + SHRINKAGE_INSTANCES)
         floor = STD_FLOOR * pooled.mean().sqrt().clamp_min(1e-6)
-        return Prior("class_gaussian", mean.float(), shrunk.sqrt().clamp_min(floor).float())
+        varying = (pooled > 1e-8 * pooled.mean()).float()
+        return Prior("class_gaussian", mean.float(), shrunk.sqrt().clamp_min(floor).float(), varying_FXYZ=varying)
 
     def _counts(self) -> Tensor:
         return self.count_K.clamp_min(1).reshape(-1, *[1] * (self.sum.ndim - 1))

@@ -123,7 +123,7 @@ class BatchMaker:
         """The batch of a step (0-based). Every instance has its own generator, keyed by its position."""
         order = batch_order(len(self.instances), self.batch_size, self.seed, step)
         chosen = [self.instances[order[position]] for position in self.positions]
-        clean, noise, uniform, labels, conditions = [], [], [], [], []
+        clean, noise, fillers, uniform, labels, conditions = [], [], [], [], [], []
         for position, instance in zip(self.positions, chosen, strict=True):
             generator = torch.Generator().manual_seed(derive_seed("batch", self.seed, step, position))
             stack_FXYZ = self.source.read(instance)
@@ -141,9 +141,13 @@ class BatchMaker:
                 ]
             )
             conditions.append(true[0])
+            if self.prior.varying_FXYZ is not None:
+                fillers.append(torch.randn(stack_FXYZ.shape, generator=generator))
         condition_B = torch.tensor(conditions)
         return Batch(
-            clean_BFXYZ=self.prior.whiten(torch.stack(clean), condition_B),
+            clean_BFXYZ=self.prior.whiten(
+                torch.stack(clean), condition_B, filler_BFXYZ=torch.stack(fillers) if fillers else None
+            ),
             noise_BFXYZ=torch.stack(noise),
             time_B=self.objective.draw_time(torch.stack(uniform)),
             labels_BA=torch.tensor(labels),

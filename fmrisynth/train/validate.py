@@ -70,15 +70,17 @@ class Validation:
             chosen = list(range(first, min(first + self.batch_size, len(self.instances))))
             real = len(chosen)
             chosen = chosen or [0]
-            clean, noise, labels = [], [], []
+            clean, noise, fillers, labels = [], [], [], []
             for i in chosen:
                 stack = self.source.read(self.instances[i])
                 clean.append(stack)
                 generator = torch.Generator().manual_seed(derive_seed("val-noise", self.seed, i))
                 noise.append(torch.randn(stack.shape, generator=generator))
+                fillers.append(torch.randn(stack.shape, generator=generator))
                 labels.append(self.source.labels(self.instances[i], self.vocabulary))
             labels_BA = torch.tensor(labels)
-            clean_B = self.prior.whiten(torch.stack(clean), labels_BA[:, 0]).to(world.device)
+            whitened = self.prior.whiten(torch.stack(clean), labels_BA[:, 0], filler_BFXYZ=torch.stack(fillers))
+            clean_B = whitened.to(world.device)
             noise_B, time_B = (
                 torch.stack(noise).to(world.device),
                 self.objective.draw_time(self.uniform[chosen]),

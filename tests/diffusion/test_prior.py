@@ -82,7 +82,8 @@ def test_ranks_that_share_the_reading_find_the_same_prior(world, prior):
         for rank in range(2):
             yield from shares(rank)()
 
-    again = add_modes(Prior("class_gaussian", prior.mean_KFXYZ, prior.std_KFXYZ), both, 3, T)
+    plain = Prior("class_gaussian", prior.mean_KFXYZ, prior.std_KFXYZ, varying_FXYZ=prior.varying_FXYZ)
+    again = add_modes(plain, both, 3, T)
     for name, tensor in prior.tensors().items():
         totals[name] = (tensor.abs() - again.tensors()[name].abs()).abs().max()
     assert max(totals.values()) < 1e-3
@@ -92,6 +93,21 @@ def test_stored_tensors_give_the_prior_back(prior, world):
     stack, labels = world
     again = Prior.from_tensors("class_covariance", prior.tensors())
     torch.testing.assert_close(again.whiten(stack[:3], labels[:3]), prior.whiten(stack[:3], labels[:3]))
+
+
+def test_cells_that_never_vary_become_noise():
+    moments = MomentAccumulator(1, (F, *GRID))
+    values = randn(50, F, *GRID)
+    values[:, :, 0] = 3.0
+    for value in values:
+        moments.add(value, 0)
+    prior, filler = moments.prior("class_gaussian"), randn(50, F, *GRID, seed=8)
+    white = prior.whiten(values, torch.zeros(50, dtype=torch.int64), filler_BFXYZ=filler)
+    torch.testing.assert_close(white[:, :, 0], filler[:, :, 0])
+    assert float((white[:, :, 1:] - filler[:, :, 1:]).abs().mean()) > 0.5
+    again = prior.unwhiten(white, torch.zeros(50, dtype=torch.int64))
+    torch.testing.assert_close(again[:, :, 1:], values[:, :, 1:], rtol=1e-4, atol=1e-4)
+    assert float((again[:, :, 0] - 3.0).abs().mean()) < 0.1
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
