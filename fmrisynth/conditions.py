@@ -19,6 +19,7 @@ from typing import Any, Literal
 import yaml
 
 from fmrisynth.errors import UsageError
+from fmrisynth.parse import parse_yaml
 
 MergeRule = Literal["rows", "same", "majority"]
 
@@ -146,8 +147,8 @@ def load_table(extra: Path | None = None) -> ConditionTable:
     content = yaml.safe_load(text)
     if extra is not None:
         try:
-            own = yaml.safe_load(extra.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            own = parse_yaml(extra.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise UsageError(f"{extra}: the condition table cannot be read as YAML ({error}).") from None
         if not isinstance(own, dict) or not isinstance(own.get("conditions"), dict):
             raise UsageError(
@@ -157,7 +158,7 @@ def load_table(extra: Path | None = None) -> ConditionTable:
         content["conditions"].update(own["conditions"])
     try:
         return _parse_table(content)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UsageError(f"{extra or 'conditions.yaml'}: the condition table is malformed ({error!r}).") from None
 
 

@@ -12,6 +12,9 @@ class FmrisynthError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
+
 
 class UsageError(FmrisynthError):
     """The request itself is wrong: an unknown name, option or combination (exit status 2)."""
@@ -19,10 +22,19 @@ class UsageError(FmrisynthError):
     exit_code = 2
 
 
+def one_line(message: object, longest: int = 1_500) -> str:
+    """A message as one printable line: names in it come from files, and could hold anything."""
+    text = " ".join(str(message).split())
+    text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return text if len(text) <= longest else f"{text[: longest - 400]} ... {text[-400:]}"
+
+
+_NO_MEMORY = ("out of memory", "can't allocate", "cannot allocate", "bad_alloc", "can't start new thread")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; PyTorch says it in words, on the CPU with a plain RuntimeError."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError)
-        and any(words in said for words in ("out of memory", "can't allocate memory", "cannot allocate memory"))
+        isinstance(error, RuntimeError | OSError) and any(words in said for words in _NO_MEMORY)
     )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from fmrisynth.errors import FmrisynthError, is_out_of_memory
+from fmrisynth.errors import FmrisynthError, is_out_of_memory, one_line
 
 log = logging.getLogger("fmrisynth")
 
@@ -22,10 +22,10 @@ def reason_of(who: str, error: Exception) -> str:
         return str(error)
     if is_out_of_memory(error):
         what = str(error).splitlines()[0] if str(error) else "an allocation failed"
-        return f"{who}: not enough memory ({what}); ask the scheduler for more, then run again."
+        return one_line(f"not enough memory ({what}); ask the scheduler for more, then run the same command again.")
     log.error("%s failed with an unexpected error; run with -v to see where", who)
     log.debug("%s", who, exc_info=error)
-    return f"{who}: unexpected {type(error).__name__}: {error}"
+    return one_line(f"unexpected {type(error).__name__}: {error}")
 
 
 @dataclass

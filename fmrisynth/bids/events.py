@@ -74,7 +74,7 @@ def read_ev(path: Path, label: str) -> tuple[Event, ...]:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise FmrisynthError(f"{path}: the EV file cannot be read ({error}).") from None
     events = []
     for number, line in enumerate(lines, start=1):

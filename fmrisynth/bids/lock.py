@@ -51,6 +51,8 @@ def exclusive(folder: Path, unit: str, *, wait: bool = True) -> Iterator[None]:
     FmrisynthError
         Without `wait`: another process is at work on it. The folder cannot be written.
     """
+    if "/" in unit:
+        raise ValueError(unit)
     lock = _Lock(folder / f".{unit}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -173,4 +173,5 @@ def synthetic_subject(condition_contrast: str, index: int) -> str:
     index : int
         Sample number of that condition, from 0.
     """
-    return f"synth{condition_contrast[:1].upper()}{condition_contrast[1:]}{index + 1:04d}"
+    label = f"synth{condition_contrast[:1].upper()}{condition_contrast[1:]}{index + 1:04d}"
+    return Entities(sub=label).sub  # the condition's name comes from a model's card, which anybody can write

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from fmrisynth import parse
 from fmrisynth.bids.events import Event
 from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.errors import FmrisynthError, UsageError
@@ -144,8 +144,8 @@ def read_json(path: Path) -> dict:
         Unreadable, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = parse.read_json(path)
+    except (OSError, ValueError) as error:
         raise FmrisynthError(f"{path}: expected a JSON object, it cannot be read ({error}); mend it.") from None
     if not isinstance(content, dict):
         raise FmrisynthError(f"{path}: expected a JSON object, found {type(content).__name__}; mend it.")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fmrisynth.config.base import StageConfig
 from fmrisynth.errors import UsageError
+from fmrisynth.parse import parse_yaml
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -66,8 +67,8 @@ def load_config(
         if not separator or not key:
             raise UsageError(f"--set {item!r}: expected key=value, for example --set window.delay_s=2.")
         try:
-            _put(values, key.strip(), yaml.safe_load(text))
-        except yaml.YAMLError as error:
+            _put(values, key.strip(), parse_yaml(text))
+        except ValueError as error:
             raise UsageError(f"--set {item!r}: the value is not valid YAML ({error}).") from None
     for key, value in (flags or {}).items():
         if value is not None:
@@ -94,10 +95,10 @@ def _load_preset(stage: str, name: str) -> dict[str, Any]:
 
 def _load_file(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: the configuration cannot be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: expected a YAML configuration, found text that is not YAML ({error}).") from None
     if content is None:
         return {}

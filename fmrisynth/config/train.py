@@ -10,6 +10,10 @@ from fmrisynth.config.base import Config, StageConfig
 
 StageKind = Literal["conv", "transformer"]
 
+# A model's card is read before its weights; it must not ask for more than a network ever has.
+Small = Annotated[int, Field(ge=1, le=64)]
+Width = Annotated[int, Field(ge=1, le=16_384)]
+
 
 class HybridConfig(Config):
     """The hybrid CNN-Transformer of the paper (Fig. 4) and its ablations.
@@ -18,18 +22,20 @@ class HybridConfig(Config):
     """
 
     kind: Literal["hybrid"] = "hybrid"
-    base_ch: int = Field(128, ge=4, description="Width w of level 0; conditioning vectors have width 4 w.")
-    width_multipliers: tuple[int, ...] = Field((1, 2, 4), description="Width of each level in units of base_ch.")
+    base_ch: int = Field(128, ge=4, le=4096, description="Width w of level 0; conditioning vectors have width 4 w.")
+    width_multipliers: tuple[Small, ...] = Field((1, 2, 4), description="Width of each level in units of base_ch.")
     stages: tuple[StageKind, ...] = Field(
         ("conv", "transformer", "transformer"), description="Kind of the blocks at each level."
     )
-    encoder_blocks: tuple[int, ...] = Field((1, 3), description="Blocks per level on the way down.")
-    bottleneck_blocks: int = Field(3, ge=1, description="Blocks of the coarsest level.")
-    decoder_blocks: tuple[int, ...] = Field((2, 3), description="Blocks per level on the way up, finest first.")
-    num_heads: int | None = Field(None, ge=1, description="Attention heads at every level; default base_ch / 16.")
+    encoder_blocks: tuple[Small, ...] = Field((1, 3), description="Blocks per level on the way down.")
+    bottleneck_blocks: int = Field(3, ge=1, le=64, description="Blocks of the coarsest level.")
+    decoder_blocks: tuple[Small, ...] = Field((2, 3), description="Blocks per level on the way up, finest first.")
+    num_heads: int | None = Field(
+        None, ge=1, le=4096, description="Attention heads at every level; default base_ch / 16."
+    )
     cross_attention: bool = Field(True, description="False is the paper's 'AdaLN-Zero only'.")
-    context_tokens: int = Field(8, ge=1, description="Learned context tokens per condition.")
-    mlp_ratio: int = Field(4, ge=1, description="Width of the feed-forward layers in units of the level.")
+    context_tokens: int = Field(8, ge=1, le=4096, description="Learned context tokens per condition.")
+    mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the feed-forward layers in units of the level.")
     checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
 
     @model_validator(mode="after")
@@ -63,11 +69,11 @@ class UNetConfig(Config):
     """The paper's baseline: MONAI's ``DiffusionModelUNet`` with the class in the time embedding."""
 
     kind: Literal["unet"] = "unet"
-    num_channels: tuple[int, ...] = Field((64, 160, 224), description="Width of each level.")
+    num_channels: tuple[Width, ...] = Field((64, 160, 224), description="Width of each level.")
     num_head_channels: tuple[int, ...] = Field((0, 160, 224), description="Width of an attention head per level.")
     attention_levels: tuple[bool, ...] = Field((False, True, True), description="Levels with attention.")
-    num_res_blocks: int = Field(2, ge=1, description="Residual blocks per level.")
-    norm_num_groups: int = Field(32, ge=1, description="Groups of the group normalisation.")
+    num_res_blocks: int = Field(2, ge=1, le=64, description="Residual blocks per level.")
+    norm_num_groups: int = Field(32, ge=1, le=4096, description="Groups of the group normalisation.")
 
     @model_validator(mode="after")
     def _check_levels(self) -> UNetConfig:
@@ -97,7 +103,7 @@ class ObjectiveConfig(Config):
     schedule: Literal["linear", "scaled_linear"] = Field(
         "linear", description="Curve of beta: linear, or linear in the square root of beta. Unused by flow."
     )
-    n_train_steps: int = Field(1000, ge=2, description="Diffusion steps T.")
+    n_train_steps: int = Field(1000, ge=2, le=100_000, description="Diffusion steps T.")
     beta_start: float = Field(0.0015, gt=0, lt=1, description="Beta of the first diffusion step.")
     beta_end: float = Field(0.0195, gt=0, lt=1, description="Beta of the last one.")
     min_snr_gamma: float | None = Field(None, gt=0, description="Min-SNR loss weighting (5 is usual); null is off.")

@@ -10,7 +10,6 @@ Axis legend: X, Y, Z voxel axes; T frames.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from fmrisynth.bids.sidecars import bold_sidecar, read_tsv, write_sidecar, write
 from fmrisynth.data.grid import NATIVE_SPACE, Grid, make_grid
 from fmrisynth.data.nifti import read_image, write_image
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.parse import read_json
 
 GRAND_MEAN = 10_000.0
 """Mean of a source run over brain voxels and time, in the arbitrary units of HCP."""
@@ -31,6 +31,9 @@ SCANS_COLUMNS = (
     "filename", "condition", "split", "onset_s", "duration_s", "tr_s", "n_frames",
     "phase_encoding", "sex", "age", "source", "source_onset_s",
 )  # fmt: skip
+MAX_FRAMES, MAX_SECONDS = 10_000, 1e6
+"""Largest numbers that a table may hold; memory is taken for as many frames as it says."""
+
 ATTRIBUTES = ("phase_encoding", "sex", "age")
 """Optional attributes of a block that a generator can be conditioned on."""
 
@@ -254,7 +257,10 @@ def is_synthetic(root: Path, subject: str) -> bool:
     if not is_finished(root, subject):
         return False
     sidecar = naming.block_companion(read_subject(root, subject)[0].bold, "sidecar")
-    return bool(json.loads((root / sidecar).read_text(encoding="utf-8")).get("Synthetic", False))
+    try:
+        return bool(dict(read_json(root / sidecar)).get("Synthetic", False))
+    except (OSError, ValueError, TypeError) as error:
+        raise FmrisynthError(f"{root / sidecar}: expected the block's sidecar, it cannot be read ({error}).") from None
 
 
 def subjects_of(root: Path) -> list[str]:
@@ -282,17 +288,19 @@ def read_subject(root: Path, subject: str) -> list[Block]:
     blocks = []
     for row in read_tsv(path, required):
         name = Path(row["filename"])
+        if name.suffix == "":
+            raise FmrisynthError(f"{path}: expected the file name of an image, found {str(name)!r}; mend the table.")
         if name.is_absolute() or ".." in name.parts:
             raise FmrisynthError(f"{path}: {name} points outside the dataset; mend the table.")
         try:
             blocks.append(
                 Block(
                     root=root, subject=subject, condition=row["condition"], bold=Path(f"sub-{subject}") / name,
-                    onset_s=float(row["onset_s"]), duration_s=float(row["duration_s"]), tr_s=float(row["tr_s"]),
-                    n_frames=int(row["n_frames"]), split=_known(row.get("split")),
+                    onset_s=_number(row["onset_s"]), duration_s=_number(row["duration_s"], 0),
+                    tr_s=_number(row["tr_s"], 1e-3), n_frames=int(_number(row["n_frames"], 1, MAX_FRAMES)), split=_known(row.get("split")),
                     attributes={a: v for a in ATTRIBUTES if (v := _known(row.get(a))) is not None},
                     source=_known(row.get("source")),
-                    source_onset_s=float(v) if (v := _known(row.get("source_onset_s"))) is not None else None,
+                    source_onset_s=_number(v) if (v := _known(row.get("source_onset_s"))) is not None else None,
                 )
             )  # fmt: skip
         except ValueError as error:
@@ -318,6 +326,13 @@ def iterate_subjects(root: Path, subjects: Sequence[str] | None = None) -> Itera
     """Yield (subject, blocks) one by one; only one subject's records are held."""
     for subject in subjects_of(root) if subjects is None else subjects:
         yield subject, read_subject(root, subject)
+
+
+def _number(cell: str, least: float = -MAX_SECONDS, most: float = MAX_SECONDS) -> float:
+    value = float(cell)
+    if not least <= value <= most:  # also refuses nan
+        raise ValueError(f"expected {least:g} to {most:g}, found {cell}")
+    return value
 
 
 def _known(cell: str | None) -> str | None:

@@ -12,7 +12,6 @@ Axis legend: B blocks, C latent channels, T frames; x, y, z latent axes.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +27,9 @@ from torch import Tensor
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
-from fmrisynth.data.blocks import ATTRIBUTES, Block
+from fmrisynth.data.blocks import ATTRIBUTES, MAX_SECONDS, Block
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.parse import read_json
 
 TOKENIZER_FOLDER = "tokenizer"
 TENSOR = "latents"
@@ -240,9 +240,9 @@ def read_index(root: Path, subject: str) -> list[LatentRow]:
         try:
             rows.append(
                 LatentRow(
-                    subject=subject, row=int(cells["row"]), condition=sys.intern(cells["condition"]),
-                    split=_known(cells["split"]), onset_s=float(cells["onset_s"]),
-                    duration_s=float(cells["duration_s"]), tr_s=float(cells["tr_s"]),
+                    subject=subject, row=_row(cells["row"]), condition=sys.intern(cells["condition"]),
+                    split=_known(cells["split"]), onset_s=_seconds(cells["onset_s"]),
+                    duration_s=_seconds(cells["duration_s"]), tr_s=_seconds(cells["tr_s"]),
                     attributes={a: sys.intern(v) for a in ATTRIBUTES if (v := _known(cells.get(a))) is not None},
                     filename=cells["filename"],
                 )
@@ -286,7 +286,7 @@ def _read_tokenizer_json(root: Path) -> dict[str, Any]:
             "make it with `fmrisynth tokenize`."
         )
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = read_json(path)
         mean, std = np.asarray(info["latent_mean"], float), np.asarray(info["latent_std"], float)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FmrisynthError(
@@ -295,6 +295,18 @@ def _read_tokenizer_json(root: Path) -> dict[str, Any]:
     if mean.ndim != 1 or mean.shape != std.shape or not np.isfinite(mean).all() or not (std > 0).all():
         raise FmrisynthError(f"{path}: the latent mean and standard deviation are not usable; fit the tokenizer again.")
     return info
+
+
+def _row(cell: str) -> int:
+    if not 0 <= (row := int(cell)) < 10**9:
+        raise ValueError(f"expected the number of a row, found {cell}")
+    return row
+
+
+def _seconds(cell: str) -> float:
+    if not abs(seconds := float(cell)) <= MAX_SECONDS:  # also refuses nan
+        raise ValueError(f"expected seconds, found {cell}")
+    return seconds
 
 
 def _known(cell: str | None) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from fmrisynth.glm.contrasts import Contrast, camel_case, parse_contrast
 from fmrisynth.glm.maps import read_index, write_index
 from fmrisynth.glm.stage import SubjectResult, chosen_subjects, write_subject_contrast
 from fmrisynth.glm.statistics import Estimate
+from fmrisynth.parse import read_json
 from fmrisynth.progress import log, reason_of, track
 
 MOTION = re.compile(r"^(trans|rot)_[xyz]$")
@@ -152,7 +152,7 @@ def _timing(dataset: Path, bold: Path) -> tuple[float, float | None]:
     keys: dict[str, Any] = {}
     for path in dict.fromkeys(p for p in (inherited, sidecar) if p is not None and p.exists()):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError):
             continue
         keys |= content if isinstance(content, dict) else {}
@@ -224,7 +224,12 @@ def read_confounds(path: Path | None, n_frames: int, config: GlmConfig):
         raise FmrisynthError(
             f"{path}: expected one row per frame ({n_frames}), found {len(table)}; check that it belongs to the run."
         )
-    chosen = table[names].astype(float)
+    try:
+        chosen = table[names].astype(float).replace([np.inf, -np.inf], np.nan)
+    except (ValueError, TypeError) as error:
+        raise FmrisynthError(
+            f"{path}: a confound holds something that is no number ({error}); mend the table."
+        ) from None
     chosen = chosen.fillna(chosen.mean()).fillna(0.0)
     return chosen.loc[:, chosen.std() > 0]
 

@@ -9,21 +9,22 @@ tokenizer/             here, or two folders up in a training output
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fmrisynth.config.train import ModelConfig
+from fmrisynth.config.train import ModelConfig, ObjectiveConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.build import build_denoiser
+from fmrisynth.parse import read_json
 
 FORMAT_VERSION = 1
 CARD_NAME = "checkpoint.json"
@@ -138,19 +139,72 @@ def read_card(model_dir: Path) -> ModelCard:
     """Read and check ``checkpoint.json``."""
     path = model_dir / CARD_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
         if content.get("format_version") != FORMAT_VERSION:
             raise FmrisynthError(
                 f"{path}: expected format version {FORMAT_VERSION}, found {content.get('format_version')!r}; "
                 "use the fmrisynth version that wrote it."
             )
-        return ModelCard(**content)
+        card = TypeAdapter(ModelCard).validate_python(content)
+        _check_card(card)
+        return card
     except OSError as error:
         raise FmrisynthError(f"{path}: cannot be read ({error.strerror}); check the path and permissions.") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise FmrisynthError(
             f"{path}: expected a checkpoint description, found something else ({error}); copy the checkpoint again."
         ) from None
+
+
+def _check_card(card: ModelCard) -> None:
+    """Refuse what no training writes, before memory is taken for it."""
+    TypeAdapter(ModelConfig).validate_python(card.model)
+    ObjectiveConfig.model_validate(card.objective)
+    channels = card.latent_shape[0] if card.latent_shape else 0
+    if len(card.latent_shape) != 5 or not all(1 <= n <= 1024 for n in card.latent_shape):
+        raise ValueError(f"latent_shape {card.latent_shape} is not C, T, X, Y, Z")
+    if not len(card.latent_mean) == len(card.latent_std) == channels:
+        raise ValueError(f"latent_mean and latent_std are not of {channels} channels")
+    if not all(map(math.isfinite, [*card.latent_mean, *card.latent_std])) or min(card.latent_std) <= 0:
+        raise ValueError("latent_mean and latent_std are not usable")
+    if next(iter(card.labels), None) != "condition" or not card.labels["condition"]:
+        raise ValueError("it names no condition")
+
+
+def _check_weights(path: Path, card: ModelCard) -> None:
+    """Compare the shapes in the weights' header with those of the card, before memory is taken for either.
+
+    Raises
+    ------
+    FmrisynthError
+        The weights cannot be read, or are of another network.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(tensor.shape) for name, tensor in card.build().state_dict().items()}
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError) as error:
+        raise FmrisynthError(
+            f"{path.with_name(CARD_NAME)}: there is no network with this architecture ({error}); use the fmrisynth version "
+            "that wrote it."
+        ) from None
+    try:
+        path.open("rb").close()  # says why a file cannot be read, which safetensors does not
+        with safe_open(path, framework="pt") as weights:
+            found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FmrisynthError(
+            f"{path}: expected a complete safetensors file, found none or a damaged one ({why}); copy it again or use "
+            "another checkpoint."
+        ) from None
+    odd = next((name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)), None)
+    if odd is not None:
+        raise FmrisynthError(
+            f"{path}: the weights do not fit {CARD_NAME} ({odd}: expected {wanted.get(odd)}, found {found.get(odd)}); the two "
+            "files must come from one checkpoint."
+        )
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -177,21 +231,9 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
     """
     folder = find_model_dir(path)
     card = read_card(folder)
-    try:
-        network = card.build()
-    except ValidationError as error:
-        raise FmrisynthError(
-            f"{folder / CARD_NAME}: the architecture is not one this version knows ({error.errors()[0]['msg']}); "
-            "use the fmrisynth version that wrote it."
-        ) from None
-    weights = load_tensors(folder / EMA_NAME)
-    try:
-        network.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise FmrisynthError(
-            f"{folder / EMA_NAME}: the weights do not fit {CARD_NAME} ({str(error).splitlines()[-1].strip()}); "
-            "the two files must come from one checkpoint."
-        ) from None
+    _check_weights(folder / EMA_NAME, card)
+    network = card.build()
+    network.load_state_dict(load_tensors(folder / EMA_NAME), assign=True)
     network.eval().requires_grad_(False)
 
     prior_tensors, files = {}, [folder / CARD_NAME, folder / EMA_NAME]

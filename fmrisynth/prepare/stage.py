@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import remove_leftovers, settle, write_text
@@ -29,6 +28,7 @@ from fmrisynth.data.blocks import (
 )
 from fmrisynth.data.grid import MNI_3MM, Grid, native_grid
 from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.parse import parse_yaml
 from fmrisynth.prepare import report
 from fmrisynth.prepare.cut import brain_mask, cut_run
 from fmrisynth.prepare.plan import (
@@ -127,7 +127,10 @@ def _begin(out: Path, source: Path, config: PrepareConfig) -> None:
     before = out / SETTINGS
     now = config.model_dump(mode="json")
     if before.exists():
-        then = yaml.safe_load(before.read_text(encoding="utf-8")) or {}
+        try:
+            then = dict(parse_yaml(before.read_text(encoding="utf-8")) or {})
+        except (OSError, ValueError, TypeError) as error:
+            raise FmrisynthError(f"{before}: expected the settings of this dataset, found {error}; mend it.") from None
         changed = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k) and k not in OPERATIONAL)
         if changed:
             shown = ", ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed)
@@ -297,6 +300,10 @@ def _remove_strays(out: Path, subject: str, blocks: Sequence[Block]) -> None:
             expected |= {companion, companion.with_name(companion.name.replace(".nii.gz", ".json"))}
         expected.add(block.bold)
     folder = out / f"sub-{subject}"
+    if folder.is_symlink():
+        raise FmrisynthError(
+            f"{folder}: expected a folder of this dataset, found a link; nothing is deleted behind it."
+        )
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):

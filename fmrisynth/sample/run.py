@@ -33,6 +33,7 @@ from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
 from fmrisynth.models.device import usable_cores
 from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
+from fmrisynth.parse import read_json
 from fmrisynth.progress import StageSummary, log, progress_bar
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import write_preview
@@ -161,13 +162,19 @@ def write_participants(out: Path) -> None:
 def _participants(finished: Sequence[Path]) -> list[dict[str, Any]]:
     rows = []
     for scans in finished:
-        row = read_tsv(scans, ("filename", "condition"))[0]
-        sidecar = json.loads(naming.image_sidecar(scans.parent / row["filename"]).read_text(encoding="utf-8"))
+        row = next(iter(read_tsv(scans, ("filename", "condition"))), None)
+        if row is None:
+            raise FmrisynthError(f"{scans}: expected the row of a sample, found none; delete the table and run again.")
+        path = naming.image_sidecar(scans.parent / row["filename"])
+        try:
+            seed = dict(read_json(path)).get("Seed")
+        except (OSError, ValueError, TypeError) as error:
+            raise FmrisynthError(f"{path}: expected a sample's sidecar, it cannot be read ({error}).") from None
         rows.append(
             {
                 "participant_id": scans.parent.name,
                 "condition": row["condition"],
-                "seed": sidecar.get("Seed"),
+                "seed": seed,
                 "synthetic": True,
             }
         )
@@ -198,12 +205,14 @@ def _is_done(out: Path, request: SampleRequest, config: SampleConfig, settings: 
     """Whether this very sample is on disk; refuse a folder that holds another one under its name."""
     if not is_finished(out, request.subject):
         return False
-    row = read_tsv(out / naming.subject_scans(request.subject), ("filename",))[0]
-    image = out / f"sub-{request.subject}" / row["filename"]
+    rows = read_tsv(out / naming.subject_scans(request.subject), ("filename",))
+    if not rows:
+        return False
+    image = out / f"sub-{request.subject}" / rows[0]["filename"]
     path = naming.image_sidecar(image)
     try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        sidecar = dict(read_json(path))
+    except (OSError, ValueError, TypeError):
         return False
     if sidecar.get("ConfigHash") != settings["ConfigHash"] or sidecar.get("Seed") != request.seed:
         raise FmrisynthError(

@@ -17,7 +17,8 @@ from fmrisynth.conditions import load_table, suggest
 from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.data.blocks import Block, finish_subject, is_finished, write_block
 from fmrisynth.data.splits import split_of
-from fmrisynth.errors import UsageError
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.parse import read_json
 from fmrisynth.progress import StageSummary, log, reason_of, track
 from fmrisynth.simulate import truth
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
@@ -154,13 +155,14 @@ def _block_conditions(config: SimulateConfig) -> list[str]:
 
 def _claim_folder(out: Path, config: SimulateConfig) -> None:
     """Refuse to mix cohorts of different settings in one folder."""
-    import json
-
     path = out / "ground_truth" / "simulate.json"
     settings = config.model_dump(mode="json")
     kept = {key: value for key, value in settings.items() if key not in _FREE_TO_CHANGE}
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = dict(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise FmrisynthError(f"{path}: expected the settings of this cohort, found {error}; mend it.") from None
         differing = [key for key, value in kept.items() if before.get(key) != value]
         if differing:
             raise UsageError(

@@ -23,7 +23,7 @@ from fmrisynth.bids.atomic import apply_umask, write_json
 from fmrisynth.config.train import OPERATIONAL, TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.prior import Prior
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, is_out_of_memory
 from fmrisynth.models.checkpoint import (
     CARD_NAME,
     EMA_NAME,
@@ -151,7 +151,25 @@ def save_best(run: Run, out: Path, card: ModelCard, world: World) -> None:
 
 
 def restore_checkpoint(run: Run, folder: Path) -> None:
-    """Load model, optimiser, average and progress from a checkpoint (the prior is loaded by `load_prior`)."""
+    """Load model, optimiser, average and progress from a checkpoint (the prior is loaded by `load_prior`).
+
+    Raises
+    ------
+    FmrisynthError
+        A file is missing or damaged, or its tensors are not those of this model.
+    """
+    try:
+        _restore(run, folder)
+    except (FmrisynthError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise FmrisynthError(
+            f"{folder}: the run cannot continue from this checkpoint ({error}); remove the folder to continue from the one "
+            "before it."
+        ) from error
+
+
+def _restore(run: Run, folder: Path) -> None:
     state = read_state(folder)
     model, moments = load_tensors(folder / MODEL_NAME), load_tensors(folder / OPTIMISER_NAME)
     averaged = load_tensors(folder / EMA_NAME)
