@@ -34,6 +34,7 @@ from fmrisynth.config.base import Config
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.normalisation import Normalisation, denormalise
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.parse import read_json
 from fmrisynth.models.tokenizers.noise import ObservationNoise
 
 DOWNSAMPLING = 4
@@ -322,7 +323,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[s
             "make one with `fmrisynth tokenize` or give the folder that holds it."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise FmrisynthError(f"{path}: expected JSON, it cannot be read ({error}); get the tokenizer again.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
