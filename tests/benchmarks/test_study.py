@@ -1,0 +1,76 @@
+"""The study's short cuts give what the commands give; its configuration is one that the stages accept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fmrisynth.config.glm import GlmConfig
+from fmrisynth.config.sample import SampleConfig
+from fmrisynth.config.train import TrainConfig
+from fmrisynth.data.blocks import common_grid, read_blocks
+from fmrisynth.glm.effects import fit_one
+from fmrisynth.glm.windows import common_mask, iterate_windows
+from fmrisynth.sample import sample_dataset
+from fmrisynth.sample.run import load_model
+
+STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def study_on_the_path():
+    sys.path.insert(0, str(STUDY))
+    yield
+    sys.path.remove(str(STUDY))
+
+
+def test_effects_of_samples_equal_those_of_written_samples(tmp_path):
+    from score import sample_effects
+
+    ask = SampleConfig(
+        conditions=("motor_rh",), n=2, seed=5, steps=2, observation_noise=False, preview=False, device="cpu"
+    )
+    sample_dataset(tmp_path / "out", ask)
+    blocks = read_blocks(tmp_path / "out")
+    config, grid = GlmConfig(), common_grid(blocks)
+    mask_XYZ = common_mask(blocks, grid, config.min_reference_fraction)
+    written = np.stack([fit_one(w, config).effect for w in iterate_windows(blocks, mask_XYZ, grid, config)])
+    model, tokenizer = load_model(None)
+    direct = sample_effects(
+        model, tokenizer, "motor_rh", mask_XYZ, n=2, seed=5, sampler="dpmpp2m", steps=2, guidance=1.0, observation_noise=False
+    )  # fmt: skip
+    # files hold 16-bit integers
+    np.testing.assert_allclose(direct, written, atol=0.02)
+    assert np.corrcoef(direct[0], written[0])[0, 1] > 0.9999
+
+
+def test_observation_noise_has_the_variance_that_the_weights_give_it():
+    from score import _weighted
+
+    from fmrisynth.models.tokenizers.noise import ObservationNoise
+
+    correlation = 0.5 ** np.abs(np.subtract.outer(np.arange(6), np.arange(6)))
+    noise = ObservationNoise(np.full((16, 16, 16), 0.7, np.float32), correlation, np.array([0.3, 0.3, 0.3]))
+    weights = np.array([-1.0, -0.5, 0.2, 0.8, 0.4, 0.1])
+    rng = np.random.default_rng(0)
+    whole = np.stack([noise.draw(rng) @ weights for _ in range(20)])
+    short = np.stack([_weighted(noise, weights).draw(rng)[..., 0] for _ in range(20)])
+    assert short.std() == pytest.approx(whole.std(), rel=0.02)
+
+
+def test_every_arm_is_a_valid_training():
+    from run import jobs, merged
+
+    study = yaml.safe_load((STUDY / "study.yaml").read_text())
+    found = list(jobs(study, None))
+    assert len({job.key for job in found}) == len(found)
+    for job in found:
+        settings = {key: v for key, v in job.settings.items() if key not in ("sampling", "tokenize", "n_subjects")}
+        TrainConfig(**settings, seed=job.seed)
+        assert max(job.score_at) <= settings["steps"]
+    assert merged({"model": {"kind": "a", "x": 1}}, {"model": {"kind": "b"}}) == {"model": {"kind": "b"}}
+    assert merged({"model": {"kind": "a", "x": 1}}, {"model": {"y": 2}}) == {"model": {"kind": "a", "x": 1, "y": 2}}
