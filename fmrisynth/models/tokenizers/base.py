@@ -34,8 +34,8 @@ from fmrisynth.config.base import Config
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.normalisation import Normalisation, denormalise
 from fmrisynth.errors import FmrisynthError
-from fmrisynth.parse import read_json
 from fmrisynth.models.tokenizers.noise import ObservationNoise
+from fmrisynth.parse import read_json
 
 DOWNSAMPLING = 4
 """Voxels per latent cell and side."""
