@@ -1,8 +1,9 @@
 """Training speed: the hybrid denoiser against the U-Net baseline of like size.
 
 One run, the same latents (36 x 12 x 16 x 16 by default) and the same batch for every model, models in turn
-so that a change of load on the machine meets all of them. A step is forward, backward and AdamW. On a CPU shared
-with other work compare the processor time, not the steps per second. Prints a Markdown table; with ``--json FILE`` also writes the numbers.
+so that a change of load on the machine meets all of them. A step is forward, backward, gradient clipping and AdamW. On a CPU
+shared with other work compare the processor time (user and system, all threads), not the steps per second. Prints a Markdown
+table; with ``--json FILE`` also writes the numbers. Operations are those of the plain mathematics, whatever the execution saves.
 
     python benchmarks/train_speed.py hybrid-38m unet-41m --batch-size 2 --steps 5
     python benchmarks/train_speed.py hybrid-38m ... hybrid-463m unet-41m --device cuda --batch-size 16 --steps 30
@@ -32,7 +33,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--channels-last", nargs="*", default=[], metavar="PRESET", help="presets to run channels-last")
+    parser.add_argument("--optimiser", choices=("fused", "foreach"), default="fused", help="AdamW's implementation")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -93,22 +95,26 @@ def measure(preset: str, options: argparse.Namespace) -> None:
     config = load_config(TrainConfig, "train", preset=preset)
     torch.manual_seed(0)
     network = build_denoiser(config.model, CHANNELS, [7]).to(device).train()
-    if options.channels_last:
+    channels_last = preset in options.channels_last
+    if channels_last:
         network.to(memory_format=torch.channels_last_3d)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.99), fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.99), fused=options.optimiser == "fused")
     objective = Objective()
     n = options.batch_size
     clean, noise = (torch.randn(n, CHANNELS, *GRID, device=device) for _ in range(2))
     time_B = objective.draw_time(torch.rand(n))
     labels_BA = torch.randint(0, 8, (n, 1), device=device)
     noisy, told_B = objective.add_noise(clean, noise, time_B), time_B.float().to(device)
-    if options.channels_last:
+    if channels_last:
         noisy = noisy.contiguous(memory_format=torch.channels_last_3d)
 
+    # Operations of the plain mathematics: on the meta device no convolution takes a short cut.
+    with torch.device("meta"):
+        plain = build_denoiser(config.model, CHANNELS, [7])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(noisy[:1], told_B[:1], labels_BA[:1])
+        plain(*(t[:1].to("meta") for t in (noisy, told_B, labels_BA)))
     gmac = counter.get_total_flops() / 2e9
     forward = torch.compile(network) if options.compile else network
 
