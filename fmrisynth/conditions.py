@@ -154,9 +154,10 @@ def load_table(extra: Path | None = None) -> ConditionTable:
             raise UsageError(
                 f"{extra}: expected a condition table with a 'conditions' mapping, as in the docs; found none."
             )
-        content["tasks"].update(own.get("tasks") or {})
-        content["conditions"].update(own["conditions"])
     try:
+        if extra is not None:
+            content["tasks"].update(own.get("tasks") or {})
+            content["conditions"].update(own["conditions"])
         return _parse_table(content)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UsageError(f"{extra or 'conditions.yaml'}: the condition table is malformed ({error!r}).") from None
@@ -166,6 +167,8 @@ def _parse_table(content: dict[str, Any]) -> ConditionTable:
     conditions = {}
     for label, entry in content["conditions"].items():
         entry = entry or {}
+        if not re.fullmatch(r"[0-9A-Za-z]+_[\w.+-]+", label):
+            raise ValueError(f"{label!r} is not <task>_<condition>")
         task, _, stem = label.partition("_")
         about = content["tasks"].get(task, {})
         stem = str(entry.get("ev", stem))

@@ -42,7 +42,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _check_size(content: Any, limit: int = 1_000_000) -> None:
+def _check_size(content: Any, limit: int = 100_000) -> None:
     """Count every value as often as it is referred to; a few lines of references can stand for billions."""
     left = limit
     open_items = [content]
@@ -50,7 +50,7 @@ def _check_size(content: Any, limit: int = 1_000_000) -> None:
         item = open_items.pop()
         left -= 1
         if left < 0:
-            raise ValueError("its references unfold to more than a million values")
+            raise ValueError("its references unfold to more than a hundred thousand values")
         if isinstance(item, dict):
             open_items += [*item.keys(), *item.values()]
         elif isinstance(item, list | set | tuple):
