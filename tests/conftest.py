@@ -32,3 +32,8 @@ def shared_data():
         return folder
 
     return find
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker that fills a cell of docs/reliability.md."""
+    config.addinivalue_line("markers", "fault(command, fault, outcome): proves a cell of the reliability matrix")

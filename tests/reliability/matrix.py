@@ -1,0 +1,141 @@
+"""Write docs/reliability.md from the tests: `python -m tests.reliability.matrix` (with ``--check``, only compare).
+
+A test proves a cell by the marker ``fault(command=..., fault=..., outcome=...)``; see `tests.reliability.faults`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.faults import COMMANDS, FAULTS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs" / "reliability.md"
+
+NOT_APPLICABLE = {
+    ("sample", "corrupt input"): "Its only input is the checkpoint.",
+    ("simulate", "corrupt checkpoint"): "It reads none.",
+    ("prepare", "corrupt checkpoint"): "It reads none.",
+    ("glm", "corrupt checkpoint"): "It reads none.",
+}
+
+INTRODUCTION = """# What happens when things go wrong
+
+Every command can be stopped at any moment and called again. This page is written by
+`python -m tests.reliability.matrix` from the tests that prove it; a test fails when the page and the tests differ.
+
+## The rules behind the table
+
+- **A file stands under its final name only when it is whole.** It is written beside, under a hidden name that carries the
+  machine and the process (`.tmp-...`), and renamed. What killed processes leave is removed by the next call, and only
+  what belongs to a process that is certainly gone.
+- **A unit of work ends with one file** (`scans.tsv`, the latents' index, `checkpoint.json`, the table of maps). Where it
+  is there, the work is not done again. No decision depends on a clock or on the time of a file.
+- **One writer at a time for a unit of work.** A participant, a sample, the fit of a tokenizer: a second process waits until
+  the first is done with it, and finds it done. A training run or an evaluation: a second process is refused. Jobs of an array
+  work on different participants or shards and never wait for each other.
+- **A lock ends with its process.** It is the kernel's `flock`, in a hidden file `.<unit>.lock` of the output folder. On shared
+  file systems without `flock` the file holds its owner's name and a beat: on the owner's machine the kernel is asked
+  whether the owner lives, elsewhere an owner whose beat stands still for 30 s counts as dead. On NFS, the lock of a node that
+  crashed may last until the server gives it up (about 90 s): `train` and `evaluate` wait up to two minutes for an owner on
+  another machine before they refuse. A file system that keeps `flock` to each node (Lustre mounted with `localflock`)
+  protects processes of one node only.
+- **Exit status**: 0 done; 1 something failed, with one sentence each (the others are written); 2 the request is wrong;
+  70 a mistake in fmrisynth; 130 interrupted (Ctrl-C); 143 terminated (SIGTERM). A traceback is printed with `-v` only.
+
+## Faults and commands
+"""
+
+CLOSING = """
+## Files that lie
+
+Events, EVs, confounds, indices, condition tables, settings, NIfTI headers, latents, tokenizers and checkpoints are fuzzed
+(`tests/reliability/test_fuzz_text.py`, `tests/reliability/test_fuzz_binary.py`): whatever is in them, the answer is a value or one
+printable sentence, and no memory is taken for what a header merely claims.
+"""
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.cells: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Note which cells each test proves."""
+        for item in items:
+            test = re.sub(r"\[.*", "", item.nodeid)
+            for mark in item.iter_markers("fault"):
+                cell = self.cells[mark.kwargs["command"], mark.kwargs["fault"]]
+                if test not in cell[mark.kwargs["outcome"]]:
+                    cell[mark.kwargs["outcome"]].append(test)
+
+
+def collect() -> dict[tuple[str, str], dict[str, list[str]]]:
+    """(command, fault) -> outcome -> tests, from all tests that have the marker."""
+    files = sorted(
+        str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "tests").rglob("test_*.py")
+        if re.search(r"mark\.fault\(|from tests\.reliability\.faults import each", path.read_text(encoding="utf-8"))
+    )  # fmt: skip
+    collector = _Collector()
+    options = ["--collect-only", "-qq", "--rootdir", str(REPOSITORY), "-o", "addopts=", "-p", "no:cacheprovider"]
+    status = pytest.main([*options, *files], plugins=[collector])
+    if status != 0:
+        raise SystemExit(f"the tests could not be collected (status {status})")
+    return collector.cells
+
+
+def page(cells: dict[tuple[str, str], dict[str, list[str]]]) -> str:
+    """The page.
+
+    Raises
+    ------
+    ValueError
+        A cell is empty, or proved by a test with no outcome, or for a command or fault that is not in the table.
+    """
+    unknown = [cell for cell in cells if cell[0] not in COMMANDS or cell[1] not in FAULTS]
+    empty = [(c, f) for f in FAULTS for c in COMMANDS if (c, f) not in cells and (c, f) not in NOT_APPLICABLE]
+    silent = [cell for cell, outcomes in cells.items() if not all(outcomes)]
+    both = [cell for cell in NOT_APPLICABLE if cell in cells]
+    if unknown or empty or silent or both:
+        raise ValueError(
+            f"unknown {unknown}, empty {empty}, without outcome {silent}, proved though not applicable {both}"
+        )
+    lines = [INTRODUCTION]
+    for fault in FAULTS:
+        lines += [
+            f"### {fault[0].upper()}{fault[1:]}",
+            "",
+            "| command | what happens | proved by |",
+            "| --- | --- | --- |",
+        ]
+        for command in COMMANDS:
+            if (command, fault) in NOT_APPLICABLE:
+                lines.append(f"| `{command}` | Not applicable: {NOT_APPLICABLE[command, fault]} | |")
+                continue
+            outcomes = cells[command, fault]
+            what = " ".join(outcomes)
+            tests = list(dict.fromkeys(test for found in outcomes.values() for test in found))
+            lines.append(f"| `{command}` | {what} | {', '.join(f'`{_short(test)}`' for test in tests)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n" + CLOSING
+
+
+def _short(test: str) -> str:
+    return test.removeprefix("tests/").replace(".py::", "::")
+
+
+def main() -> None:
+    """Write or check the page."""
+    text = page(collect())
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{PAGE.name} is not what the tests say; run `python -m tests.reliability.matrix`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Run commands as real processes, quickly: forked from a server that has imported everything, each with its faults."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+TIMEOUT_S = 120.0
+
+_PRELOAD = [
+    "fmrisynth.cli.app", "fmrisynth.prepare.stage", "fmrisynth.simulate.cohort", "fmrisynth.tokenize.stage",
+    "fmrisynth.train.loop", "fmrisynth.sample.run", "fmrisynth.glm.runs", "fmrisynth.evaluate.page",
+    "torch._dynamo", "torch.distributed.tensor", "nilearn.image", "nilearn.datasets", "nilearn.glm.first_level", "torch.utils.tensorboard", "sklearn.linear_model",
+    "matplotlib.pyplot", "bids.layout",
+]  # fmt: skip
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([*_PRELOAD, __name__])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a process from its start.
+
+    Attributes
+    ----------
+    max_file_bytes : int, optional
+        Writing beyond fails, as on a full disk.
+    memory_bytes : int, optional
+        How much more it may allocate than it had when it started.
+    unprivileged : bool
+        File permissions hold, even for root.
+    clock_shift_s : float
+        ``time.time`` is off by so much.
+    at_rename : int, optional
+        It sends `signal` to itself before file number so many gets its final name.
+    signal : int
+        SIGKILL, if not another one.
+    no_flock : bool
+        The file system has no ``flock``.
+    """
+
+    max_file_bytes: int | None = None
+    memory_bytes: int | None = None
+    unprivileged: bool = False
+    clock_shift_s: float = 0.0
+    at_rename: int | None = None
+    signal: int = signal.SIGKILL
+    no_flock: bool = False
+
+    def arrange(self) -> None:
+        """Make it so, in this process."""
+        if self.unprivileged:
+            drop_file_privileges()
+        if self.clock_shift_s:
+            true_time = time.time
+            time.time = lambda: true_time() + self.clock_shift_s
+        if self.no_flock:
+            import fcntl
+
+            def flock(_file, _operation):
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+            fcntl.flock = flock
+        if self.at_rename is not None:
+            _send_at_rename(self.at_rename, self.signal)
+        if self.max_file_bytes is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_file_bytes, resource.RLIM_INFINITY))
+        if self.memory_bytes is not None:
+            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + self.memory_bytes, resource.RLIM_INFINITY))
+
+
+@dataclass
+class Running:
+    """A started command."""
+
+    process: BaseProcess
+    output: Connection
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> Done:
+        """Wait for its end; a command that hangs fails the test."""
+        said = b""
+        deadline = time.monotonic() + timeout_s
+        while multiprocessing.connection.wait([self.output], max(0.0, deadline - time.monotonic())):
+            part = os.read(self.output.fileno(), 1 << 16)
+            if not part:
+                self.process.join()
+                assert self.process.exitcode is not None
+                return Done(self.process.exitcode, said.decode(errors="replace"))
+            said += part
+        self.process.kill()
+        self.process.join()
+        pytest.fail(f"still running after {timeout_s} s: {said.decode(errors='replace')}")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended: its status (minus the signal's number), and all that it printed."""
+
+    status: int
+    said: str
+
+    @property
+    def errors(self) -> list[str]:
+        """What it said was wrong, a sentence each."""
+        return [line for line in self.said.splitlines() if line.startswith(("Error: ", "FAILED "))]
+
+
+@dataclass
+class Starter:
+    """Starts commands; what they print comes back through a pipe, which no limit on files touches."""
+
+    started: list[Running] = field(default_factory=list)
+
+    def __call__(self, arguments: list[str], fault: Fault | None = None) -> Running:
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        process = _context.Process(target=_child, args=(list(map(str, arguments)), writer, fault or Fault()))
+        process.start()
+        writer.close()
+        self.started.append(Running(process, reader))
+        return self.started[-1]
+
+    def run(self, arguments: list[str], fault: Fault | None = None) -> Done:
+        """Start and wait."""
+        return self(arguments, fault).wait()
+
+    def end(self) -> None:
+        """Leave nothing running."""
+        for running in self.started:
+            if running.process.is_alive():
+                running.process.kill()
+                running.process.join()
+
+
+def _child(arguments: list[str], output: Connection, fault: Fault) -> None:
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server of forks ignores it
+    sys.argv = ["fmrisynth", *arguments]
+    import fmrisynth.evaluate.page
+    from fmrisynth.cli.main import run
+
+    # The pictures cost ten times more than the evaluation; they are drawn in memory and written as one file.
+    fmrisynth.evaluate.page.render_report = lambda *_: "<p>report</p>"
+    fault.arrange()
+    status = run(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _send_at_rename(number: int, what: int) -> None:
+    replace = os.replace
+    left = number
+
+    def fatal(*names, **keywords):
+        nonlocal left
+        if left == 0:
+            os.kill(os.getpid(), what)
+        left -= 1
+        replace(*names, **keywords)
+
+    os.replace = fatal
+
+
+def drop_file_privileges() -> None:
+    """Give up root's right to read and write everything (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) in this process."""
+    if os.geteuid() != 0:
+        return
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capget(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    for word in range(3):  # effective, permitted, inheritable
+        data[word] &= ~0b110
+    if libc.capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def permissions_hold(folder: Path) -> bool:
+    """Whether an unprivileged process of ours is kept out by file permissions."""
+    closed = folder / "closed"
+    closed.mkdir()
+    closed.chmod(0o500)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            drop_file_privileges()
+            (closed / "x").touch()
+            os._exit(1)
+        except OSError:
+            os._exit(0)
+    held = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    closed.chmod(0o700)
+    return held
