@@ -27,7 +27,7 @@ _OUTPUT: list[list[float]] = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1
 
 
 def _both_axes(matrix: list[list[float]]) -> Tensor:
-    one = torch.tensor(matrix, dtype=torch.float64)
+    one = torch.tensor(matrix, dtype=torch.float64, device="cpu")  # also when first imported to build on another device
     return torch.kron(one, one)  # along y and z at once
 
 

@@ -1,5 +1,7 @@
 """The CPU's way to convolve against PyTorch's."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +68,12 @@ def test_a_frozen_input_or_weight():
         assert [t.grad is None for t in inputs] == [t is frozen for t in (x, weight, bias)]
     with torch.inference_mode():
         assert winograd.conv3d(x, weight, bias).shape == (1, 3, 3, 4, 4)
+
+
+def test_the_transforms_are_numbers_wherever_the_module_is_first_imported():
+    with torch.device("meta"):
+        again = importlib.reload(winograd)
+    assert again.INPUT_36x36.device.type == again.WEIGHT_36x9.device.type == again.OUTPUT_16x36.device.type == "cpu"
 
 
 def test_pointwise_convolution_is_a_matrix_product():
