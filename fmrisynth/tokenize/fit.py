@@ -21,9 +21,6 @@ from fmrisynth.models.tokenizers.patch import PatchTokenizer
 from fmrisynth.progress import track
 from fmrisynth.tokenize.source import FrameSource, iterate_frames
 
-STATISTICS_BLOCKS = 256
-"""Blocks from which the latent mean and standard deviation are computed."""
-
 
 def fit_tokenizer(
     source: FrameSource,
@@ -96,7 +93,7 @@ def mean_anatomy(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
 def measure_latents(tokenizer: Tokenizer, source: FrameSource, config: TokenizeConfig) -> None:
     """Compute and store the statistics of the latents over the brain's cells, and the observation noise."""
     generator = np.random.default_rng([config.seed, 1])
-    chosen = np.sort(generator.permutation(len(source))[:STATISTICS_BLOCKS])
+    chosen = np.sort(generator.permutation(len(source))[: config.statistics_blocks])
     inside_xyz = tokenizer.info.latent_mask_xyz
     total = torch.zeros(tokenizer.info.latent_channels, dtype=torch.float64)
     squares, n = torch.zeros_like(total), 0
