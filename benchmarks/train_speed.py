@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels-last", nargs="*", default=[], metavar="PRESET", help="presets to run channels-last")
     parser.add_argument("--optimiser", choices=("fused", "foreach"), default="fused", help="AdamW's implementation")
+    parser.add_argument("--direct", action="store_true", help="hybrid without its own CPU convolutions")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -87,8 +88,11 @@ def measure(preset: str, options: argparse.Namespace) -> None:
     from fmrisynth.config.load import load_config
     from fmrisynth.config.train import TrainConfig
     from fmrisynth.diffusion.objectives import Objective
+    from fmrisynth.models import winograd
     from fmrisynth.models.build import build_denoiser, count_parameters
 
+    if options.direct:
+        winograd.MIN_WIDTH = 1 << 30
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
