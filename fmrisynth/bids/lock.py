@@ -97,24 +97,25 @@ class _Lock:
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who had it removes the file: a lock on a removed file is worth nothing.
-            if os.fstat(file).st_ino == self.path.stat().st_ino:
+            # Who had it removes the file, and a lock on a removed file is worth nothing. (NFS asks its server for the
+            # state of a file that was just locked, and answers ESTALE for one that another machine removed.)
+            state = os.fstat(file)
+            if state.st_nlink > 0 and state.st_ino == self.path.stat().st_ino:
                 self._file = file
                 with suppress(OSError):  # on a full disk the lock holds all the same
                     os.truncate(file, 0)
                     os.pwrite(file, _signature(0).encode(), 0)
                 return True
-        except BlockingIOError:
-            pass
-        except FileNotFoundError:
+        except (BlockingIOError, FileNotFoundError):
             pass
         except OSError as error:
-            if error.errno not in _NO_FLOCK:
+            if error.errno in _NO_FLOCK:
+                os.close(file)
+                self.path.unlink(missing_ok=True)
+                return self._try_by_name()
+            if error.errno != errno.ESTALE:
                 os.close(file)
                 raise
-            os.close(file)
-            self.path.unlink(missing_ok=True)
-            return self._try_by_name()
         os.close(file)
         return False
 
