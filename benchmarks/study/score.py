@@ -80,7 +80,7 @@ def is_affine(tokenizer: Tokenizer) -> bool:
 
 def sample_effects(
     model: LoadedDenoiser, tokenizer: Tokenizer, condition: str, mask_XYZ: np.ndarray, *, n: int, seed: int, sampler: str,
-    steps: int, guidance: float, observation_noise: bool = True,
+    steps: int, guidance: float, observation_noise: bool = True, group: int | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Window-GLM effects (N, V) of samples, percent signal change; samples as `fmrisynth sample` numbers and seeds them."""
     from fmrisynth.sample.plan import sample_seed
@@ -93,16 +93,17 @@ def sample_effects(
     weights_T = design.pinv_PT[0]
     noise = _weighted(info.noise, weights_T) if observation_noise and info.noise is not None else None
     effects = []
-    for index in range(n):
-        own_seed = sample_seed(seed, condition, index)
-        latent_CTXYZ = generate_latents(
-            model, condition, seeds=[own_seed], sampler=sampler, n_steps=steps, guidance=guidance
-        )[0]
-        weighted = torch.einsum("t,ctxyz->cxyz", torch.from_numpy(weights_T).float(), latent_CTXYZ)
-        effect_XYZ = tokenizer.decode(weighted[None])[0, 0].numpy()
-        if noise is not None:
-            effect_XYZ = effect_XYZ + noise.draw(np.random.default_rng([own_seed, 1]))[..., 0]
-        effects.append(effect_XYZ[mask_XYZ])
+    seeds = [sample_seed(seed, condition, index) for index in range(n)]
+    for start in range(0, n, 8):
+        chosen = seeds[start : start + 8]
+        latent_BCTXYZ = generate_latents(
+            model, condition, seeds=chosen, sampler=sampler, n_steps=steps, guidance=guidance, group=group
+        )
+        weighted_BCxyz = torch.einsum("t,bctxyz->bcxyz", torch.from_numpy(weights_T).float(), latent_BCTXYZ)
+        for own_seed, effect_XYZ in zip(chosen, tokenizer.decode(weighted_BCxyz)[:, 0].numpy(), strict=True):
+            if noise is not None:
+                effect_XYZ = effect_XYZ + noise.draw(np.random.default_rng([own_seed, 1]))[..., 0]
+            effects.append(effect_XYZ[mask_XYZ])
     return np.stack(effects)
 
 
