@@ -46,13 +46,13 @@ def small(words: list[str], replaced: dict[str, str]) -> list[str]:
         while start < len(words) and not words[start].startswith("-"):
             del words[start]
         words.insert(start, "MOTOR")
-    # The folder that a command writes: the last path of those named above.
-    named = [word for word in words[:4] if word in {**SMALL, **MORE}]
+    # The folder that a command writes comes before those that its options name.
+    named = [word for word in words[:7] if word in {**SMALL, **MORE}]
     if not named or words[1] in ("glm", "tokenize", "prepare"):
         return words
-    for option, value in SMALL.get(named[-1], {}).items():
+    for option, value in SMALL.get(named[0], {}).items():
         words[words.index(option) + 1] = value
-    return words + MORE.get(named[-1], [])
+    return words + MORE.get(named[0], [])
 
 
 def call(words: list[str]) -> int:
