@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 
 _PRELOAD = [
     "fmrisynth.cli.app", "fmrisynth.prepare.stage", "fmrisynth.simulate.cohort", "fmrisynth.tokenize.stage",

@@ -19,7 +19,7 @@ MIDDLE = {"simulate": 7, "prepare": 12, "tokenize": 6, "train": 4, "sample": 5, 
 
 def wait_until_stopped(running: Running) -> None:
     """The process has sent itself SIGSTOP."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while Path(f"/proc/{running.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         assert running.process.is_alive(), running.wait().said
         assert time.monotonic() < deadline
