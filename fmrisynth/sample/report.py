@@ -284,10 +284,7 @@ def _samples(out: Path, summaries: Sequence[ConditionSummary], config: SampleCon
             elements.append(Figure(uri, caption, max_px=1000))
     if not elements:
         elements.append(Text("Previews were not asked for.", note=True))
-    listed = [(f"sub-{s.blocks[0].subject}", f"sub-{s.blocks[-1].subject}", s.label, len(s.blocks)) for s in summaries]
-    elements.append(
-        Table(("First", "last", "condition", "samples"), listed, caption="participants.tsv lists all of them.")
-    )
+    elements.append(Text("participants.tsv lists every sample with its condition and seed.", note=True))
     return elements
 
 
@@ -299,7 +296,7 @@ def _settings_table(config: SampleConfig, settings: dict[str, Any]) -> list[Elem
             "These settings, the seed and a sample's number determine its voxels; batch size, shards, number of processes and "
             "interruptions do not."
         ),
-        Table(("Setting", "value"), [(name, str(value)) for name, value in rows]),
+        Table(("Setting", ""), [(name, str(value)) for name, value in rows]),
     ]
 
 
@@ -320,7 +317,7 @@ def _provenance(settings: dict[str, Any], model: LoadedDenoiser, tokenizer: Toke
         ("tokenizer SHA-256", settings["TokenizerSHA256"]),
         ("settings SHA-256", settings["ConfigHash"]),
     ]
-    return [Table(("What", "value"), rows, caption="Every image's sidecar carries the same digests and its own seed.")]
+    return [Table(("What", ""), rows, caption="Every image's sidecar carries the same digests and its own seed.")]
 
 
 def _size(model: LoadedDenoiser) -> str:
