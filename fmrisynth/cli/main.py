@@ -108,9 +108,13 @@ def run(arguments: Sequence[str]) -> int:
         with _terminated_by_signal():
             status = app(list(arguments), standalone_mode=False, prog_name="fmrisynth")
         sys.stdout.flush()  # a reader that went away is told here, not by the interpreter at exit
+        if status == EXIT_INTERRUPTED:  # newer versions of click answer Ctrl-C with a status
+            raise KeyboardInterrupt
         return int(status) if isinstance(status, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         return _tell("Interrupted. The same command continues where this one stopped.", EXIT_INTERRUPTED)
+    except SystemExit as error:  # click's answer to a broken pipe
+        return error.code if isinstance(error.code, int) else EXIT_FAILED
     except Terminated:
         return _tell("Terminated. The same command continues where this one stopped.", EXIT_TERMINATED)
     except BrokenPipeError:
