@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("figure", type=Path)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--side", type=int, default=4, help="cells per side of the cube")
-    parser.add_argument("--base-ch", type=int, default=48, help="no narrower than the 36 channels, or noise cannot pass")
+    parser.add_argument(
+        "--base-ch", type=int, default=48, help="no narrower than the 36 channels, or noise cannot pass"
+    )
     arguments = parser.parse_args()
     overrides = [
         "prior=none", "objective.prediction=epsilon", f"model.base_ch={arguments.base_ch}", "model.num_heads=4",
