@@ -24,7 +24,7 @@ IGNORED_PATTERNS = (
 )  # fmt: skip
 """Lines of ``.bidsignore``; folders without a trailing slash, which the schema validator needs."""
 
-_VALUE = re.compile(r"^[0-9A-Za-z+]+$")
+_VALUE = re.compile(r"[0-9A-Za-z+]+")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Entities:
     def __post_init__(self) -> None:
         for name in ("sub", "ses", "task", "acq", "dir", "space", "res"):
             value = getattr(self, name)
-            if value is not None and not _VALUE.match(value):
+            if value is not None and not _VALUE.fullmatch(value):
                 raise UsageError(f"{name}-{value}: a BIDS entity value may hold letters and digits only.")
 
     @property
@@ -67,7 +67,7 @@ class Entities:
             if value is None:
                 continue
             text = f"{value:02d}" if key == "run" else str(value)
-            if not _VALUE.match(text):
+            if not _VALUE.fullmatch(text):
                 raise UsageError(f"{key}-{text}: a BIDS entity value may hold letters and digits only.")
             parts.append(f"{key}-{text}")
         return "_".join([*parts, suffix]) + extension
