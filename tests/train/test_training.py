@@ -59,7 +59,7 @@ def test_output_holds_all_that_sampling_needs(latents, tmp_path, make_config):
     assert loaded.step == 6
     assert loaded.conditions == ("emotion_fear", "gambling_loss", "motor_rh")
     assert loaded.latent_shape == (2, 3, 4, 4, 4)
-    assert loaded.prior_tensors.keys() == {"mean", "std"}
+    assert loaded.prior_tensors.keys() == {"mean", "std", "varying"}
     assert loaded.tokenizer == tmp_path / "out" / "tokenizer"
     assert load_denoiser(tmp_path / "out" / "best").tokenizer == tmp_path / "out" / "tokenizer"
     records = read_log(tmp_path / "out" / "log.jsonl")
@@ -266,3 +266,20 @@ def test_validation_loss_falls_and_the_condition_is_heard(make_latents, tmp_path
     # By the end v-prediction is at its floor (what noise leaves unknown), so only the whole fall is asserted.
     assert records[-1]["loss"] < 0.97 * records[0]["loss"]
     assert records[-1]["condition_gain"] > 0.005
+
+
+def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, tmp_path, make_config):
+    config = make_config(
+        "objective.precondition=true", prior="class_covariance", prior_modes=4, steps=4, checkpoint_every=2
+    )
+    train_denoiser(latents, tmp_path / "whole", config)
+    train_denoiser(latents, tmp_path / "parts", config.model_copy(update={"steps": 2}))
+    train_denoiser(latents, tmp_path / "parts", config)
+    models = [load_denoiser(tmp_path / name) for name in ("whole", "parts")]
+    for name, tensor in models[0].network.state_dict().items():
+        assert torch.equal(tensor, models[1].network.state_dict()[name]), name
+    assert models[0].prior_tensors.keys() == {"mean", "std", "modes", "mode_root", "rest_root", "varying"}
+    drawn = generate_latents(models[0], "gambling_loss", seeds=[1, 2, 3], n_steps=4)
+    again = generate_latents(models[1], "gambling_loss", seeds=[3], n_steps=4)
+    assert torch.isfinite(drawn).all()
+    assert torch.equal(drawn[2:], again)
