@@ -51,7 +51,8 @@ def small(words: list[str], replaced: dict[str, str]) -> list[str]:
     if not named or words[1] in ("glm", "tokenize", "prepare"):
         return words
     for option, value in SMALL.get(named[0], {}).items():
-        words[words.index(option) + 1] = value
+        if option in words:
+            words[words.index(option) + 1] = value
     return words + MORE.get(named[0], [])
 
 
@@ -135,7 +136,7 @@ def test_first_command_of_the_readme_and_quickstart(place):
     for page in ("docs/quickstart.md", "docs/python.md"):
         for code in blocks_of(page, "python"):
             if "sample_dataset" not in code:  # it would ask for other samples than those that are there
-                exec(compile(code, page, "exec"), {})
+                exec(compile(code, page, "exec"), {"Path": Path})  # imported in the block before
 
 
 @pytest.mark.slow
