@@ -1,6 +1,6 @@
 """Twenty steps of the default sampler against ancestral sampling over 1000: does it change the group maps?
 
-    python benchmarks/ancestral.py COHORT FOLDER [--checkpoint MODEL] [--n 8]
+    python benchmarks/ancestral.py COHORT FOLDER [--checkpoint MODEL] [--n 8] [--also heun:10 dpmpp2m:5]
 
 Both draw samples from the same seeds, and the same observation noise; window-GLM effects as in benchmarks/study/score.py. Samples
 advance eight at a time, which is faster on a CPU. Prints Corr of both with the test subjects' group maps, and a bootstrap interval over
@@ -23,7 +23,7 @@ from score import RealMaps, brain, real_maps, sample_effects, score
 from fmrisynth.sample.run import load_model
 
 SETTINGS = (("dpmpp2m", 20), ("ddpm", 1000))
-REPEATS = 500
+REPEATS = 100
 
 
 def corr(effects: dict[str, np.ndarray], real: RealMaps, index: np.ndarray) -> float:
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--also", nargs="*", default=[], help="further rows, such as heun:10")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.checkpoint)
@@ -49,7 +50,8 @@ def main() -> None:
     print(
         "| sampler | steps | Corr | RSA | Top-1 | variance | processor s per sample |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
-    for sampler, steps in SETTINGS:
+    more = [(name, int(n)) for name, n in (text.split(":") for text in arguments.also)]
+    for sampler, steps in [*SETTINGS, *more]:
         own, seconds = {}, []
         for condition in conditions:
             cache = arguments.folder / f"{sampler}-{steps}-{condition}-{arguments.n}-seed{arguments.seed}.npz"
