@@ -34,6 +34,11 @@ class HybridConfig(Config):
         None, ge=1, le=4096, description="Attention heads at every level; default base_ch / 16."
     )
     cross_attention: bool = Field(True, description="False is the paper's 'AdaLN-Zero only'.")
+    adaln: bool = Field(
+        True,
+        description="False: transformer blocks have learned constants for modulations; the diffusion time enters "
+        "through FiLM alone, the condition through FiLM and cross-attention.",
+    )
     context_tokens: int = Field(8, ge=1, le=4096, description="Learned context tokens per condition.")
     mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the feed-forward layers in units of the level.")
     checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
@@ -49,6 +54,8 @@ class HybridConfig(Config):
             raise ValueError(
                 f"encoder_blocks and decoder_blocks need one count per level but the last ({n_levels - 1})"
             )
+        if not self.adaln and "conv" not in self.stages:
+            raise ValueError("without adaln one of the stages has to be conv: the diffusion time enters there")
         for multiplier, stage in zip(self.width_multipliers, self.stages, strict=True):
             if stage == "transformer" and (multiplier * self.base_ch) % self.heads:
                 raise ValueError(f"width {multiplier * self.base_ch} does not divide by {self.heads} heads")

@@ -147,15 +147,34 @@ def _modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     return x_BND * (1 + scale_B1D) + shift_B1D
 
 
+class FixedModulation(nn.Module):
+    """Learned modulations that ignore the conditioning vector: what is left of AdaLN-Zero in its ablation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(1, width))
+
+    def forward(self, cond_BE: Tensor) -> Tensor:
+        return self.values
+
+
 class TransformerBlock(nn.Module):
     """Transformer block with AdaLN-Zero and cross-attention to the condition (paper, Fig. 4c).
 
     Self-attention, cross-attention and MLP each have a shift, a scale and a gate computed from the
-    conditioning vector: nine modulations, or six without cross-attention.
+    conditioning vector: nine modulations, or six without cross-attention. Without ``adaln`` they are
+    learned constants.
     """
 
     def __init__(
-        self, width: int, cond_width: int, num_heads: int, *, cross_attention: bool = True, mlp_ratio: int = 4
+        self,
+        width: int,
+        cond_width: int,
+        num_heads: int,
+        *,
+        adaln: bool = True,
+        cross_attention: bool = True,
+        mlp_ratio: int = 4,
     ) -> None:
         super().__init__()
         self.norm_self = nn.LayerNorm(width)
@@ -170,7 +189,8 @@ class TransformerBlock(nn.Module):
             nn.GELU(approximate="tanh"),
             nn.Linear(mlp_ratio * width, width),
         )
-        self.modulation = zero_init(nn.Linear(cond_width, (9 if cross_attention else 6) * width))
+        modulations = (9 if cross_attention else 6) * width
+        self.modulation = zero_init(nn.Linear(cond_width, modulations)) if adaln else FixedModulation(modulations)
 
     def forward(self, x_BND: Tensor, cond_BE: Tensor, context_BME: Tensor | None) -> Tensor:
         parts = self.modulation(F.silu(cond_BE))[:, None].chunk(6 if self.cross_attention is None else 9, dim=-1)

@@ -75,6 +75,7 @@ class Stage(nn.Module):
                     width,
                     cond_width,
                     config.heads,
+                    adaln=config.adaln,
                     cross_attention=config.cross_attention,
                     mlp_ratio=config.mlp_ratio,
                 )

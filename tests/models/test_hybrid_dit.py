@@ -27,6 +27,8 @@ def test_every_block_starts_as_the_identity():
     assert torch.equal(TransformerBlock(8, 16, 2)(tokens, cond, context), tokens)
     plain = TransformerBlock(8, 16, 2, cross_attention=False)
     assert torch.equal(plain(tokens, cond, None), tokens)
+    fixed = TransformerBlock(8, 16, 2, adaln=False)
+    assert torch.equal(fixed(tokens, cond, context), tokens)
     network = build_denoiser(TINY, 6, [3])
     answer = network(torch.randn(2, 6, 4, 4, 4), torch.zeros(2), torch.zeros(2, 1, dtype=torch.long))
     assert not answer.any()
@@ -42,9 +44,11 @@ def test_any_grid_that_divides_by_four(grid, stages):
     assert answer.isfinite().all()
 
 
-@pytest.mark.parametrize("cross_attention", [True, False])
-def test_every_input_reaches_the_output(cross_attention):
-    network = randomised(TINY.model_copy(update={"cross_attention": cross_attention}), n_labels=(3, 2))
+@pytest.mark.parametrize(
+    "change", [{}, {"cross_attention": False}, {"adaln": False}, {"cross_attention": False, "adaln": False}]
+)
+def test_every_input_reaches_the_output(change):
+    network = randomised(TINY.model_copy(update=change), n_labels=(3, 2))
     x = torch.randn(1, 6, 4, 4, 4)
 
     def run(time=100.0, condition=0, phase=0):
@@ -93,3 +97,15 @@ def test_a_grid_that_cannot_be_halved_is_refused():
     check_grid(TINY, (12, 16, 16))
     with pytest.raises(FmrisynthError, match=r"12x18x16.*divide by 4"):
         check_grid(TINY, (12, 18, 16))
+
+
+def test_without_adaln_transformer_blocks_do_not_see_the_conditioning_vector():
+    block = TransformerBlock(8, 16, 2, adaln=False)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    tokens, context = torch.randn(2, 10, 8), torch.randn(2, 3, 16)
+    answer = block(tokens, torch.randn(2, 16), context)
+    assert torch.equal(answer, block(tokens, torch.randn(2, 16), context))
+    assert not torch.equal(answer, block(tokens, torch.randn(2, 16), context + 1))
+    with pytest.raises(ValueError, match="one of the stages has to be conv"):
+        HybridConfig(stages=("transformer",) * 3, adaln=False)
