@@ -32,7 +32,6 @@ from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.data.latents import LatentDataset
-from fmrisynth.models.build import count_parameters
 from fmrisynth.models.checkpoint import load_denoiser
 from fmrisynth.models.tokenizers import load_tokenizer
 from fmrisynth.train.runlog import read_log
@@ -130,7 +129,10 @@ def run_job(root: Path, study: dict[str, Any], job: Job) -> dict[str, Any]:
 
     tokenizer = load_tokenizer(latents / "tokenizer")
     mask_XYZ = brain(root / "cohort", tokenizer)
-    found: dict[str, Any] = {"seed": job.seed, "train_s": trained_s, "train_cpu_s": trained_cpu_s, "scores": {}}
+    found: dict[str, Any] = {
+        "seed": job.seed, "train_s": trained_s, "train_cpu_s": trained_cpu_s, "scores": {},
+        "parameters": sum(p.numel() for p in load_denoiser(run).network.parameters()),
+    }  # fmt: skip
     validation = [record for record in read_log(run / "log.jsonl") if record["kind"] == "val"]
     for step in ([0] if config.objective.precondition else []) + job.score_at:
         cache = root / "scores" / f"{run.name}-{step}-{hash_of(sampling)}.json"
@@ -141,9 +143,8 @@ def run_job(root: Path, study: dict[str, Any], job: Job) -> dict[str, Any]:
             conditions = list(model.conditions)
             real = real_maps(root / "cohort", "test", conditions, mask_XYZ, root / "real" / f"{latents.name}-test.npz")
             effects = {c: sample_effects(model, tokenizer, c, mask_XYZ, **sampling) for c in conditions}
-            write_json(cache, score(effects, real) | {"parameters": count_parameters(model.network)})
+            write_json(cache, score(effects, real))
         own = json.loads(cache.read_text())
-        found["parameters"] = own.pop("parameters")
         near = [record for record in validation if record["step"] == step]
         found["scores"][str(step)] = own | {key: near[-1][key] for key in ("loss", "condition_gain") if near}
     return found

@@ -1,7 +1,6 @@
 """Score a trained model in minutes: window-GLM effects of its samples against real group maps.
 
-The effect of a sample is linear in its frames. Where decoding is affine too (the linear tokenizers on percent signal
-change), the GLM's weights are applied to the latents and one volume is decoded instead of twelve; the observation noise is drawn
+The effect of a sample is linear in its frames. Where decoding is affine too (the linear tokenizers), the GLM's weights are applied to the latents and one volume is decoded instead of twelve; the observation noise is drawn
 as one volume with the variance that the weights give it.
 """
 
@@ -16,6 +15,7 @@ import torch
 
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, common_grid, read_blocks
+from fmrisynth.data.normalisation import denormalise
 from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.glm.design import window_design
 from fmrisynth.glm.effects import fit_one
@@ -86,11 +86,13 @@ def sample_effects(
     from fmrisynth.sample.plan import sample_seed
 
     info = tokenizer.info
-    if info.normalisation != "dynamics" or not is_affine(tokenizer):
-        raise SystemExit("this score needs an affine tokenizer of percent signal change")
+    if not is_affine(tokenizer):
+        raise SystemExit("this score needs an affine tokenizer")
     timing = model.card.trained_on["timing"][condition]
     design = window_design(timing["onset_s"], timing["duration_s"], info.n_frames, info.tr_s)
-    weights_T = design.pinv_PT[0]
+    weights_T = design.pinv_PT[0]  # they sum to 0: the design has a constant
+    percent_XYZ = percent_per_unit(tokenizer)[mask_XYZ]
+    nothing_XYZ = tokenizer.decode(torch.zeros(1, *info.latent_shape))[0, 0].numpy()
     noise = _weighted(info.noise, weights_T) if observation_noise and info.noise is not None else None
     effects = []
     seeds = [sample_seed(seed, condition, index) for index in range(n)]
@@ -103,8 +105,19 @@ def sample_effects(
         for own_seed, effect_XYZ in zip(chosen, tokenizer.decode(weighted_BCxyz)[:, 0].numpy(), strict=True):
             if noise is not None:
                 effect_XYZ = effect_XYZ + noise.draw(np.random.default_rng([own_seed, 1]))[..., 0]
-            effects.append(effect_XYZ[mask_XYZ])
+            effects.append((effect_XYZ - nothing_XYZ)[mask_XYZ] * percent_XYZ)
     return np.stack(effects)
+
+
+def percent_per_unit(tokenizer: Tokenizer) -> np.ndarray:
+    """Percent signal change (X, Y, Z) that one unit of the decoded values is, on the mean reference volume; 0 outside the brain."""
+    info = tokenizer.info
+    unit, nothing = (
+        denormalise(np.full((*info.mask_XYZ.shape, 1), v, np.float32), info.reference_XYZ, info.mask_XYZ, info.normalisation)
+        for v in (1.0, 0.0)
+    )  # fmt: skip
+    reference_XYZ = np.where(info.reference_XYZ > 0, info.reference_XYZ, np.inf)
+    return 100.0 * (unit - nothing)[..., 0] / reference_XYZ
 
 
 def _weighted(noise: ObservationNoise, weights_T: np.ndarray) -> ObservationNoise:

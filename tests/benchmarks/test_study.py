@@ -13,6 +13,7 @@ from fmrisynth.config.glm import GlmConfig
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.data.blocks import common_grid, read_blocks
+from fmrisynth.data.normalisation import normalise
 from fmrisynth.glm.effects import fit_one
 from fmrisynth.glm.windows import common_mask, iterate_windows
 from fmrisynth.sample import sample_dataset
@@ -60,6 +61,24 @@ def test_observation_noise_has_the_variance_that_the_weights_give_it():
     whole = np.stack([noise.draw(rng) @ weights for _ in range(20)])
     short = np.stack([_weighted(noise, weights).draw(rng)[..., 0] for _ in range(20)])
     assert short.std() == pytest.approx(whole.std(), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["dynamics", "global"])
+def test_percent_per_unit_undoes_the_normalisation(kind):
+    from types import SimpleNamespace
+
+    from score import percent_per_unit
+
+    rng = np.random.default_rng(0)
+    mask = np.zeros((6, 6, 6), bool)
+    mask[1:5, 1:5, 1:5] = True
+    reference = np.where(mask, rng.uniform(8000, 12000, mask.shape), 0).astype(np.float32)
+    bold = reference[..., None] * (1 + 0.01 * rng.normal(size=(*mask.shape, 3)).astype(np.float32))
+    values = normalise(bold, reference, mask, kind)
+    tokenizer = SimpleNamespace(info=SimpleNamespace(mask_XYZ=mask, reference_XYZ=reference, normalisation=kind))
+    percent = 100 * (bold[mask] / reference[mask][:, None] - 1)
+    rise = (values[mask] - values[mask][:, :1]) * percent_per_unit(tokenizer)[mask][:, None]
+    np.testing.assert_allclose(rise, percent - percent[:, :1], atol=2e-3)
 
 
 def test_every_arm_is_a_valid_training():
