@@ -123,6 +123,13 @@ class ObjectiveConfig(Config):
         "wants data of unit variance, best with a prior.",
     )
 
+    loss_scales: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        (1,),
+        min_length=1,
+        description="Errors are averaged over cubes of so many cells per side before they are squared, and the losses of the "
+        "scales averaged; (1,) is the plain loss. The best model is the same, smooth patterns are learnt sooner.",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
         if self.prediction == "flow" and self.min_snr_gamma is not None:

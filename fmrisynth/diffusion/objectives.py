@@ -1,13 +1,16 @@
 """Training objectives: what the network predicts, at which times, with which weight.
 
-Axis legend: B batch; "..." any further axes. All functions are pure; random numbers come in as arguments.
+Axis legend: B batch; F = C*T, X Y Z latent grid; "..." any further axes. All functions are pure; random numbers come in
+as arguments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fmrisynth.diffusion.schedule import DiffusionSchedule, FlowSchedule
@@ -35,6 +38,8 @@ class Objective:
         Distribution of training times of flow matching.
     precondition : bool
         The network adds to what a unit Gaussian would make of the noisy input (`gaussian_prediction`); see `answer`.
+    loss_scales : sequence of int
+        Sides, in cells, of the cubes of `training_loss`.
     """
 
     prediction: str = "epsilon"
@@ -45,6 +50,7 @@ class Objective:
     min_snr_gamma: float | None = None
     flow_time: str = "uniform"
     precondition: bool = False
+    loss_scales: Sequence[int] = (1,)
 
     def __post_init__(self) -> None:
         if self.prediction not in ("epsilon", "v", "flow"):
@@ -124,6 +130,23 @@ class Objective:
         return clipped_B / (snr_B if self.prediction == "epsilon" else snr_B + 1)
 
     def loss(self, prediction: Tensor, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
-        """Weighted mean squared error per sample, shape (B,), float32."""
+        """Weighted mean squared error per sample, shape (B,), float32: what is logged and compared."""
         error = prediction.float() - self.target(clean, noise, time_B).float()
         return error.square().flatten(1).mean(1) * self.weight(time_B).to(error.device, error.dtype)
+
+    def training_loss(self, prediction: Tensor, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
+        """What is minimised, shape (B,), float32: `loss`, or its mean over ``loss_scales``.
+
+        At scale s the error of a latent (B, F, X, Y, Z) is averaged over cubes of s^3 cells, squared, and multiplied by s^3, so
+        that white errors weigh the same at every scale. The evoked response is smooth in space and a vanishing part of the
+        plain loss; here it is not. Any positive definite weighting of errors has the same minimiser, the mean of the target given
+        the input, so the model that is learnt is the same and only the way there differs.
+        """
+        if tuple(self.loss_scales) == (1,):
+            return self.loss(prediction, clean, noise, time_B)
+        error_BFXYZ = prediction.float() - self.target(clean, noise, time_B).float()
+        parts = [
+            (error_BFXYZ if s == 1 else F.avg_pool3d(error_BFXYZ, s)).square().flatten(1).mean(1) * s**3
+            for s in self.loss_scales
+        ]
+        return torch.stack(parts).mean(0) * self.weight(time_B).to(error_BFXYZ.device, error_BFXYZ.dtype)

@@ -188,9 +188,8 @@ class Trainer:
                 with self._autocast():
                     prediction = self.engine.forward(noisy, told_B, batch.labels_BA[cut].to(world.device))
                 prediction = self.objective.answer(prediction, noisy, time_B)
-                loss_B = self.objective.loss(prediction, clean, noise, time_B)
-                (loss_B.sum() / n_rows).backward()
-            losses.append(loss_B.detach())
+                (self.objective.training_loss(prediction, clean, noise, time_B).sum() / n_rows).backward()
+            losses.append(self.objective.loss(prediction.detach(), clean, noise, time_B))
         loss_B = torch.cat(losses).double().cpu()
         # One exchange: sums per noise level; the loss is their total.
         sums = torch.zeros(2, N_BINS, dtype=torch.float64)

@@ -152,3 +152,36 @@ def test_unknown_names_and_step_counts_are_refused():
         DiffusionSchedule().times(1001)
     with pytest.raises(UsageError, match="at least 1"):
         FlowSchedule().times(0)
+
+
+def test_scales_weigh_white_errors_alike_and_smooth_ones_more():
+    torch.manual_seed(0)
+    time = torch.rand(4).double()
+    clean = torch.zeros(4, 6, 16, 16, 16)
+    plain, scaled = Objective("flow"), Objective("flow", loss_scales=(1, 2, 4))
+    white = torch.randn_like(clean)
+    torch.testing.assert_close(scaled.training_loss(white, clean, clean, time), torch.ones(4), atol=0.05, rtol=0)
+    smooth = torch.ones_like(clean)
+    assert scaled.training_loss(smooth, clean, clean, time).tolist() == pytest.approx([(1 + 8 + 64) / 3] * 4)
+    assert torch.equal(scaled.loss(smooth, clean, clean, time), torch.ones(4))
+    assert torch.equal(plain.training_loss(white, clean, clean, time), plain.loss(white, clean, clean, time))
+
+
+def test_scales_leave_the_minimiser_where_it_is():
+    """The best constant answer to targets that differ is their mean, at every weighting of scales."""
+    torch.manual_seed(0)
+    targets = torch.randn(5, 2, 4, 4, 4)
+    answer = torch.zeros(1, 2, 4, 4, 4, requires_grad=True)
+    objective = Objective("epsilon", loss_scales=(1, 2, 4))
+    optimiser = torch.optim.LBFGS([answer], max_iter=200, tolerance_grad=1e-9)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = objective.training_loss(
+            answer.expand(5, -1, -1, -1, -1), targets, targets, torch.full((5,), 500.0)
+        ).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    torch.testing.assert_close(answer[0].detach(), targets.mean(0), atol=1e-4, rtol=0)
