@@ -74,6 +74,11 @@ class Trainer:
                 "tokenize it again."
             )
         check_grid(config.model, self.latents.latent_shape[2:])
+        if max(config.objective.loss_scales) > min(self.latents.latent_shape[2:]):
+            raise FmrisynthError(
+                f"objective.loss_scales: expected cubes that fit into the latent grid {self.latents.latent_shape[2:]}, found "
+                f"{config.objective.loss_scales}; leave the largest out."
+            )
         names = ["condition", *config.conditioning.attributes]
         self.vocabulary = self.latents.vocabulary(self.train_set, names)
         self.objective = Objective(**config.objective.model_dump())

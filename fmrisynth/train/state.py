@@ -210,9 +210,16 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def check_same_run(folder: Path, config: TrainConfig, data_digest: str) -> None:
-    """Refuse to continue a run with other settings or other data."""
+    """Refuse to continue a run with other settings or other data.
+
+    Settings that an older version did not know have their defaults: that is how it behaved.
+    """
     state = read_state(folder)
-    old, new = _flatten(state["config"]), _flatten(config.model_dump(mode="json"))
+    try:
+        stored = TrainConfig(**state["config"]).model_dump(mode="json")
+    except ValueError:  # a setting that this version does not know: let the comparison name it
+        stored = state["config"]
+    old, new = _flatten(stored), _flatten(config.model_dump(mode="json"))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     free = OPERATIONAL | ({"steps"} if config.optimiser.decay == "constant" else set())
     changed = [key for key in changed if key not in free]

@@ -144,6 +144,23 @@ def test_changed_settings_are_refused_by_name(latents, tmp_path, make_config):
         train_denoiser(latents, out, make_config(steps=6))
 
 
+def test_a_run_of_a_version_without_some_setting_continues_with_its_default(latents, tmp_path, make_config):
+    out = tmp_path / "out"
+    train_denoiser(latents, out, make_config(steps=2))
+    state_file = out / "checkpoints" / "step-00000002" / "state.json"
+    state = json.loads(state_file.read_text())
+    del state["config"]["objective"]["loss_scales"]
+    state_file.write_text(json.dumps(state))
+    with pytest.raises(FmrisynthError, match=r"objective\.loss_scales: was \[1\], now \[1, 2\]"):
+        train_denoiser(latents, out, make_config("objective.loss_scales=[1,2]", steps=4))
+    train_denoiser(latents, out, make_config(steps=4))
+
+
+def test_scales_beyond_the_latent_grid_are_refused(latents, tmp_path, make_config):
+    with pytest.raises(FmrisynthError, match="cubes that fit into the latent grid"):
+        train_denoiser(latents, tmp_path / "out", make_config("objective.loss_scales=[1,64]", steps=2))
+
+
 def test_non_finite_loss_names_step_batch_and_checkpoint(latents, tmp_path, make_config):
     out = tmp_path / "out"
     train_denoiser(latents, out, make_config("prior=none", steps=2))
