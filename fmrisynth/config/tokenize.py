@@ -45,6 +45,9 @@ class PoolingConfig(Config):
     kind: Literal["pooling"] = "pooling"
 
 
+Multiplier = Annotated[int, Field(ge=1, le=64)]
+
+
 class VqganConfig(Config):
     """3D VQ-GAN of volumes (one volume in, one volume out), 4x per side.
 
@@ -52,15 +55,17 @@ class VqganConfig(Config):
     """
 
     kind: Literal["vqgan"] = "vqgan"
-    latent_channels: int = Field(3, ge=1)
-    base_ch: int = Field(16, ge=4, description="Width of the finest level.")
-    ch_mult: tuple[int, int, int] = Field((1, 2, 4), description="Widths of the three levels in units of base_ch.")
-    num_res_blocks: int = Field(1, ge=1, description="Blocks per level; the decoder has one more.")
+    latent_channels: int = Field(3, ge=1, le=256)
+    base_ch: int = Field(16, ge=4, le=4096, description="Width of the finest level.")
+    ch_mult: tuple[Multiplier, Multiplier, Multiplier] = Field(
+        (1, 2, 4), description="Widths of the three levels in units of base_ch."
+    )
+    num_res_blocks: int = Field(1, ge=1, le=64, description="Blocks per level; the decoder has one more.")
     residual: bool = Field(
         True, description="Usual residual block of two convolutions; false: one convolution, no shortcut (ALDM)."
     )
-    norm_groups: int = Field(8, ge=1, description="Groups of the group normalisation.")
-    codebook_size: int = Field(8192, ge=2, description="Codes.")
+    norm_groups: int = Field(8, ge=1, le=4096, description="Groups of the group normalisation.")
+    codebook_size: int = Field(8192, ge=2, le=1_048_576, description="Codes.")
     codebook_decay: float = Field(0.99, gt=0, lt=1, description="EMA of the codebook.")
     commitment: float = Field(0.25, gt=0, description="Weight of the commitment loss.")
     revive_below: float = Field(

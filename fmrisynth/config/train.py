@@ -103,6 +103,9 @@ ModelConfig = Annotated[
 ]
 
 
+PriorKind = Literal["none", "class_mean", "class_gaussian", "class_covariance"]
+
+
 class ObjectiveConfig(Config):
     """What the network predicts and along which noise schedule."""
 
@@ -179,7 +182,7 @@ class TrainConfig(StageConfig):
     model: ModelConfig = Field(default_factory=HybridConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)
-    prior: Literal["none", "class_mean", "class_gaussian", "class_covariance"] = Field(
+    prior: PriorKind = Field(
         "none",
         description="Diffuse around zero (the paper), or around the training mean per condition, with its variance, or "
         "with its variance and the modes in which instances vary together.",

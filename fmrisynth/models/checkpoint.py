@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fmrisynth.config.train import ModelConfig, ObjectiveConfig
+from fmrisynth.config.train import ModelConfig, ObjectiveConfig, PriorKind
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.build import build_denoiser
 from fmrisynth.parse import read_json
@@ -169,6 +169,7 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError(f"latent_mean and latent_std are not of {channels} channels")
     if not all(map(math.isfinite, [*card.latent_mean, *card.latent_std])) or min(card.latent_std) <= 0:
         raise ValueError("latent_mean and latent_std are not usable")
+    TypeAdapter(PriorKind).validate_python(card.prior)
     if next(iter(card.labels), None) != "condition" or not card.labels["condition"]:
         raise ValueError("it names no condition")
 
@@ -189,16 +190,38 @@ def _check_weights(path: Path, card: ModelCard) -> None:
             f"{path.with_name(CARD_NAME)}: there is no network with this architecture ({error}); use the fmrisynth version "
             "that wrote it."
         ) from None
+    _compare(path, wanted, _stored_shapes(path))
+
+
+def _check_prior(path: Path, card: ModelCard) -> None:
+    """The same for the tensors of a prior (see ``diffusion.prior``); the number of modes is the file's own."""
+    found = _stored_shapes(path)
+    c, t, x, y, z = card.latent_shape
+    cells = (c * t, x, y, z)
+    n_conditions, n_modes = len(card.labels["condition"]), found.get("modes", (0,))[0]
+    wanted: dict[str, tuple[int, ...]] = {"mean": (n_conditions, *cells)}
+    if card.prior != "class_mean":
+        wanted |= {"std": (n_conditions, *cells), "varying": cells}
+    if card.prior == "class_covariance":
+        wanted |= {"modes": (n_modes, c * x * y * z), "mode_root": (n_modes, t, t), "rest_root": (t, t)}
+    _compare(path, wanted, found)
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes from the header of a safetensors file."""
     try:
         path.open("rb").close()  # says why a file cannot be read, which safetensors does not
         with safe_open(path, framework="pt") as weights:
-            found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise FmrisynthError(
             f"{path}: expected a complete safetensors file, found none or a damaged one ({why}); copy it again or use "
             "another checkpoint."
         ) from None
+
+
+def _compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
     odd = next((name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)), None)
     if odd is not None:
         raise FmrisynthError(
@@ -238,6 +261,7 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
 
     prior_tensors, files = {}, [folder / CARD_NAME, folder / EMA_NAME]
     if card.prior != "none":
+        _check_prior(folder / PRIOR_NAME, card)
         prior_tensors = load_tensors(folder / PRIOR_NAME)
         files.append(folder / PRIOR_NAME)
     places: Sequence[Path] = (

@@ -300,3 +300,14 @@ def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, t
     again = generate_latents(models[1], "gambling_loss", seeds=[3], n_steps=4)
     assert torch.isfinite(drawn).all()
     assert torch.equal(drawn[2:], again)
+
+
+@pytest.mark.parametrize("kind", ["class_mean", "class_gaussian", "class_covariance"])
+def test_a_prior_of_another_shape_is_refused(latents, tmp_path, make_config, kind):
+    train_denoiser(latents, tmp_path / "out", make_config(f"prior={kind}", "prior_modes=2", steps=1))
+    assert load_denoiser(tmp_path / "out").prior_kind == kind
+    file = next((tmp_path / "out" / "checkpoints").glob("*/prior.safetensors"))
+    tensors = load_file(file)
+    save_file(tensors | {"mean": tensors["mean"][:, :-1].contiguous()}, file)
+    with pytest.raises(FmrisynthError, match=r"do not fit checkpoint.json \(mean: expected"):
+        load_denoiser(tmp_path / "out")
