@@ -119,9 +119,7 @@ def run_job(root: Path, study: dict[str, Any], job: Job) -> dict[str, Any]:
     if n_subjects:
         latents = subset(latents, root / f"latents-{n_subjects}-subjects", n_subjects)
     # Arms that train the same model share one run.
-    config = TrainConfig(**settings, seed=job.seed).model_copy(
-        update={"checkpoint_every": min(job.score_at), "keep_last": 1000}
-    )
+    config = TrainConfig(**settings, seed=job.seed)
     run = root / "runs" / f"{latents.name}-{config.digest()[:12]}"
     started, cpu = time.monotonic(), time.process_time()
     train_denoiser(latents, run, config)
