@@ -93,3 +93,37 @@ def test_every_arm_is_a_valid_training():
         assert max(job.score_at) <= settings["steps"]
     assert merged({"model": {"kind": "a", "x": 1}}, {"model": {"kind": "b"}}) == {"model": {"kind": "b"}}
     assert merged({"model": {"kind": "a", "x": 1}}, {"model": {"y": 2}}) == {"model": {"kind": "a", "x": 1, "y": 2}}
+
+
+def test_page_says_what_the_results_say(tmp_path):
+    import json
+
+    from page import write_page
+
+    study = yaml.safe_load((STUDY / "study.yaml").read_text())
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "ceilings.json").write_text(json.dumps({"corr": 0.9, "rsa": 0.99, "top1": 1.0}))
+    scores = {"corr": 0.5, "rsa": 0.8, "top1": 1.0, "top1_samples": 0.4, "effect_variance_ratio": 1.1, "loss": 1.3}
+    for table, arm, steps, corr in (
+        ("backbones", "hybrid", "400", 0.5), ("backbones", "all CNN", "400", 0.3), ("backbones", "MONAI U-Net", "400", 0.6),
+        ("prior", "class mean", "0", 0.7),
+    ):  # fmt: skip
+        for seed in (1, 2, 3):
+            loss = 1.3 + 0.01 * (arm == "all CNN") - 0.01 * (arm == "MONAI U-Net")
+            content = {"table": table, "arm": arm, "seed": seed, "parameters": 4e5,
+                       "scores": {steps: scores | {"corr": corr + 0.01 * seed, "loss": loss, "condition_gain": 0.001}}}  # fmt: skip
+            (results / f"{table}-{arm}-seed{seed}.json").write_text(json.dumps(content))
+    write_page(tmp_path / "study.md", study, results)
+    text = (tmp_path / "study.md").read_text()
+    assert (
+        "| the hybrid beats a pure CNN | hybrid | all CNN | 3 | 0.200 [0.200, 0.200] | 0.0100 [0.0100, 0.0100] | holds |"
+        in text
+    )
+    assert "| the hybrid beats the MONAI U-Net | hybrid | MONAI U-Net | 3 | -0.100" in text
+    assert text.count("does not hold |") == 1
+    assert "| all CNN | 0.40 | 400 | 3 | 0.32 [0.31, 0.33] |" in text
+    assert "have not been made yet" in text
+    for name in ("study_arms.png", "study_priors.png"):
+        assert (tmp_path / "figures" / name).stat().st_size > 5000
+        assert f"](figures/{name})" in text
