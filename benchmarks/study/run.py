@@ -164,10 +164,10 @@ def hash_of(settings: Mapping[str, Any]) -> str:
 def ceilings(root: Path) -> dict[str, Any]:
     """Real training against real test subjects, and what a tokenizer leaves of the test maps."""
     tokenizer = load_tokenizer(root / "latents" / "tokenizer")
-    mask_XYZ = brain(root / "cohort", tokenizer)
+    mask_XYZ = brain(root / "cohort", tokenizer, ("test", "train"))
     conditions = sorted({row.condition for row in LatentDataset.open(root / "latents").rows})
     test, train = (
-        real_maps(root / "cohort", split, conditions, mask_XYZ, root / "real" / f"latents-{split}.npz")
+        real_maps(root / "cohort", split, conditions, mask_XYZ, root / "real" / f"ceiling-{split}.npz")
         for split in ("test", "train")
     )
     from fmrisynth.glm.map_scores import score_maps

@@ -50,9 +50,9 @@ def real_maps(root: Path, split: str, conditions: list[str], mask_XYZ: np.ndarra
         return RealMaps(conditions, mask_XYZ, found["z"], found["variance"])
 
 
-def brain(root: Path, tokenizer: Tokenizer) -> np.ndarray:
-    """Voxels that all test blocks and the tokenizer have."""
-    blocks = read_blocks(root, split="test")
+def brain(root: Path, tokenizer: Tokenizer, splits: tuple[str, ...] = ("test",)) -> np.ndarray:
+    """Voxels that all blocks of these splits and the tokenizer have."""
+    blocks = [block for split in splits for block in read_blocks(root, split=split)]
     return common_mask(blocks, common_grid(blocks), GlmConfig().min_reference_fraction) & tokenizer.info.mask_XYZ
 
 
