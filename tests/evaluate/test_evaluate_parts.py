@@ -198,3 +198,31 @@ def test_training_cohort_in_a_dataset_of_its_own(maker, real_cohort, good_sample
     # subjects 001 to 006 are in both datasets: who is compared with takes no part in training
     assert sorted({block.subject for block in cohorts.train}) == ["007", "008"]
     assert {block.root for block in cohorts.train} == {training}
+
+
+def test_ceiling_of_the_sem_band_is_what_an_ideal_sampler_of_as_many_blocks_reaches():
+    from types import SimpleNamespace
+
+    from fmrisynth.evaluate.realism import _course_pairs, _courses_in_band, _courses_in_band_of_draws
+    from fmrisynth.evaluate.rois import Roi
+
+    rng = np.random.default_rng(3)
+    rois = [Roi(str(r), "*", np.ones(1, bool), "") for r in range(30)]
+    truth_RT = rng.normal(size=(30, 12))
+
+    def cohort(n_subjects, n_blocks):
+        subject = rng.normal(size=(n_subjects, 1, 30, 12)) * 0.5
+        courses = truth_RT + subject + rng.normal(size=(n_subjects, n_blocks, 30, 12))
+        return SimpleNamespace(
+            courses_NRT=courses.reshape(-1, 30, 12), subjects_N=np.repeat(np.arange(n_subjects), n_blocks).astype(str),
+            conditions_N=np.full(n_subjects * n_blocks, "motor_rh"),
+        )  # fmt: skip
+
+    real, reference = cohort(40, 4), cohort(2000, 1)
+    for n in (25, 400):
+        samples = [cohort(n, 1) for _ in range(60)]
+        reached = np.mean([_courses_in_band(_course_pairs(real, s, ["motor_rh"], rois)) for s in samples])
+        expected, low, high = _courses_in_band_of_draws(real, reference, samples[0], ["motor_rh"], rois)
+        assert expected == pytest.approx(reached, abs=0.06)
+        assert low <= expected <= high
+    assert expected > 0.6  # 400 blocks stray less than the real mean itself
