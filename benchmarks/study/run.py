@@ -120,7 +120,7 @@ def run_job(root: Path, study: dict[str, Any], job: Job) -> dict[str, Any]:
         latents = subset(latents, root / f"latents-{n_subjects}-subjects", n_subjects)
     # Arms that train the same model share one run.
     config = TrainConfig(**settings, seed=job.seed)
-    run = root / "runs" / f"{latents.name}-{config.digest()[:12]}"
+    run = root / "runs" / f"{latents.name}-{hash_of(config.model_dump(mode='json', exclude_defaults=True))}"
     started, cpu = time.monotonic(), time.process_time()
     train_denoiser(latents, run, config)
     trained_s, trained_cpu_s = time.monotonic() - started, time.process_time() - cpu

@@ -133,6 +133,13 @@ class ObjectiveConfig(Config):
         "scales averaged; (1,) is the plain loss. The best model is the same, smooth patterns are learnt sooner.",
     )
 
+    loss_scale_power: float = Field(
+        1.5,
+        ge=0,
+        le=3,
+        description="A scale's loss is multiplied by this power of its side; 3 weighs white errors alike.",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
         if self.prediction == "flow" and self.min_snr_gamma is not None:

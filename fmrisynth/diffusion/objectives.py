@@ -38,8 +38,8 @@ class Objective:
         Distribution of training times of flow matching.
     precondition : bool
         The network adds to what a unit Gaussian would make of the noisy input (`gaussian_prediction`); see `answer`.
-    loss_scales : sequence of int
-        Sides, in cells, of the cubes of `training_loss`.
+    loss_scales, loss_scale_power
+        Sides, in cells, of the cubes of `training_loss`, and the power of a side that its loss is multiplied by.
     """
 
     prediction: str = "epsilon"
@@ -51,6 +51,7 @@ class Objective:
     flow_time: str = "uniform"
     precondition: bool = False
     loss_scales: Sequence[int] = (1,)
+    loss_scale_power: float = 1.5
 
     def __post_init__(self) -> None:
         if self.prediction not in ("epsilon", "v", "flow"):
@@ -137,16 +138,17 @@ class Objective:
     def training_loss(self, prediction: Tensor, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
         """What is minimised, shape (B,), float32: `loss`, or its mean over ``loss_scales``.
 
-        At scale s the error of a latent (B, F, X, Y, Z) is averaged over cubes of s^3 cells, squared, and multiplied by s^3, so
-        that white errors weigh the same at every scale. The evoked response is smooth in space and a vanishing part of the
-        plain loss; here it is not. Any positive definite weighting of errors has the same minimiser, the mean of the target given
-        the input, so the model that is learnt is the same and only the way there differs.
+        At scale s the error of a latent (B, F, X, Y, Z) is averaged over cubes of s^3 cells, squared, and multiplied by a power of s:
+        at 3, white errors weigh the same at every scale. The evoked response is smooth in space and a vanishing part of the plain
+        loss; here it is not. Any positive definite weighting of errors has the same minimiser, the mean of the target given the
+        input, so the model that is learnt is the same and only the way there differs.
         """
         if tuple(self.loss_scales) == (1,):
             return self.loss(prediction, clean, noise, time_B)
         error_BFXYZ = prediction.float() - self.target(clean, noise, time_B).float()
         parts = [
-            (error_BFXYZ if s == 1 else F.avg_pool3d(error_BFXYZ, s)).square().flatten(1).mean(1) * s**3
+            (error_BFXYZ if s == 1 else F.avg_pool3d(error_BFXYZ, s)).square().flatten(1).mean(1)
+            * s**self.loss_scale_power
             for s in self.loss_scales
         ]
         return torch.stack(parts).mean(0) * self.weight(time_B).to(error_BFXYZ.device, error_BFXYZ.dtype)

@@ -158,7 +158,7 @@ def test_scales_weigh_white_errors_alike_and_smooth_ones_more():
     torch.manual_seed(0)
     time = torch.rand(4).double()
     clean = torch.zeros(4, 6, 16, 16, 16)
-    plain, scaled = Objective("flow"), Objective("flow", loss_scales=(1, 2, 4))
+    plain, scaled = Objective("flow"), Objective("flow", loss_scales=(1, 2, 4), loss_scale_power=3)
     white = torch.randn_like(clean)
     torch.testing.assert_close(scaled.training_loss(white, clean, clean, time), torch.ones(4), atol=0.05, rtol=0)
     smooth = torch.ones_like(clean)
