@@ -195,6 +195,9 @@ class TrainConfig(StageConfig):
         "with its variance and the modes in which instances vary together.",
     )
     prior_modes: int = Field(64, ge=1, description="Modes of prior class_covariance.")
+    prior_courses: bool = Field(
+        False, description="class_covariance: each channel and cell has its own covariance over the frames."
+    )
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)
 

@@ -10,6 +10,10 @@ prior is the unit Gaussian; training latents z of condition k are
                       not vary cell by cell but in modes that span the brain (networks, drift, the strength of the
                       response), each with its own course over the frames
 
+With courses, every cell and channel also has its own covariance over the frames, S_p = R_p R_p':
+z = mean_k + std_k * R A u. Cells differ in this more than in anything else (slow signal here, white noise there), and the GLM sees it: the
+variance of an effect is that of a course along the regressor.
+
 A is kept small enough to be estimated from few instances by taking space and time apart: orthonormal modes over channels
 and cells (principal components of single frames), a covariance over time for each mode, and one for all that is left.
 
@@ -44,6 +48,8 @@ class Prior:
         Orthonormal rows.
     mode_root_RTT, rest_root_TT : Tensor or None
         Symmetric square roots of the covariances over time, of each mode and of what no mode holds.
+    course_root_PTT : Tensor or None
+        Symmetric square roots of the covariance over time of each channel and cell; None stands for unit matrices.
     varying_FXYZ : Tensor or None
         1 where training latents differ at all, 0 where they are constant (cells without brain); None stands for 1.
     """
@@ -55,6 +61,7 @@ class Prior:
     mode_root_RTT: Tensor | None = None
     rest_root_TT: Tensor | None = None
     varying_FXYZ: Tensor | None = None
+    course_root_PTT: Tensor | None = None
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
@@ -70,6 +77,7 @@ class Prior:
             self.mode_root_RTT,
             self.rest_root_TT,
             self.varying_FXYZ,
+            self.course_root_PTT,
         )
         return {name: tensor for name, tensor in zip(_TENSORS, values, strict=True) if tensor is not None}
 
@@ -83,6 +91,8 @@ class Prior:
             stack_BFXYZ = stack_BFXYZ - self._pick(self.mean_KFXYZ, condition_B, stack_BFXYZ)
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ / self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
+        if self.course_root_PTT is not None:
+            stack_BFXYZ = _along_time(stack_BFXYZ, torch.linalg.inv(self.course_root_PTT))
         if self.mode_root_RTT is not None and self.rest_root_TT is not None:
             stack_BFXYZ = self._mix(
                 stack_BFXYZ, torch.linalg.inv(self.mode_root_RTT), torch.linalg.inv(self.rest_root_TT)
@@ -95,6 +105,8 @@ class Prior:
         """z of u."""
         if self.mode_root_RTT is not None and self.rest_root_TT is not None:
             stack_BFXYZ = self._mix(stack_BFXYZ, self.mode_root_RTT, self.rest_root_TT)
+        if self.course_root_PTT is not None:
+            stack_BFXYZ = _along_time(stack_BFXYZ, self.course_root_PTT)
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ * self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
         if self.mean_KFXYZ is not None:
@@ -118,12 +130,52 @@ class Prior:
         return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
 
 
-_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying")
+_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying", "course_root")
 
 
 def frames_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:
     """Frames as vectors, (B, T, P), of stacks whose second axis is (c t)."""
     return rearrange(stack_BFXYZ, "b (c t) x y z -> b t (c x y z)", t=n_frames)
+
+
+def _along_time(stack_BFXYZ: Tensor, matrix_PTT: Tensor) -> Tensor:
+    """Multiply the course of each channel and cell by its own matrix."""
+    x, y, z = stack_BFXYZ.shape[2:]
+    frames_BTP = frames_of(stack_BFXYZ, matrix_PTT.shape[-1])
+    mixed_BTP = torch.einsum("pst,btp->bsp", matrix_PTT.to(stack_BFXYZ), frames_BTP)
+    return rearrange(mixed_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
+
+
+def add_courses(
+    prior: Prior,
+    instances: Callable[[], Iterable[tuple[Tensor, int]]],
+    n_frames: int,
+    *,
+    add_up: Callable[[Tensor], object] = lambda total: None,
+) -> Prior:
+    """Give a prior that has mean and standard deviation the covariance over time of each channel and cell.
+
+    Parameters as for `add_modes`, which comes after it. Covariances are shrunk towards their mean over all that varies; cells that never
+    vary get the unit matrix.
+    """
+    sums_PTT: Tensor | None = None
+    count = torch.zeros((), dtype=torch.float64)
+    for stack_FXYZ, condition in instances():
+        frames_TP = frames_of(prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition])), n_frames)[0]
+        if sums_PTT is None:
+            sums_PTT = torch.zeros(frames_TP.shape[1], n_frames, n_frames)
+        sums_PTT += torch.einsum("sp,tp->pst", frames_TP, frames_TP)
+        count += 1
+    assert sums_PTT is not None
+    add_up(sums_PTT)
+    add_up(count)
+    own_PTT = sums_PTT.double() / count
+    power_P = own_PTT.diagonal(dim1=1, dim2=2).mean(1)
+    varies_P = power_P > 1e-6 * power_P.max()
+    shared_TT = own_PTT[varies_P].mean(0)
+    shrunk_PTT = (count * own_PTT + SHRINKAGE_INSTANCES * shared_TT) / (count + SHRINKAGE_INSTANCES)
+    shrunk_PTT[~varies_P] = torch.eye(n_frames, dtype=torch.float64)
+    return replace(prior, course_root_PTT=symmetric_root(shrunk_PTT))
 
 
 def add_modes(

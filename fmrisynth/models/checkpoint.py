@@ -204,6 +204,8 @@ def _check_prior(path: Path, card: ModelCard) -> None:
         wanted |= {"std": (n_conditions, *cells), "varying": cells}
     if card.prior == "class_covariance":
         wanted |= {"modes": (n_modes, c * x * y * z), "mode_root": (n_modes, t, t), "rest_root": (t, t)}
+        if "course_root" in found:
+            wanted |= {"course_root": (c * x * y * z, t, t)}
     _compare(path, wanted, found)
 
 

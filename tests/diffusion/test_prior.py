@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import MomentAccumulator, Prior, add_modes, frames_of, symmetric_root
+from fmrisynth.diffusion.prior import MomentAccumulator, Prior, add_courses, add_modes, frames_of, symmetric_root
 from fmrisynth.diffusion.samplers import sample
 
 T, C, GRID = 4, 2, (3, 4, 2)
@@ -108,6 +108,42 @@ def test_cells_that_never_vary_become_noise():
     again = prior.unwhiten(white, torch.zeros(50, dtype=torch.int64))
     torch.testing.assert_close(again[:, :, 1:], values[:, :, 1:], rtol=1e-4, atol=1e-4)
     assert float((again[:, :, 0] - 3.0).abs().mean()) < 0.1
+
+
+def test_courses_give_every_cell_its_own_covariance_over_time():
+    """Half of the cells are slow, half are white: effects along a slow regressor vary accordingly, in the data and in draws."""
+    n = 4000
+    slow = symmetric_root(torch.exp(-(torch.arange(T)[:, None] - torch.arange(T)).abs() / 3.0))
+    white = randn(n, C, T, *GRID)
+    stack = torch.where(
+        (torch.arange(GRID[0]) % 2 == 0)[:, None, None], torch.einsum("st,nctxyz->ncsxyz", slow, white), white
+    ).flatten(1, 2)
+    stack[:, :, 0, 0] = 0.0
+    labels = torch.zeros(n, dtype=torch.int64)
+    moments = MomentAccumulator(1, (F, *GRID))
+    for value in stack:
+        moments.add(value, 0)
+
+    def instances():
+        return zip(stack, labels.tolist(), strict=True)
+
+    plain = moments.prior("class_covariance")
+    prior = add_modes(add_courses(plain, instances, T), instances, 2, T)
+    torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-4, rtol=1e-3)
+
+    def effect_variance(values):
+        return values.unflatten(1, (C, T)).mean(2).var(0)
+
+    drawn = prior.unwhiten(randn(n, F, *GRID, seed=7), labels)
+    real, ours, old = (
+        effect_variance(v)
+        for v in (stack, drawn, add_modes(plain, instances, 2, T).unwhiten(randn(n, F, *GRID, seed=7), labels))
+    )
+    keep = real > 0
+    torch.testing.assert_close(ours[keep], real[keep], rtol=0.15, atol=0)
+    assert (old[keep] / real[keep]).std() > 0.3  # one covariance for all is wrong for both kinds of cells
+    again = Prior.from_tensors("class_covariance", prior.tensors())
+    torch.testing.assert_close(again.whiten(stack[:3], labels[:3]), prior.whiten(stack[:3], labels[:3]))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])

@@ -304,7 +304,9 @@ def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, t
 
 @pytest.mark.parametrize("kind", ["class_mean", "class_gaussian", "class_covariance"])
 def test_a_prior_of_another_shape_is_refused(latents, tmp_path, make_config, kind):
-    train_denoiser(latents, tmp_path / "out", make_config(f"prior={kind}", "prior_modes=2", steps=1))
+    train_denoiser(
+        latents, tmp_path / "out", make_config(f"prior={kind}", "prior_modes=2", "prior_courses=true", steps=1)
+    )
     assert load_denoiser(tmp_path / "out").prior_kind == kind
     file = next((tmp_path / "out" / "checkpoints").glob("*/prior.safetensors"))
     tensors = load_file(file)
