@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -92,7 +93,7 @@ class Prior:
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ / self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
         if self.course_root_PTT is not None:
-            stack_BFXYZ = _along_time(stack_BFXYZ, torch.linalg.inv(self.course_root_PTT))
+            stack_BFXYZ = _along_time(stack_BFXYZ, self._inverse_courses)
         if self.mode_root_RTT is not None and self.rest_root_TT is not None:
             stack_BFXYZ = self._mix(
                 stack_BFXYZ, torch.linalg.inv(self.mode_root_RTT), torch.linalg.inv(self.rest_root_TT)
@@ -124,6 +125,12 @@ class Prior:
         mixed_BTP = rest_BTP + torch.einsum("rst,btr->bsr", mode_RTT, course_BTR) @ modes_RP
         x, y, z = stack_BFXYZ.shape[2:]
         return rearrange(mixed_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
+
+    @cached_property
+    def _inverse_courses(self) -> Tensor:
+        """Inverses of ten thousand small matrices, for every instance the same."""
+        assert self.course_root_PTT is not None
+        return torch.linalg.inv(self.course_root_PTT)
 
     @staticmethod
     def _pick(table_KFXYZ: Tensor, condition_B: Tensor, like: Tensor) -> Tensor:
