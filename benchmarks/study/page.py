@@ -21,7 +21,8 @@ in `benchmarks/study/study.yaml`.
 Every arm with one seed saw the same batches, and its samples start from the same seeds. {n} samples per condition ({sampler}, {sampling_steps} steps) against the group z maps of the test subjects.
 Step 0, where given, is the prior alone: a network that answers 0. *Variance* is that of single-block effects, synthetic / real. *Label* is the rise of the validation loss when the network is told a wrong
 condition. Validation losses compare arms of one
-objective and one prior only. Several seeds: mean and range. The ceiling, real training against real test subjects: Corr {corr:.2f}, RSA {rsa:.2f}, Top-1 {top1:.2f}.
+objective and one prior only. Several seeds: mean and range. These test subjects have been looked at while the study was
+designed: a last word wants fresh ones. The ceiling, real training against real test subjects: Corr {corr:.2f}, RSA {rsa:.2f}, Top-1 {top1:.2f}.
 """
 
 

@@ -130,7 +130,7 @@ class ObjectiveConfig(Config):
         (1,),
         min_length=1,
         description="Errors are averaged over cubes of so many cells per side before they are squared, and the losses of the "
-        "scales averaged; (1,) is the plain loss. The best model is the same, smooth patterns are learnt sooner.",
+        "scales averaged; (1,) is the plain loss. The best model is the same, smooth errors weigh more on the way.",
     )
 
     loss_scale_power: float = Field(
@@ -234,6 +234,8 @@ class TrainConfig(StageConfig):
             )
         if self.model.kind == "unet" and self.conditioning.attributes:
             raise ValueError("the U-Net baseline takes the task condition only; remove conditioning.attributes")
+        if self.prior_courses and self.prior != "class_covariance":
+            raise ValueError("prior_courses belongs to prior class_covariance; set that, or leave it out")
         return self
 
 

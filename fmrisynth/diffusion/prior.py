@@ -11,8 +11,8 @@ prior is the unit Gaussian; training latents z of condition k are
                       response), each with its own course over the frames
 
 With courses, every cell and channel also has its own covariance over the frames, S_p = R_p R_p':
-z = mean_k + std_k * R A u. Cells differ in this more than in anything else (slow signal here, white noise there), and the GLM sees it: the
-variance of an effect is that of a course along the regressor.
+z = mean_k + std_k * R A u. Signal is slow in some cells and nearly white in others, and the GLM sees it: the variance of an effect is
+that of a course along the regressor.
 
 A is kept small enough to be estimated from few instances by taking space and time apart: orthonormal modes over channels
 and cells (principal components of single frames), a covariance over time for each mode, and one for all that is left.
