@@ -132,10 +132,12 @@ def run_job(root: Path, study: dict[str, Any], job: Job) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in load_denoiser(run).network.parameters()),
     }  # fmt: skip
     validation = [record for record in read_log(run / "log.jsonl") if record["kind"] == "val"]
-    for step in ([0] if config.objective.precondition else []) + job.score_at:
+    for step in job.score_at:
+        if step == 0 and not config.objective.precondition:
+            continue
         cache = root / "scores" / f"{run.name}-{step}-{hash_of(sampling)}.json"
         if not cache.exists():
-            model = load_denoiser(run / "checkpoints" / f"step-{step or job.score_at[0]:08d}")
+            model = load_denoiser(run / "checkpoints" / f"step-{step or config.steps:08d}")
             if step == 0:
                 model = replace(model, network=Silent())
             conditions = list(model.conditions)
