@@ -63,6 +63,18 @@ def group_norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, width), width)
 
 
+def _library_is_slow(x_BDXYZ: Tensor, weight: Tensor) -> bool:
+    """Whether `conv3d` would miss the fast code: for one small volume PyTorch does not ask oneDNN, which is 2 to 6 times faster."""
+    return (
+        len(x_BDXYZ) == 1
+        and x_BDXYZ.device.type == "cpu"
+        and x_BDXYZ.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+    )
+
+
 class Conv3x3(nn.Conv3d):
     """3x3x3 convolution that keeps the grid; on a CPU in fewer multiplications where that pays."""
 
@@ -72,6 +84,9 @@ class Conv3x3(nn.Conv3d):
     def forward(self, x_BDXYZ: Tensor) -> Tensor:
         if self.bias is not None and winograd.pays(x_BDXYZ, self.weight):
             return winograd.conv3d(x_BDXYZ, self.weight, self.bias)
+        if _library_is_slow(x_BDXYZ, self.weight):
+            ones = (1, 1, 1)
+            return torch.mkldnn_convolution(x_BDXYZ, self.weight, self.bias, ones, ones, ones, 1)
         return super().forward(x_BDXYZ)
 
 

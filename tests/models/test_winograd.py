@@ -55,7 +55,7 @@ def test_rounding_in_float32_is_of_the_order_of_the_direct_sum():
 )
 def test_elsewhere_the_library_convolves(width, side, dtype):
     layer = Conv3x3(width, width).to(dtype)
-    x = torch.randn(1, width, 4, 8, side, dtype=dtype)
+    x = torch.randn(2, width, 4, 8, side, dtype=dtype)
     assert not winograd.pays(x, layer.weight)
     assert torch.equal(layer(x), F.conv3d(x, layer.weight, layer.bias, padding=1))
 
@@ -81,3 +81,18 @@ def test_pointwise_convolution_is_a_matrix_product():
     for form in (torch.contiguous_format, torch.channels_last_3d):
         x = torch.randn(2, 6, 4, 4, 4).contiguous(memory_format=form)
         torch.testing.assert_close(layer(x), F.conv3d(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_one_small_volume_is_convolved_as_any_other(training):
+    torch.manual_seed(0)
+    layer = Conv3x3(6, 16).requires_grad_(training)
+    x = torch.randn(1, 6, 4, 8, 8, requires_grad=training)
+    expected = F.conv3d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-6)
+    if training:
+        layer(x).square().sum().backward()
+        found = [x.grad, layer.weight.grad, layer.bias.grad]
+        wanted = torch.autograd.grad(expected.square().sum(), (x, layer.weight, layer.bias))
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4)
