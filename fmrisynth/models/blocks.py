@@ -71,7 +71,7 @@ def _library_is_slow(x_BDXYZ: Tensor, weight: Tensor) -> bool:
         and x_BDXYZ.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 
