@@ -192,12 +192,9 @@ class TrainConfig(StageConfig):
     prior: PriorKind = Field(
         "none",
         description="Diffuse around zero (the paper), or around the training mean per condition, with its variance, or "
-        "with its variance and the modes in which instances vary together.",
+        "with its variance and the covariance over frames and cells that the instances share.",
     )
     prior_modes: int = Field(64, ge=1, description="Modes of prior class_covariance.")
-    prior_courses: bool = Field(
-        False, description="class_covariance: each channel and cell has its own covariance over the frames."
-    )
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)
 
@@ -234,8 +231,6 @@ class TrainConfig(StageConfig):
             )
         if self.model.kind == "unet" and self.conditioning.attributes:
             raise ValueError("the U-Net baseline takes the task condition only; remove conditioning.attributes")
-        if self.prior_courses and self.prior != "class_covariance":
-            raise ValueError("prior_courses belongs to prior class_covariance; set that, or leave it out")
         return self
 
 

@@ -6,15 +6,13 @@ prior is the unit Gaussian; training latents z of condition k are
 ``none``              z = u
 ``class_mean``        z = mean_k + u
 ``class_gaussian``    z = mean_k + std_k * u, with the elementwise standard deviation, shrunk towards the one pooled over conditions
-``class_covariance``  z = mean_k + std_k * A u, where A is one linear map for all conditions: instances of a condition do
-                      not vary cell by cell but in modes that span the brain (networks, drift, the strength of the
-                      response), each with its own course over the frames
+``class_covariance``  z = mean_k + std_k * R A u, where R and A are linear maps, the same for all conditions
 
-With courses, every cell and channel also has its own covariance over the frames, S_p = R_p R_p':
-z = mean_k + std_k * R A u. Signal is slow in some cells and nearly white in others, and the GLM sees it: the variance of an effect is
-that of a course along the regressor.
+R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in others, and
+the GLM sees it, as the variance of an effect is that of a course along the regressor.
 
-A is kept small enough to be estimated from few instances by taking space and time apart: orthonormal modes over channels
+A is there because instances of a condition do not vary cell by cell but in modes that span the brain (networks, drift, the strength of
+the response), each with its own course over the frames. It is kept small enough to be estimated from few instances by taking space and time apart: orthonormal modes over channels
 and cells (principal components of single frames), a covariance over time for each mode, and one for all that is left.
 
 Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, P = C*X*Y*Z, R modes.
@@ -22,9 +20,10 @@ Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, P = C*
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby, islice
 
 import torch
 from einops import rearrange
@@ -34,6 +33,8 @@ SHRINKAGE_INSTANCES = 32.0  # weight of the pooled variance, in instances
 STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
 POWER_PASSES = 4  # passes of subspace iteration over the instances
 EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
+N_FOLDS = 5  # groups of subjects that are left out in turn
+BATCH_INSTANCES = 16  # instances in one matrix product
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _along_time(stack_BFXYZ: Tensor, matrix_PTT: Tensor) -> Tensor:
 
 def add_courses(
     prior: Prior,
-    instances: Callable[[], Iterable[tuple[Tensor, int]]],
+    instances: Callable[[], Iterable[tuple[Tensor, int, int]]],
     n_frames: int,
     *,
     add_up: Callable[[Tensor], object] = lambda total: None,
@@ -167,7 +168,7 @@ def add_courses(
     """
     sums_PTT: Tensor | None = None
     count = torch.zeros((), dtype=torch.float64)
-    for stack_FXYZ, condition in instances():
+    for stack_FXYZ, condition, _ in instances():
         frames_TP = frames_of(prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition])), n_frames)[0]
         if sums_PTT is None:
             sums_PTT = torch.zeros(frames_TP.shape[1], n_frames, n_frames)
@@ -187,7 +188,7 @@ def add_courses(
 
 def add_modes(
     prior: Prior,
-    instances: Callable[[], Iterable[tuple[Tensor, int]]],
+    instances: Callable[[], Iterable[tuple[Tensor, int, int]]],
     n_modes: int,
     n_frames: int,
     *,
@@ -200,7 +201,7 @@ def add_modes(
     prior : Prior
         ``class_gaussian``, from `MomentAccumulator`.
     instances : callable
-        Returns an iterator over normalised latents (F, X, Y, Z) and their condition; called once per pass.
+        Returns an iterator over normalised latents (F, X, Y, Z), their condition and the number of their subject; called once per pass.
     n_modes : int
         R; fewer are kept if the latents have fewer dimensions.
     n_frames : int
@@ -215,44 +216,85 @@ def add_modes(
 
     Notes
     -----
-    Subspace iteration (Halko et al. 2011, algorithm 4.4): memory is P x R, whatever the number of instances. Each covariance over
-    time keeps the trace that was measured, so the variance of the latents is that of the training latents.
+    Subspace iteration (Halko et al. 2011, algorithm 4.4): memory is P x R, whatever the number of instances.
+
+    Principal components vary more in the instances they were found in than in new ones, most where subjects are few, and what they
+    leave varies less. So the modes are found again without each of ``N_FOLDS`` groups of subjects, and every variance is
+    multiplied by what the subjects that were left out show of it, on average over the groups (nonlinear shrinkage by cross-validation,
+    Bartz 2016; with one split Lam 2016).
     """
 
-    def frames() -> Iterable[Tensor]:
-        for stack_FXYZ, condition in instances():
-            yield frames_of(prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition])), n_frames)[0]
+    def frames() -> Iterator[tuple[Tensor, int]]:
+        for fold, group in groupby(instances(), key=lambda instance: instance[2] % N_FOLDS):
+            while part := list(islice(group, BATCH_INSTANCES)):
+                white = [prior.whiten(stack[None].float(), torch.tensor([condition])) for stack, condition, _ in part]
+                yield frames_of(torch.cat(white), n_frames)[:, :, varying_P], fold
 
-    n_elements = next(iter(frames())).shape[1]
-    n_kept = min(n_modes, n_elements - 1)
-    n_carried = min(n_kept + EXTRA_MODES, n_elements)
-    basis_PR = torch.randn(n_elements, n_carried, generator=torch.Generator().manual_seed(0))
-    basis_PR = torch.linalg.qr(basis_PR).Q
+    varying_P = _varying(prior, n_frames)
+    n_varying = int(varying_P.sum())
+    n_kept = min(n_modes, n_varying - 1)
+    n_carried = min(n_kept + EXTRA_MODES, n_varying)
+    start_PR = torch.linalg.qr(torch.randn(n_varying, n_carried, generator=torch.Generator().manual_seed(0))).Q
+    # One basis without each fold of subjects, and the last one of all of them.
+    bases = [start_PR] * (N_FOLDS + 1)
     for _ in range(POWER_PASSES):
-        image_PR = torch.zeros_like(basis_PR)
-        for frames_TP in frames():
-            image_PR += frames_TP.T @ (frames_TP @ basis_PR)
-        add_up(image_PR)
-        basis_PR = torch.linalg.svd(image_PR, full_matrices=False).U
-    modes_RP = basis_PR[:, :n_kept].T.contiguous()
+        images = [torch.zeros_like(start_PR) for _ in bases]
+        for frames_BTP, fold in frames():
+            rows_NP = frames_BTP.flatten(0, 1)
+            for k in range(N_FOLDS + 1):
+                if k != fold:
+                    images[k] += rows_NP.T @ (rows_NP @ bases[k])
+        for image in images:
+            add_up(image)
+        bases = [torch.linalg.svd(image, full_matrices=False).U for image in images]
+    bases = [basis_PR[:, :n_kept] for basis_PR in bases]
 
     mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
     all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
-    power_P, count = torch.zeros(n_elements, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for frames_TP in frames():
-        course_RT = (frames_TP @ modes_RP.T).T.double()
-        mode_RTT += course_RT[:, :, None] * course_RT[:, None, :]
-        all_TT += (frames_TP @ frames_TP.T).double()
-        power_P += frames_TP.square().sum(0).double()
-        count += 1
-    for total in (mode_RTT, all_TT, power_P, count):
+    count_K = torch.zeros(N_FOLDS, dtype=torch.float64)
+    # Power of the instances of fold j (second axis) along the modes found without fold k; the last column is their whole power.
+    power_KKR = torch.zeros(N_FOLDS, N_FOLDS, n_kept + 1, dtype=torch.float64)
+    for frames_BTP, fold in frames():
+        course_BTR = (frames_BTP @ bases[-1]).double()
+        mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
+        all_TT += torch.einsum("bsp,btp->st", frames_BTP, frames_BTP).double()
+        count_K[fold] += len(frames_BTP)
+        for k in range(N_FOLDS):
+            power_KKR[k, fold, :-1] += (frames_BTP @ bases[k]).square().sum((0, 1)).double()
+        power_KKR[:, fold, -1] += frames_BTP.square().sum().double()
+    for total in (mode_RTT, all_TT, count_K, power_KKR):
         add_up(total)
-    n_varying = int((power_P > 1e-6 * power_P.max()).sum())  # cells without brain do not vary and have no share
     rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
+    shrink_R, shrink_rest = _unseen_share(power_KKR, count_K)
+    modes_RP = torch.zeros(n_kept, len(varying_P))
+    modes_RP[:, varying_P] = bases[-1].T
+    count = count_K.sum()
     return replace(
         prior, kind="class_covariance", modes_RP=modes_RP,
-        mode_root_RTT=symmetric_root(mode_RTT / count), rest_root_TT=symmetric_root(rest_TT / count),
+        mode_root_RTT=symmetric_root(mode_RTT * shrink_R[:, None, None] / count),
+        rest_root_TT=symmetric_root(rest_TT * shrink_rest / count),
     )  # fmt: skip
+
+
+def _unseen_share(power_KKR: Tensor, count_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance of unseen over that of seen subjects, along each mode and along all that is left."""
+    power_KKR = torch.cat(
+        [power_KKR[..., :-1], power_KKR[..., -1:] - power_KKR[..., :-1].sum(-1, keepdim=True)], dim=-1
+    )
+    filled = [k for k in range(N_FOLDS) if count_K[k] > 0]
+    if len(filled) < 2:  # one subject: nobody to be left out
+        share = torch.ones(power_KKR.shape[-1], dtype=torch.float64)
+        return share[:-1], share[-1]
+    unseen = torch.stack([power_KKR[k, k] / count_K[k] for k in filled]).sum(0)
+    seen = torch.stack([(power_KKR[k].sum(0) - power_KKR[k, k]) / (count_K.sum() - count_K[k]) for k in filled]).sum(0)
+    share = unseen / seen.clamp_min(1e-12)
+    return share[:-1], share[-1]
+
+
+def _varying(prior: Prior, n_frames: int) -> Tensor:
+    """Which elements of a frame vary at all, bool (P,)."""
+    assert prior.varying_FXYZ is not None
+    return frames_of(prior.varying_FXYZ[None], n_frames)[0].amax(0) > 0.5
 
 
 def symmetric_root(covariance: Tensor) -> Tensor:

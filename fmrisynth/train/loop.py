@@ -415,13 +415,15 @@ def fit_prior(
     every = -(-len(instances) // MODE_INSTANCES)
     share = instances[::every][world.rank :: world.size]
 
-    def read() -> Iterator[tuple[Tensor, int]]:
-        for instance in track(share, "modes of the condition prior"):
-            yield latents.read(instance), latents.labels(instance, vocabulary)[0]
+    rows = latents.dataset.rows
+    number_of = {subject: n for n, subject in enumerate(dict.fromkeys(rows[i].subject for i in instances))}
+
+    def read() -> Iterator[tuple[Tensor, int, int]]:
+        for i in track(share, "covariance of the condition prior"):
+            yield latents.read(i), latents.labels(i, vocabulary)[0], number_of[rows[i].subject]
 
     n_frames = latents.latent_shape[1]
-    if config.prior_courses:
-        prior = add_courses(prior, read, n_frames, add_up=world.sum)
+    prior = add_courses(prior, read, n_frames, add_up=world.sum)
     return add_modes(prior, read, config.prior_modes, n_frames, add_up=world.sum)
 
 

@@ -38,7 +38,13 @@ def prior(world):
     moments = MomentAccumulator(N_CONDITIONS, (F, *GRID))
     for value, label in zip(stack, labels, strict=True):
         moments.add(value, int(label))
-    return add_modes(moments.prior("class_covariance"), lambda: zip(stack, labels.tolist(), strict=True), 3, T)
+    return add_modes(moments.prior("class_covariance"), lambda: instances_of(stack, labels), 3, T)
+
+
+def instances_of(stack, labels, n_subjects=100):
+    """Instances as training reads them: subject by subject."""
+    per_subject = -(-len(stack) // n_subjects)
+    return ((stack[i], int(labels[i]), i // per_subject) for i in range(len(stack)))
 
 
 def test_whitening_is_inverted(world, prior):
@@ -74,19 +80,56 @@ def test_ranks_that_share_the_reading_find_the_same_prior(world, prior):
     stack, labels = world
     totals = {}
 
-    def shares(rank):
-        index = range(rank, len(stack), 2)
-        return lambda: ((stack[i], int(labels[i])) for i in index)
-
     def both():
         for rank in range(2):
-            yield from shares(rank)()
+            yield from list(instances_of(stack, labels))[rank::2]
 
     plain = Prior("class_gaussian", prior.mean_KFXYZ, prior.std_KFXYZ, varying_FXYZ=prior.varying_FXYZ)
     again = add_modes(plain, both, 3, T)
     for name, tensor in prior.tensors().items():
         totals[name] = (tensor.abs() - again.tensors()[name].abs()).abs().max()
     assert max(totals.values()) < 1e-3
+
+
+@pytest.mark.parametrize(("n_subjects", "error"), [(10, 0.25), (40, 0.12)])
+def test_modes_vary_as_much_as_in_subjects_who_were_not_seen(n_subjects, error):
+    """Few subjects, each with patterns of their own: components found in them vary too much, and what they leave too little."""
+    per_subject = 10
+
+    def draw(n, seed):
+        own = randn(n, 1, F, *GRID, seed=seed) + randn(n, per_subject, F, *GRID, seed=seed + 1)
+        return own.flatten(0, 1), torch.zeros(n * per_subject, dtype=torch.int64)
+
+    (seen, labels), (unseen, unseen_labels) = draw(n_subjects, 11), draw(400, 21)
+    moments = MomentAccumulator(1, (F, *GRID))
+    for value in seen:
+        moments.add(value, 0)
+    plain = moments.prior("class_gaussian")
+    prior = add_modes(plain, lambda: instances_of(seen, labels, n_subjects), 8, T)
+
+    def power(stack, labels):
+        courses = frames_of(plain.whiten(stack, labels), T) @ prior.modes_RP.T
+        return courses.square().mean((0, 1))
+
+    ours = prior.mode_root_RTT.square().sum((1, 2)) / T
+    assert (power(seen, labels) / power(unseen, unseen_labels)).mean() > 1.25  # what is to be mended
+    ratio = (ours / power(unseen, unseen_labels)).mean()
+    assert abs(float(ratio) - 1) < error
+    white = prior.whiten(unseen, unseen_labels)
+    assert abs(float(white.var()) - float(plain.whiten(unseen, unseen_labels).var())) < 0.05
+
+
+def test_one_subject_alone_is_not_shrunk():
+    values = randn(60, F, *GRID)
+    moments = MomentAccumulator(1, (F, *GRID))
+    for value in values:
+        moments.add(value, 0)
+    plain, labels = moments.prior("class_gaussian"), torch.zeros(60, dtype=torch.int64)
+    prior = add_modes(plain, lambda: instances_of(values, labels, n_subjects=1), 5, T)
+    courses = frames_of(plain.whiten(values, labels), T) @ prior.modes_RP.T
+    torch.testing.assert_close(
+        prior.mode_root_RTT.square().sum((1, 2)) / T, courses.square().mean((0, 1)), rtol=1e-3, atol=0
+    )
 
 
 def test_stored_tensors_give_the_prior_back(prior, world):
@@ -125,7 +168,7 @@ def test_courses_give_every_cell_its_own_covariance_over_time():
         moments.add(value, 0)
 
     def instances():
-        return zip(stack, labels.tolist(), strict=True)
+        return instances_of(stack, labels)
 
     plain = moments.prior("class_covariance")
     prior = add_modes(add_courses(plain, instances, T), instances, 2, T)
