@@ -240,65 +240,80 @@ def roi_courses(summary: Summary, condition: str, region: int) -> tuple[np.ndarr
     return courses.mean(axis=0), sem, n
 
 
-def _course_pairs(
-    real: Summary, other: Summary, conditions: list[str], rois: Sequence[Roi]
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Per region and condition it belongs to: the real mean course, its SEM, and the other mean course."""
-    pairs = []
-    for condition in conditions:
-        if condition in set(other.conditions_N):
-            for region, roi in enumerate(rois):
-                if roi.belongs_to(condition):
-                    mean, sem, _ = roi_courses(real, condition, region)
-                    pairs.append((mean, sem, roi_courses(other, condition, region)[0]))
-    return pairs
+@dataclass(frozen=True)
+class _CoursePair:
+    """One region in one condition it belongs to: mean courses and their SEM, real and other."""
+
+    mean: np.ndarray
+    sem: np.ndarray
+    other: np.ndarray
+    other_sem: np.ndarray
 
 
-def _course_correlation(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
-    return _mean(np.array([float(pearson(mean, other)) for mean, _, other in pairs]))
+def _course_pairs(real: Summary, other: Summary, conditions: list[str], rois: Sequence[Roi]) -> list[_CoursePair]:
+    return [
+        _CoursePair(*roi_courses(real, condition, region)[:2], *roi_courses(other, condition, region)[:2])
+        for condition in conditions
+        if condition in set(other.conditions_N)
+        for region, roi in enumerate(rois)
+        if roi.belongs_to(condition)
+    ]
 
 
-def _share_in_band(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Per course, the share of frames at which the other mean lies within one SEM of the real one."""
-    return np.array([float((np.abs(other - mean) <= sem).mean()) for mean, sem, other in pairs])
+def _course_correlation(pairs: list[_CoursePair]) -> float:
+    return _mean(np.array([float(pearson(pair.mean, pair.other)) for pair in pairs]))
+
+
+def _courses_agree(pairs: list[_CoursePair]) -> float:
+    """Share of frames, over all courses, at which the means differ by less than chance: 0.95 if both are samples of one population."""
+    inside = [np.abs(pair.other - pair.mean) <= 1.96 * np.hypot(pair.sem, pair.other_sem) for pair in pairs]
+    return float(np.mean(np.concatenate(inside)))
+
+
+def _courses_in_band(pairs: list[_CoursePair]) -> float:
+    """Share of courses that lie inside the real SEM band at most frames."""
+    return float(np.mean([(np.abs(pair.other - pair.mean) <= pair.sem).mean() > 0.5 for pair in pairs]))
 
 
 def _courses(
     real: Summary, synthetic: Summary, conditions: list[str], rois: Sequence[Roi], reference: Summary | None
 ) -> list[Check]:
-    shape, band = "ROI time courses", "ROI time courses inside the real SEM band"
+    titles = {
+        "roi_courses": "ROI time courses",
+        "roi_agreement": "ROI time courses within sampling error",
+        "roi_band": "ROI time courses inside the real SEM band",
+    }
     if not rois:
         return [
             Check(key, title, None, None, None, "Pearson r", "info", "", "no region lies inside the mask")
-            for key, title in (("roi_courses", shape), ("roi_band", band))
+            for key, title in titles.items()
         ]
     pairs = _course_pairs(real, synthetic, conditions, rois)
     best = _course_pairs(real, reference, conditions, rois) if reference is not None else []
     nan = float("nan")
-    what = f"mean Pearson r of {len(pairs)} courses"
-    checks = [
-        _pattern_check(
-            "roi_courses", shape, _course_correlation(pairs), _course_correlation(best) if best else nan, what,
-            "the courses do not vary",
-        )
-    ]  # fmt: skip
-    most = _courses_in_band(pairs) if pairs else nan
-    what = f"share of {len(pairs)} courses that lie within one SEM of the real mean at most frames"
-    ceiling = nan
-    if reference is not None and best:
-        # A mean of n blocks strays by itself: the fair ceiling is that of as many real training blocks.
-        ceiling, low, high = _courses_in_band_of_draws(real, reference, synthetic, conditions, rois)
-        what += (
-            f"; as many random training blocks reach {ceiling:.2f} [{low:.2f}, {high:.2f}], "
-            f"all training blocks together {_courses_in_band(best):.2f}"
-        )
-    checks.append(_pattern_check("roi_band", band, most, ceiling, what, "no course could be compared"))
+    n = f"{len(pairs)} courses"
+    values = {
+        "roi_courses": (f"mean Pearson r of {n}", _course_correlation),
+        "roi_agreement": (
+            f"share of the frames of {n} at which the means differ by less than 1.96 standard errors of the difference",
+            _courses_agree,
+        ),
+        "roi_band": (f"share of {n} that lie within one SEM of the real mean at most frames", _courses_in_band),
+    }
+    checks = []
+    for key, (what, measure) in values.items():
+        ceiling = measure(best) if best else nan
+        if key == "roi_band" and reference is not None and best:
+            # A mean of n blocks strays by itself: the fair ceiling is that of as many real training blocks.
+            fair, low, high = _courses_in_band_of_draws(real, reference, synthetic, conditions, rois)
+            what += (
+                f"; as many random training blocks reach {fair:.2f} [{low:.2f}, {high:.2f}], "
+                f"all training blocks together {ceiling:.2f}"
+            )
+            ceiling = fair
+        value = measure(pairs) if pairs else nan
+        checks.append(_pattern_check(key, titles[key], value, ceiling, what, "no course could be compared"))
     return checks
-
-
-def _courses_in_band(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
-    """Share of courses that lie inside the real SEM band at most frames."""
-    return float((_share_in_band(pairs) > 0.5).mean())
 
 
 def _courses_in_band_of_draws(
@@ -320,7 +335,8 @@ def _courses_in_band_of_draws(
         for condition in dict.fromkeys(band[0] for band in bands):
             blocks = rng.choice(np.flatnonzero(reference.conditions_N == condition), size=counts[condition])
             drawn_RT[condition] = reference.courses_NRT[blocks].mean(axis=0)
-        shares.append(_courses_in_band([(mean, sem, drawn_RT[c][region]) for c, region, mean, sem in bands]))
+        drawn = [_CoursePair(mean, sem, drawn_RT[c][region], np.zeros_like(sem)) for c, region, mean, sem in bands]
+        shares.append(_courses_in_band(drawn))
     low, high = np.percentile(shares, [2.5, 97.5])
     return float(np.mean(shares)), float(low), float(high)
 

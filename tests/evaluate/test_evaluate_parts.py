@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,15 @@ from fmrisynth.data.grid import MNI_3MM, make_grid
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.privacy import audit, nearest_two
-from fmrisynth.evaluate.realism import principal_components, variance_shares
-from fmrisynth.evaluate.rois import peak_rois, read_atlas, read_spheres, sphere
+from fmrisynth.evaluate.realism import (
+    _course_pairs,
+    _courses_agree,
+    _courses_in_band,
+    _courses_in_band_of_draws,
+    principal_components,
+    variance_shares,
+)
+from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres, sphere
 from fmrisynth.evaluate.stage import without_nan
 from fmrisynth.evaluate.summary import autocorrelation, cell_matrix, neighbour_pairs, power_spectrum, smoothness_fwhm_mm
 from fmrisynth.evaluate.utility import classify
@@ -200,24 +208,39 @@ def test_training_cohort_in_a_dataset_of_its_own(maker, real_cohort, good_sample
     assert {block.root for block in cohorts.train} == {training}
 
 
-def test_ceiling_of_the_sem_band_is_what_an_ideal_sampler_of_as_many_blocks_reaches():
-    from types import SimpleNamespace
-
-    from fmrisynth.evaluate.realism import _course_pairs, _courses_in_band, _courses_in_band_of_draws
-    from fmrisynth.evaluate.rois import Roi
-
+@pytest.fixture
+def courses_of():
+    """Draws cohorts from one population: subjects with means of their own, blocks around them, 30 regions."""
     rng = np.random.default_rng(3)
-    rois = [Roi(str(r), "*", np.ones(1, bool), "") for r in range(30)]
     truth_RT = rng.normal(size=(30, 12))
 
-    def cohort(n_subjects, n_blocks):
+    def cohort(n_subjects, n_blocks, shift=0.0):
         subject = rng.normal(size=(n_subjects, 1, 30, 12)) * 0.5
-        courses = truth_RT + subject + rng.normal(size=(n_subjects, n_blocks, 30, 12))
+        courses = truth_RT + shift + subject + rng.normal(size=(n_subjects, n_blocks, 30, 12))
         return SimpleNamespace(
             courses_NRT=courses.reshape(-1, 30, 12), subjects_N=np.repeat(np.arange(n_subjects), n_blocks).astype(str),
             conditions_N=np.full(n_subjects * n_blocks, "motor_rh"),
         )  # fmt: skip
 
+    return cohort
+
+
+@pytest.fixture
+def regions():
+    return [Roi(str(r), "*", np.ones(1, bool), "") for r in range(30)]
+
+
+def test_mean_courses_of_one_population_agree_within_sampling_error(courses_of, regions):
+    def agreement(shift):
+        return _courses_agree(_course_pairs(courses_of(40, 4), courses_of(100, 1, shift), ["motor_rh"], regions))
+
+    # 360 frames, each inside with probability 0.95
+    assert np.mean([agreement(0.0) for _ in range(20)]) == pytest.approx(0.95, abs=0.02)
+    assert agreement(0.5) < 0.5
+
+
+def test_ceiling_of_the_sem_band_is_what_an_ideal_sampler_of_as_many_blocks_reaches(courses_of, regions):
+    cohort, rois = courses_of, regions
     real, reference = cohort(40, 4), cohort(2000, 1)
     for n in (25, 400):
         samples = [cohort(n, 1) for _ in range(60)]

@@ -1,0 +1,103 @@
+"""How well each condition prior describes subjects it was not fitted to.
+
+    python benchmarks/prior_likelihood.py LATENTS [--modes 64 512]
+
+Fits every prior to the training split and prints, for the validation split, the negative log-likelihood per latent element (nats,
+relative to the unit Gaussian; lower is better) and the mean square of the whitened latents, which is 1 where the prior has
+the right variance. Only elements that vary count.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fmrisynth.diffusion.prior import Prior, add_courses, add_modes
+from fmrisynth.models.distributed import World
+from fmrisynth.train.dataset import TrainingLatents
+from fmrisynth.train.loop import class_moments
+
+
+class Split:
+    """Instances of one split, as the fits of priors read them."""
+
+    def __init__(self, latents: TrainingLatents, name: str, vocabulary: dict[str, list[str]]) -> None:
+        self.latents, self.numbers, self.vocabulary = latents, latents.select(name), vocabulary
+        subjects = dict.fromkeys(latents.dataset.rows[i].subject for i in self.numbers)
+        self.number_of = {subject: n for n, subject in enumerate(subjects)}
+
+    def __call__(self) -> Iterator[tuple[Tensor, int, int]]:
+        """Latents, condition, subject."""
+        for i in self.numbers:
+            subject = self.number_of[self.latents.dataset.rows[i].subject]
+            yield self.latents.read(i), self.latents.labels(i, self.vocabulary)[0], subject
+
+
+def log_volume(prior: Prior, condition: int, varying_FXYZ: Tensor, n_frames: int) -> float:
+    """Log determinant of the map from white to prior, over elements that vary."""
+    total = 0.0
+    if prior.std_KFXYZ is not None:
+        total += float(prior.std_KFXYZ[condition][varying_FXYZ].double().log().sum())
+    if prior.course_root_PTT is not None:  # unit matrices where nothing varies
+        total += float(torch.linalg.slogdet(prior.course_root_PTT.double()).logabsdet.sum())
+    if prior.mode_root_RTT is not None and prior.rest_root_TT is not None:
+        n_rest = int(varying_FXYZ.sum()) // n_frames - len(prior.mode_root_RTT)
+        total += float(torch.linalg.slogdet(prior.mode_root_RTT.double()).logabsdet.sum())
+        total += n_rest * float(torch.linalg.slogdet(prior.rest_root_TT.double()).logabsdet)
+    return total
+
+
+def describe(prior: Prior, split: Split, varying_FXYZ: Tensor, n_frames: int) -> tuple[float, float]:
+    """Negative log-likelihood per element beyond that of a unit Gaussian's entropy constant, and mean square of whitened latents."""
+    n_elements, squares, volumes, count = int(varying_FXYZ.sum()), 0.0, 0.0, 0
+    for stack_FXYZ, condition, _ in split():
+        white = prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition]))[0]
+        squares += float(white[varying_FXYZ].double().square().sum()) / n_elements
+        volumes += log_volume(prior, condition, varying_FXYZ, n_frames) / n_elements
+        count += 1
+    return squares / count / 2 + volumes / count - 0.5, squares / count
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("latents", type=Path)
+    parser.add_argument("--modes", type=int, nargs="*", default=[64, 512])
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    latents = TrainingLatents(arguments.latents)
+    numbers = latents.select("train")
+    vocabulary = latents.vocabulary(numbers, ["condition"])
+    train, validation = (Split(latents, name, vocabulary) for name in ("train", "val"))
+    n_frames = latents.latent_shape[1]
+    moments = class_moments(latents, numbers, vocabulary, World(0, 1, torch.device("cpu")))
+    gaussian = moments.prior("class_gaussian")
+    assert gaussian.varying_FXYZ is not None
+    varying_FXYZ = gaussian.varying_FXYZ > 0.5
+
+    print("| prior | nats per element | mean square, whitened |\n| --- | --- | --- |", flush=True)
+
+    def row(name: str, prior: Prior) -> None:
+        nats, square = describe(prior, validation, varying_FXYZ, n_frames)
+        print(f"| {name} | {nats:.4f} | {square:.3f} |", flush=True)
+
+    row("none", Prior())
+    row("class mean", moments.prior("class_mean"))
+    row("class Gaussian", gaussian)
+    courses = add_courses(gaussian, train, n_frames)
+    row("class Gaussian, covariance over time of each cell", courses)
+    for n_modes in arguments.modes:
+        row(f"covariance over time shared, {n_modes} modes", add_modes(gaussian, train, n_modes, n_frames))
+        row(
+            f"class covariance, {n_modes} modes",
+            add_modes(courses, train, n_modes, n_frames),
+        )
+
+
+if __name__ == "__main__":
+    main()
