@@ -34,7 +34,7 @@ from fmrisynth.models.device import usable_cores
 from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
 from fmrisynth.parse import read_json
-from fmrisynth.progress import StageSummary, log, progress_bar
+from fmrisynth.progress import StageSummary, progress_bar
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import write_preview
 from fmrisynth.sample.report import write_report
@@ -95,8 +95,6 @@ def _sample(out: Path, config: SampleConfig, checkpoint: Path | None, world: Wor
             remove_leftovers(folder)
         write_dataset_description(out, "Synthetic task-fMRI by fmrisynth", synthetic=True, readme=_README)
         write_run_log(out, "sample", config)
-        if checkpoint is None:
-            log.warning(_PHANTOM_NOTE)
 
     tokenizer.to(world.device)
     make = SampleMaker(out, config, model, tokenizer, settings)
@@ -343,6 +341,6 @@ def _check_space(out: Path, n_samples: int, tokenizer: Tokenizer) -> None:
     free = shutil.disk_usage(place).free
     if need > free:
         raise FmrisynthError(
-            f"{out}: {n_samples} samples may need {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+            f"{out}: {n_samples} samples may need {need / 1e9:.2g} GB, the disk has {free / 1e9:.2g} GB free; "
             "free space, or ask for fewer samples."
         )
