@@ -27,14 +27,11 @@ class Split:
 
     def __init__(self, latents: TrainingLatents, name: str, vocabulary: dict[str, list[str]]) -> None:
         self.latents, self.numbers, self.vocabulary = latents, latents.select(name), vocabulary
-        subjects = dict.fromkeys(latents.dataset.rows[i].subject for i in self.numbers)
-        self.number_of = {subject: n for n, subject in enumerate(subjects)}
 
     def __call__(self) -> Iterator[tuple[Tensor, int, int]]:
         """Latents, condition, subject."""
         for i in self.numbers:
-            subject = self.number_of[self.latents.dataset.rows[i].subject]
-            yield self.latents.read(i), self.latents.labels(i, self.vocabulary)[0], subject
+            yield self.latents.read(i), self.latents.labels(i, self.vocabulary)[0], self.latents.subject_number(i)
 
 
 def log_volume(prior: Prior, condition: int, varying_FXYZ: Tensor, n_frames: int) -> float:
@@ -92,10 +89,10 @@ def main() -> None:
     courses = add_courses(gaussian, train, n_frames)
     row("class Gaussian, covariance over time of each cell", courses)
     for n_modes in arguments.modes:
-        row(f"covariance over time shared, {n_modes} modes", add_modes(gaussian, train, n_modes, n_frames))
+        row(f"covariance over time shared, {n_modes} modes", add_modes(gaussian, train, n_modes, n_frames).prior)
         row(
             f"class covariance, {n_modes} modes",
-            add_modes(courses, train, n_modes, n_frames),
+            add_modes(courses, train, n_modes, n_frames).prior,
         )
 
 

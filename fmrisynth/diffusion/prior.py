@@ -20,8 +20,8 @@ Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, P = C*
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, islice
 
@@ -96,9 +96,7 @@ class Prior:
         if self.course_root_PTT is not None:
             stack_BFXYZ = _along_time(stack_BFXYZ, self._inverse_courses)
         if self.mode_root_RTT is not None and self.rest_root_TT is not None:
-            stack_BFXYZ = self._mix(
-                stack_BFXYZ, torch.linalg.inv(self.mode_root_RTT), torch.linalg.inv(self.rest_root_TT)
-            )
+            stack_BFXYZ = self._mix(stack_BFXYZ, *self._inverse_modes)
         if self.varying_FXYZ is not None and filler_BFXYZ is not None:
             stack_BFXYZ = torch.where(self.varying_FXYZ.to(stack_BFXYZ.device) > 0.5, stack_BFXYZ, filler_BFXYZ)
         return stack_BFXYZ
@@ -133,11 +131,58 @@ class Prior:
         assert self.course_root_PTT is not None
         return torch.linalg.inv(self.course_root_PTT)
 
+    @cached_property
+    def _inverse_modes(self) -> tuple[Tensor, Tensor]:
+        assert self.mode_root_RTT is not None
+        assert self.rest_root_TT is not None
+        return torch.linalg.inv(self.mode_root_RTT), torch.linalg.inv(self.rest_root_TT)
+
     @staticmethod
     def _pick(table_KFXYZ: Tensor, condition_B: Tensor, like: Tensor) -> Tensor:
         return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
 
 
+@dataclass(frozen=True)
+class FittedPrior:
+    """A prior, and those that training whitens with.
+
+    Training latents look whiter under a prior that was fitted to them than new ones do, and a network trained on them would learn to
+    undo that. So each subject is whitened with the prior that was fitted without the subject's fold (cross-fitting).
+
+    Attributes
+    ----------
+    prior : Prior
+        Of all training subjects: samples are drawn around it.
+    without : dict of int to Prior
+        The prior without each fold; empty if the kind needs none, or if there is one subject only.
+    """
+
+    prior: Prior
+    without: dict[int, Prior] = field(default_factory=dict)
+
+    def for_subject(self, number: int) -> Prior:
+        """What to whiten a training subject with; ``number`` as given to `add_modes`."""
+        return self.without.get(number % N_FOLDS, self.prior)
+
+    def fold_tensors(self) -> dict[str, Tensor]:
+        """Tensors of ``without``, to store; what the folds share is in the prior."""
+        return {
+            f"{k}.{name}": tensor for k, prior in self.without.items() for name, tensor in prior.tensors().items()
+            if name in _FOLD_TENSORS
+        }  # fmt: skip
+
+    @classmethod
+    def from_fold_tensors(cls, prior: Prior, tensors: Mapping[str, Tensor]) -> FittedPrior:
+        """The inverse of `fold_tensors`."""
+        folds = sorted({int(name.partition(".")[0]) for name in tensors})
+        own = prior.tensors()
+        return cls(
+            prior,
+            {k: Prior.from_tensors(prior.kind, own | {n: tensors[f"{k}.{n}"] for n in _FOLD_TENSORS}) for k in folds},
+        )
+
+
+_FOLD_TENSORS = ("modes", "mode_root", "rest_root")
 _TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying", "course_root")
 
 
@@ -193,7 +238,7 @@ def add_modes(
     n_frames: int,
     *,
     add_up: Callable[[Tensor], object] = lambda total: None,
-) -> Prior:
+) -> FittedPrior:
     """Fit the modes of ``class_covariance`` to a prior that has mean and standard deviation.
 
     Parameters
@@ -211,7 +256,7 @@ def add_modes(
 
     Returns
     -------
-    Prior
+    FittedPrior
         Of kind ``class_covariance``.
 
     Notes
@@ -249,46 +294,60 @@ def add_modes(
         bases = [torch.linalg.svd(image, full_matrices=False).U for image in images]
     bases = [basis_PR[:, :n_kept] for basis_PR in bases]
 
-    mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
-    all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
+    everybody = N_FOLDS  # the last basis, which no fold was left out of
+    mode_KRTT = torch.zeros(N_FOLDS + 1, n_kept, n_frames, n_frames, dtype=torch.float64)
+    unseen_KR = torch.zeros(N_FOLDS, n_kept, dtype=torch.float64)
+    all_KTT = torch.zeros(N_FOLDS, n_frames, n_frames, dtype=torch.float64)
     count_K = torch.zeros(N_FOLDS, dtype=torch.float64)
-    # Power of the instances of fold j (second axis) along the modes found without fold k; the last column is their whole power.
-    power_KKR = torch.zeros(N_FOLDS, N_FOLDS, n_kept + 1, dtype=torch.float64)
     for frames_BTP, fold in frames():
-        course_BTR = (frames_BTP @ bases[-1]).double()
-        mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
-        all_TT += torch.einsum("bsp,btp->st", frames_BTP, frames_BTP).double()
+        for k, basis_PR in enumerate(bases):
+            course_BTR = (frames_BTP @ basis_PR).double()
+            if k == fold:
+                unseen_KR[k] += course_BTR.square().sum((0, 1))
+            else:
+                mode_KRTT[k] += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
+        all_KTT[fold] += torch.einsum("bsp,btp->st", frames_BTP, frames_BTP).double()
         count_K[fold] += len(frames_BTP)
-        for k in range(N_FOLDS):
-            power_KKR[k, fold, :-1] += (frames_BTP @ bases[k]).square().sum((0, 1)).double()
-        power_KKR[:, fold, -1] += frames_BTP.square().sum().double()
-    for total in (mode_RTT, all_TT, count_K, power_KKR):
+    for total in (mode_KRTT, unseen_KR, all_KTT, count_K):
         add_up(total)
-    rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
-    shrink_R, shrink_rest = _unseen_share(power_KKR, count_K)
-    modes_RP = torch.zeros(n_kept, len(varying_P))
-    modes_RP[:, varying_P] = bases[-1].T
-    count = count_K.sum()
-    return replace(
-        prior, kind="class_covariance", modes_RP=modes_RP,
-        mode_root_RTT=symmetric_root(mode_RTT * shrink_R[:, None, None] / count),
-        rest_root_TT=symmetric_root(rest_TT * shrink_rest / count),
-    )  # fmt: skip
-
-
-def _unseen_share(power_KKR: Tensor, count_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance of unseen over that of seen subjects, along each mode and along all that is left."""
-    power_KKR = torch.cat(
-        [power_KKR[..., :-1], power_KKR[..., -1:] - power_KKR[..., :-1].sum(-1, keepdim=True)], dim=-1
-    )
     filled = [k for k in range(N_FOLDS) if count_K[k] > 0]
-    if len(filled) < 2:  # one subject: nobody to be left out
-        share = torch.ones(power_KKR.shape[-1], dtype=torch.float64)
-        return share[:-1], share[-1]
-    unseen = torch.stack([power_KKR[k, k] / count_K[k] for k in filled]).sum(0)
-    seen = torch.stack([(power_KKR[k].sum(0) - power_KKR[k, k]) / (count_K.sum() - count_K[k]) for k in filled]).sum(0)
-    share = unseen / seen.clamp_min(1e-12)
+    crossed = filled if len(filled) > 1 else []  # one subject alone: nobody to leave out
+    shrink_R, shrink_rest = _unseen_share(mode_KRTT, unseen_KR, all_KTT, count_K, crossed)
+
+    def finish(k: int) -> Prior:
+        others = [j for j in filled if j != k]
+        count, all_TT, mode_RTT = count_K[others].sum(), all_KTT[others].sum(0), mode_KRTT[k]
+        rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
+        modes_RP = torch.zeros(n_kept, len(varying_P))
+        modes_RP[:, varying_P] = bases[k].T
+        return replace(
+            prior, kind="class_covariance", modes_RP=modes_RP,
+            mode_root_RTT=symmetric_root(mode_RTT * shrink_R[:, None, None] / count),
+            rest_root_TT=symmetric_root(rest_TT * shrink_rest / count),
+        )  # fmt: skip
+
+    return FittedPrior(finish(everybody), {k: finish(k) for k in crossed})
+
+
+def _unseen_share(
+    mode_KRTT: Tensor, unseen_KR: Tensor, all_KTT: Tensor, count_K: Tensor, folds: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Variance of unseen over that of seen subjects, along each mode and in all that is left."""
+    if not folds:
+        return torch.ones(unseen_KR.shape[1], dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    unseen: list[Tensor] = []
+    seen: list[Tensor] = []
+    for k in folds:
+        others_TT, n_others = all_KTT.sum(0) - all_KTT[k], count_K.sum() - count_K[k]
+        unseen.append(_with_rest(unseen_KR[k], all_KTT[k].trace()) / count_K[k])
+        seen.append(_with_rest(mode_KRTT[k].diagonal(dim1=1, dim2=2).sum(1), others_TT.trace()) / n_others)
+    share = torch.stack(unseen).sum(0) / torch.stack(seen).sum(0).clamp_min(1e-12)
     return share[:-1], share[-1]
+
+
+def _with_rest(modes_R: Tensor, total: Tensor) -> Tensor:
+    """Powers of the modes, and behind them that of what they leave of the total."""
+    return torch.cat([modes_R, (total - modes_R.sum())[None]])
 
 
 def _varying(prior: Prior, n_frames: int) -> Tensor:

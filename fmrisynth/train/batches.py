@@ -6,7 +6,7 @@ Axis legend: B instances of this rank, F = C*T, X Y Z latent grid, A attributes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,7 +90,8 @@ class BatchMaker:
     dropout : sequence of float
         Rate of the null label per attribute.
     objective : Objective
-    prior : Prior
+    prior_of : callable
+        The prior to whiten an instance with, by its number.
     batch_size : int
         Over all ranks.
     seed : int
@@ -105,7 +106,7 @@ class BatchMaker:
         vocabulary: Mapping[str, Sequence[str]],
         dropout: Sequence[float],
         objective: Objective,
-        prior: Prior,
+        prior_of: Callable[[int], Prior],
         *,
         batch_size: int,
         seed: int,
@@ -113,7 +114,7 @@ class BatchMaker:
         n_ranks: int = 1,
     ) -> None:
         self.source, self.instances, self.vocabulary, self.dropout = source, instances, vocabulary, dropout
-        self.objective, self.prior = objective, prior
+        self.objective, self.prior_of = objective, prior_of
         self.batch_size, self.seed = batch_size, seed
         share = batch_size // n_ranks
         self.positions = range(rank * share, (rank + 1) * share)
@@ -123,11 +124,10 @@ class BatchMaker:
         """The batch of a step (0-based). Every instance has its own generator, keyed by its position."""
         order = batch_order(len(self.instances), self.batch_size, self.seed, step)
         chosen = [self.instances[order[position]] for position in self.positions]
-        clean, noise, fillers, uniform, labels, conditions = [], [], [], [], [], []
+        clean, noise, uniform, labels, conditions = [], [], [], [], []
         for position, instance in zip(self.positions, chosen, strict=True):
             generator = torch.Generator().manual_seed(derive_seed("batch", self.seed, step, position))
             stack_FXYZ = self.source.read(instance)
-            clean.append(stack_FXYZ)
             noise.append(torch.randn(stack_FXYZ.shape, generator=generator))
             # Stratified over the batch: still uniform for every instance, with less variance in the loss.
             jitter = torch.rand((), generator=generator, dtype=torch.float64)
@@ -141,17 +141,16 @@ class BatchMaker:
                 ]
             )
             conditions.append(true[0])
-            if self.prior.varying_FXYZ is not None:
-                fillers.append(torch.randn(stack_FXYZ.shape, generator=generator))
-        condition_B = torch.tensor(conditions)
+            prior, filler_BFXYZ = self.prior_of(instance), None
+            if prior.varying_FXYZ is not None:
+                filler_BFXYZ = torch.randn(stack_FXYZ.shape, generator=generator)[None]
+            clean.append(prior.whiten(stack_FXYZ[None], torch.tensor(true[:1]), filler_BFXYZ=filler_BFXYZ))
         return Batch(
-            clean_BFXYZ=self.prior.whiten(
-                torch.stack(clean), condition_B, filler_BFXYZ=torch.stack(fillers) if fillers else None
-            ),
+            clean_BFXYZ=torch.cat(clean),
             noise_BFXYZ=torch.stack(noise),
             time_B=self.objective.draw_time(torch.stack(uniform)),
             labels_BA=torch.tensor(labels),
-            condition_B=condition_B,
+            condition_B=torch.tensor(conditions),
             instances=tuple(chosen),
         )
 

@@ -42,6 +42,8 @@ class TrainingLatents:
         for index in sorted(self.root.glob("sub-*_latents.tsv")):
             total.update(index.name.encode() + index.read_bytes())
         self.digest = total.hexdigest()
+        subjects = dict.fromkeys(row.subject for row in self.dataset.rows)
+        self._subject_numbers = {subject: number for number, subject in enumerate(subjects)}
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int, int]:
@@ -60,6 +62,10 @@ class TrainingLatents:
     def read(self, instance: int) -> Tensor:
         """Standardised latents of one instance, (F, X, Y, Z), float32, F in the order (c t)."""
         return self.dataset[instance].flatten(0, 1)
+
+    def subject_number(self, instance: int) -> int:
+        """Position of the instance's subject among all of them, in the order of the index."""
+        return self._subject_numbers[self.dataset.rows[instance].subject]
 
     def attribute(self, instance: int, name: str) -> str | None:
         """Value of an attribute; None when it is not known."""

@@ -25,7 +25,7 @@ from fmrisynth.config.load import dump_yaml
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import MomentAccumulator, Prior, add_courses, add_modes
+from fmrisynth.diffusion.prior import FittedPrior, MomentAccumulator, Prior, add_courses, add_modes
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
@@ -43,6 +43,7 @@ from fmrisynth.train.state import (
     restore_checkpoint,
     save_best,
     save_checkpoint,
+    save_folds,
     tidy,
 )
 from fmrisynth.train.validate import N_BINS, Validation
@@ -85,9 +86,10 @@ class Trainer:
 
         resume_from = self._resume_point()
         if resume_from is None:
-            self.prior = fit_prior(config, self.latents, self.train_set, self.vocabulary, world)
+            self.fitted = fit_prior(config, self.latents, self.train_set, self.vocabulary, world)
         else:
-            self.prior = load_prior(resume_from, config.prior)
+            self.fitted = load_prior(resume_from, out, config.prior)
+        self.prior = self.fitted.prior
         self.run_state, self.engine = self._build()
         if resume_from is not None:
             restore_checkpoint(self.run_state, resume_from)
@@ -98,7 +100,7 @@ class Trainer:
             self.vocabulary,
             [config.conditioning.dropout, *config.conditioning.attributes.values()],
             self.objective,
-            self.prior,
+            self._prior_of,
             batch_size=config.batch_size,
             seed=config.seed,
             rank=world.rank,
@@ -114,6 +116,10 @@ class Trainer:
             seed=config.seed,
             batch_size=self.micro_batch_size,
         )
+
+    def _prior_of(self, instance: int) -> Prior:
+        """What to whiten a training instance with."""
+        return self.fitted.for_subject(self.latents.subject_number(instance))
 
     def run(self) -> StageSummary:
         """Train to the last step, or until a signal or the time budget asks to stop."""
@@ -318,6 +324,8 @@ class Trainer:
     def _prepare_output(self) -> RunLog:
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / "config.yaml", dump_yaml(self.config))
+        if self.run_state.progress.step == 0:
+            save_folds(self.fitted, self.out)
         if not (self.out / "tokenizer" / "tokenizer.json").is_file():
             temporary = self.out / ".tokenizer.part"
             shutil.rmtree(temporary, ignore_errors=True)
@@ -405,22 +413,19 @@ def class_moments(
 
 def fit_prior(
     config: TrainConfig, latents: TrainingLatents, instances: list[int], vocabulary: dict[str, list[str]], world: World
-) -> Prior:
+) -> FittedPrior:
     """The condition prior of a run; the ranks share the reading."""
     if config.prior == "none":
-        return Prior()
+        return FittedPrior(Prior())
     prior = class_moments(latents, instances, vocabulary, world).prior(config.prior)
     if config.prior != "class_covariance":
-        return prior
+        return FittedPrior(prior)
     every = -(-len(instances) // MODE_INSTANCES)
     share = instances[::every][world.rank :: world.size]
 
-    rows = latents.dataset.rows
-    number_of = {subject: n for n, subject in enumerate(dict.fromkeys(rows[i].subject for i in instances))}
-
     def read() -> Iterator[tuple[Tensor, int, int]]:
         for i in track(share, "covariance of the condition prior"):
-            yield latents.read(i), latents.labels(i, vocabulary)[0], number_of[rows[i].subject]
+            yield latents.read(i), latents.labels(i, vocabulary)[0], latents.subject_number(i)
 
     n_frames = latents.latent_shape[1]
     prior = add_courses(prior, read, n_frames, add_up=world.sum)

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fmrisynth.bids.atomic import apply_umask, write_json
+from fmrisynth.bids.atomic import apply_umask, write_bytes, write_json
 from fmrisynth.config.train import OPERATIONAL, TrainConfig
 from fmrisynth.diffusion.ema import Ema
-from fmrisynth.diffusion.prior import Prior
+from fmrisynth.diffusion.prior import FittedPrior, Prior
 from fmrisynth.errors import FmrisynthError, is_out_of_memory
 from fmrisynth.models.checkpoint import (
     CARD_NAME,
@@ -38,6 +38,7 @@ STATE_NAME = "state.json"
 MODEL_NAME = "model.safetensors"
 OPTIMISER_NAME = "optimizer.safetensors"
 BEST_NAME = "best"
+FOLDS_NAME = "folds.safetensors"
 
 
 @dataclass
@@ -190,11 +191,28 @@ def _restore(run: Run, folder: Path) -> None:
     run.ema.n_updates = run.progress.ema_updates
 
 
-def load_prior(folder: Path, kind: str) -> Prior:
-    """The prior stored with a checkpoint."""
+def save_folds(fitted: FittedPrior, out: Path) -> None:
+    """Write ``folds.safetensors``, the parts of the prior that only training needs."""
+    if fitted.prior.kind == "class_covariance":
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in fitted.fold_tensors().items()}
+        write_bytes(out / FOLDS_NAME, save(tensors))
+
+
+def load_prior(folder: Path, out: Path, kind: str) -> FittedPrior:
+    """The prior stored with a checkpoint of the run ``out``."""
     if kind == "none":
-        return Prior()
-    return Prior.from_tensors(kind, load_tensors(folder / PRIOR_NAME))
+        return FittedPrior(Prior())
+    prior = Prior.from_tensors(kind, load_tensors(folder / PRIOR_NAME))
+    if kind != "class_covariance":
+        return FittedPrior(prior)
+    folds = load_tensors(out / FOLDS_NAME)
+    try:
+        return FittedPrior.from_fold_tensors(prior, folds)
+    except (KeyError, ValueError):
+        raise FmrisynthError(
+            f"{out / FOLDS_NAME}: expected the folds of this run's prior, found {', '.join(sorted(folds)[:4])}; restore the file, "
+            "or start in another output folder."
+        ) from None
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import MomentAccumulator, Prior, add_courses, add_modes, frames_of, symmetric_root
+from fmrisynth.diffusion.prior import (
+    FittedPrior,
+    MomentAccumulator,
+    Prior,
+    add_courses,
+    add_modes,
+    frames_of,
+    symmetric_root,
+)
 from fmrisynth.diffusion.samplers import sample
 
 T, C, GRID = 4, 2, (3, 4, 2)
@@ -38,7 +46,7 @@ def prior(world):
     moments = MomentAccumulator(N_CONDITIONS, (F, *GRID))
     for value, label in zip(stack, labels, strict=True):
         moments.add(value, int(label))
-    return add_modes(moments.prior("class_covariance"), lambda: instances_of(stack, labels), 3, T)
+    return add_modes(moments.prior("class_covariance"), lambda: instances_of(stack, labels), 3, T).prior
 
 
 def instances_of(stack, labels, n_subjects=100):
@@ -85,7 +93,7 @@ def test_ranks_that_share_the_reading_find_the_same_prior(world, prior):
             yield from list(instances_of(stack, labels))[rank::2]
 
     plain = Prior("class_gaussian", prior.mean_KFXYZ, prior.std_KFXYZ, varying_FXYZ=prior.varying_FXYZ)
-    again = add_modes(plain, both, 3, T)
+    again = add_modes(plain, both, 3, T).prior
     for name, tensor in prior.tensors().items():
         totals[name] = (tensor.abs() - again.tensors()[name].abs()).abs().max()
     assert max(totals.values()) < 1e-3
@@ -105,7 +113,7 @@ def test_modes_vary_as_much_as_in_subjects_who_were_not_seen(n_subjects, error):
     for value in seen:
         moments.add(value, 0)
     plain = moments.prior("class_gaussian")
-    prior = add_modes(plain, lambda: instances_of(seen, labels, n_subjects), 8, T)
+    prior = add_modes(plain, lambda: instances_of(seen, labels, n_subjects), 8, T).prior
 
     def power(stack, labels):
         courses = frames_of(plain.whiten(stack, labels), T) @ prior.modes_RP.T
@@ -119,13 +127,48 @@ def test_modes_vary_as_much_as_in_subjects_who_were_not_seen(n_subjects, error):
     assert abs(float(white.var()) - float(plain.whiten(unseen, unseen_labels).var())) < 0.05
 
 
+def test_training_latents_are_whitened_as_if_they_had_not_been_seen():
+    """Under the prior of all subjects the training latents look whiter than new ones; cross-fitted they do not."""
+    n_subjects, per_subject = 30, 8
+
+    def draw(n, seed):
+        own = randn(n, 1, F, *GRID, seed=seed) + randn(n, per_subject, F, *GRID, seed=seed + 1)
+        return own.flatten(0, 1), torch.zeros(n * per_subject, dtype=torch.int64)
+
+    (seen, labels), (unseen, unseen_labels) = draw(n_subjects, 31), draw(300, 41)
+    moments = MomentAccumulator(1, (F, *GRID))
+    for value in seen:
+        moments.add(value, 0)
+    fitted = add_modes(moments.prior("class_gaussian"), lambda: instances_of(seen, labels, n_subjects), 10, T)
+
+    def power(prior, white):
+        return frames_of(white, T) @ prior.modes_RP.T
+
+    new = power(fitted.prior, fitted.prior.whiten(unseen, unseen_labels)).square().mean()
+    inside = power(fitted.prior, fitted.prior.whiten(seen, labels)).square().mean()
+    crossed = []
+    for subject in range(n_subjects):
+        prior, own = fitted.for_subject(subject), slice(subject * per_subject, (subject + 1) * per_subject)
+        crossed.append(power(prior, prior.whiten(seen[own], labels[own])).square().mean())
+    assert float(inside / new) > 1.2
+    assert abs(float(torch.stack(crossed).mean() / new) - 1) < 0.12
+    again = FittedPrior.from_fold_tensors(fitted.prior, fitted.fold_tensors())
+    for subject in range(5):
+        assert torch.equal(
+            again.for_subject(subject).whiten(seen[:1], labels[:1]),
+            fitted.for_subject(subject).whiten(seen[:1], labels[:1]),
+        )
+
+
 def test_one_subject_alone_is_not_shrunk():
     values = randn(60, F, *GRID)
     moments = MomentAccumulator(1, (F, *GRID))
     for value in values:
         moments.add(value, 0)
     plain, labels = moments.prior("class_gaussian"), torch.zeros(60, dtype=torch.int64)
-    prior = add_modes(plain, lambda: instances_of(values, labels, n_subjects=1), 5, T)
+    fitted = add_modes(plain, lambda: instances_of(values, labels, n_subjects=1), 5, T)
+    prior = fitted.prior
+    assert fitted.for_subject(0) is prior
     courses = frames_of(plain.whiten(values, labels), T) @ prior.modes_RP.T
     torch.testing.assert_close(
         prior.mode_root_RTT.square().sum((1, 2)) / T, courses.square().mean((0, 1)), rtol=1e-3, atol=0
@@ -171,7 +214,7 @@ def test_courses_give_every_cell_its_own_covariance_over_time():
         return instances_of(stack, labels)
 
     plain = moments.prior("class_covariance")
-    prior = add_modes(add_courses(plain, instances, T), instances, 2, T)
+    prior = add_modes(add_courses(plain, instances, T), instances, 2, T).prior
     torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-4, rtol=1e-3)
 
     def effect_variance(values):
@@ -180,7 +223,7 @@ def test_courses_give_every_cell_its_own_covariance_over_time():
     drawn = prior.unwhiten(randn(n, F, *GRID, seed=7), labels)
     real, ours, old = (
         effect_variance(v)
-        for v in (stack, drawn, add_modes(plain, instances, 2, T).unwhiten(randn(n, F, *GRID, seed=7), labels))
+        for v in (stack, drawn, add_modes(plain, instances, 2, T).prior.unwhiten(randn(n, F, *GRID, seed=7), labels))
     )
     keep = real > 0
     torch.testing.assert_close(ours[keep], real[keep], rtol=0.15, atol=0)

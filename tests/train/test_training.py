@@ -304,10 +304,25 @@ def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, t
         "varying",
         "course_root",
     }
+    folds = load_file(tmp_path / "whole" / "folds.safetensors")
+    assert {name.partition(".")[2] for name in folds} == {"modes", "mode_root", "rest_root"}
     drawn = generate_latents(models[0], "gambling_loss", seeds=[1, 2, 3], n_steps=4)
     again = generate_latents(models[1], "gambling_loss", seeds=[3], n_steps=4)
     assert torch.isfinite(drawn).all()
     assert torch.equal(drawn[2:], again)
+
+
+@pytest.mark.parametrize("damage", ["missing", "other"])
+def test_a_run_without_the_folds_of_its_prior_does_not_go_on_as_if_nothing_were(latents, tmp_path, make_config, damage):
+    config = make_config(prior="class_covariance", prior_modes=2, steps=1, checkpoint_every=1)
+    train_denoiser(latents, tmp_path / "out", config)
+    file = tmp_path / "out" / "folds.safetensors"
+    if damage == "missing":
+        file.unlink()
+    else:
+        save_file({"0.modes": load_file(file)["0.modes"]}, file)
+    with pytest.raises(FmrisynthError, match=r"folds\.safetensors: expected"):
+        train_denoiser(latents, tmp_path / "out", config.model_copy(update={"steps": 2}))
 
 
 @pytest.mark.parametrize("kind", ["class_mean", "class_gaussian", "class_covariance"])
