@@ -20,7 +20,7 @@ Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, P = C*
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -165,24 +165,18 @@ class FittedPrior:
         return self.without.get(number % N_FOLDS, self.prior)
 
     def fold_tensors(self) -> dict[str, Tensor]:
-        """Tensors of ``without``, to store; what the folds share is in the prior."""
-        return {
-            f"{k}.{name}": tensor for k, prior in self.without.items() for name, tensor in prior.tensors().items()
-            if name in _FOLD_TENSORS
-        }  # fmt: skip
+        """What differs between the folds, to store: the modes."""
+        return {str(k): prior.modes_RP for k, prior in self.without.items() if prior.modes_RP is not None}
 
     @classmethod
     def from_fold_tensors(cls, prior: Prior, tensors: Mapping[str, Tensor]) -> FittedPrior:
-        """The inverse of `fold_tensors`."""
-        folds = sorted({int(name.partition(".")[0]) for name in tensors})
-        own = prior.tensors()
-        return cls(
-            prior,
-            {k: Prior.from_tensors(prior.kind, own | {n: tensors[f"{k}.{n}"] for n in _FOLD_TENSORS}) for k in folds},
-        )
+        """The inverse of `fold_tensors`; raises ValueError for tensors of another prior."""
+        for modes_RP in tensors.values():
+            if prior.modes_RP is None or modes_RP.shape != prior.modes_RP.shape:
+                raise ValueError(f"modes of shape {tuple(modes_RP.shape)} do not fit the prior")
+        return cls(prior, {int(k): replace(prior, modes_RP=modes_RP) for k, modes_RP in tensors.items()})
 
 
-_FOLD_TENSORS = ("modes", "mode_root", "rest_root")
 _TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying", "course_root")
 
 
@@ -264,9 +258,9 @@ def add_modes(
     Subspace iteration (Halko et al. 2011, algorithm 4.4): memory is P x R, whatever the number of instances.
 
     Principal components vary more in the instances they were found in than in new ones, most where subjects are few, and what they
-    leave varies less. So the modes are found again without each of ``N_FOLDS`` groups of subjects, and every variance is
-    multiplied by what the subjects that were left out show of it, on average over the groups (nonlinear shrinkage by cross-validation,
-    Bartz 2016; with one split Lam 2016).
+    leave varies less. So the modes are found again without each of ``N_FOLDS`` groups of subjects, and the covariances over time are those
+    of the left-out subjects' courses along them, from largest to smallest mode (nonlinear shrinkage by cross-validation, Bartz 2016;
+    with one split Lam 2016).
     """
 
     def frames() -> Iterator[tuple[Tensor, int]]:
@@ -281,73 +275,44 @@ def add_modes(
     n_carried = min(n_kept + EXTRA_MODES, n_varying)
     start_PR = torch.linalg.qr(torch.randn(n_varying, n_carried, generator=torch.Generator().manual_seed(0))).Q
     # One basis without each fold of subjects, and the last one of all of them.
-    bases = [start_PR] * (N_FOLDS + 1)
+    bases, count_K = [start_PR] * (N_FOLDS + 1), torch.zeros(N_FOLDS, dtype=torch.float64)
     for _ in range(POWER_PASSES):
         images = [torch.zeros_like(start_PR) for _ in bases]
+        count_K.zero_()
         for frames_BTP, fold in frames():
             rows_NP = frames_BTP.flatten(0, 1)
+            count_K[fold] += len(frames_BTP)
             for k in range(N_FOLDS + 1):
                 if k != fold:
                     images[k] += rows_NP.T @ (rows_NP @ bases[k])
-        for image in images:
-            add_up(image)
+        for total in (*images, count_K):
+            add_up(total)
         bases = [torch.linalg.svd(image, full_matrices=False).U for image in images]
-    bases = [basis_PR[:, :n_kept] for basis_PR in bases]
-
-    everybody = N_FOLDS  # the last basis, which no fold was left out of
-    mode_KRTT = torch.zeros(N_FOLDS + 1, n_kept, n_frames, n_frames, dtype=torch.float64)
-    unseen_KR = torch.zeros(N_FOLDS, n_kept, dtype=torch.float64)
-    all_KTT = torch.zeros(N_FOLDS, n_frames, n_frames, dtype=torch.float64)
-    count_K = torch.zeros(N_FOLDS, dtype=torch.float64)
-    for frames_BTP, fold in frames():
-        for k, basis_PR in enumerate(bases):
-            course_BTR = (frames_BTP @ basis_PR).double()
-            if k == fold:
-                unseen_KR[k] += course_BTR.square().sum((0, 1))
-            else:
-                mode_KRTT[k] += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
-        all_KTT[fold] += torch.einsum("bsp,btp->st", frames_BTP, frames_BTP).double()
-        count_K[fold] += len(frames_BTP)
-    for total in (mode_KRTT, unseen_KR, all_KTT, count_K):
-        add_up(total)
+    *bases_without, basis_PR = [basis_PR[:, :n_kept] for basis_PR in bases]
     filled = [k for k in range(N_FOLDS) if count_K[k] > 0]
-    crossed = filled if len(filled) > 1 else []  # one subject alone: nobody to leave out
-    shrink_R, shrink_rest = _unseen_share(mode_KRTT, unseen_KR, all_KTT, count_K, crossed)
+    if len(filled) < 2:  # one subject alone: nobody to leave out
+        filled, bases_without = [], [basis_PR] * N_FOLDS
 
-    def finish(k: int) -> Prior:
-        others = [j for j in filled if j != k]
-        count, all_TT, mode_RTT = count_K[others].sum(), all_KTT[others].sum(0), mode_KRTT[k]
-        rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
+    mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
+    all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
+    for frames_BTP, fold in frames():
+        course_BTR = (frames_BTP @ bases_without[fold]).double()
+        mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
+        all_TT += torch.einsum("bsp,btp->st", frames_BTP, frames_BTP).double()
+    for total in (mode_RTT, all_TT):
+        add_up(total)
+    rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
+
+    def whole(basis_PR: Tensor) -> Tensor:
         modes_RP = torch.zeros(n_kept, len(varying_P))
-        modes_RP[:, varying_P] = bases[k].T
-        return replace(
-            prior, kind="class_covariance", modes_RP=modes_RP,
-            mode_root_RTT=symmetric_root(mode_RTT * shrink_R[:, None, None] / count),
-            rest_root_TT=symmetric_root(rest_TT * shrink_rest / count),
-        )  # fmt: skip
+        modes_RP[:, varying_P] = basis_PR.T
+        return modes_RP
 
-    return FittedPrior(finish(everybody), {k: finish(k) for k in crossed})
-
-
-def _unseen_share(
-    mode_KRTT: Tensor, unseen_KR: Tensor, all_KTT: Tensor, count_K: Tensor, folds: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Variance of unseen over that of seen subjects, along each mode and in all that is left."""
-    if not folds:
-        return torch.ones(unseen_KR.shape[1], dtype=torch.float64), torch.ones((), dtype=torch.float64)
-    unseen: list[Tensor] = []
-    seen: list[Tensor] = []
-    for k in folds:
-        others_TT, n_others = all_KTT.sum(0) - all_KTT[k], count_K.sum() - count_K[k]
-        unseen.append(_with_rest(unseen_KR[k], all_KTT[k].trace()) / count_K[k])
-        seen.append(_with_rest(mode_KRTT[k].diagonal(dim1=1, dim2=2).sum(1), others_TT.trace()) / n_others)
-    share = torch.stack(unseen).sum(0) / torch.stack(seen).sum(0).clamp_min(1e-12)
-    return share[:-1], share[-1]
-
-
-def _with_rest(modes_R: Tensor, total: Tensor) -> Tensor:
-    """Powers of the modes, and behind them that of what they leave of the total."""
-    return torch.cat([modes_R, (total - modes_R.sum())[None]])
+    fitted = replace(
+        prior, kind="class_covariance", modes_RP=whole(basis_PR),
+        mode_root_RTT=symmetric_root(mode_RTT / count_K.sum()), rest_root_TT=symmetric_root(rest_TT / count_K.sum()),
+    )  # fmt: skip
+    return FittedPrior(fitted, {k: replace(fitted, modes_RP=whole(bases_without[k])) for k in filled})
 
 
 def _varying(prior: Prior, n_frames: int) -> Tensor:

@@ -208,10 +208,10 @@ def load_prior(folder: Path, out: Path, kind: str) -> FittedPrior:
     folds = load_tensors(out / FOLDS_NAME)
     try:
         return FittedPrior.from_fold_tensors(prior, folds)
-    except (KeyError, ValueError):
+    except ValueError as error:
         raise FmrisynthError(
-            f"{out / FOLDS_NAME}: expected the folds of this run's prior, found {', '.join(sorted(folds)[:4])}; restore the file, "
-            "or start in another output folder."
+            f"{out / FOLDS_NAME}: expected the folds of this run's prior, found others ({error}); restore the file, or start in "
+            "another output folder."
         ) from None
 
 
