@@ -173,7 +173,7 @@ def generate_latents(
 
             def denoise(x: Tensor, time_B: Tensor, predict: Denoise = predict) -> Tensor:
                 output = predict(x, objective.path.network_time(time_B).to(x.device, torch.float32))
-                return objective.answer(output, x, time_B)
+                return objective.answer(output, x, time_B, prior)
 
             def advance(_step: int, _x: Tensor, n_samples: int = len(chosen)) -> None:
                 if on_step is not None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmrisynth.diffusion.prior import Prior
 from fmrisynth.diffusion.schedule import DiffusionSchedule, FlowSchedule
 from fmrisynth.errors import UsageError
 
@@ -102,14 +103,19 @@ class Objective:
             numerator_B = torch.zeros_like(alpha_B)
         return expand(numerator_B / (alpha_B**2 + sigma_B**2), noisy) * noisy
 
-    def answer(self, output: Tensor, noisy: Tensor, time_B: Tensor) -> Tensor:
+    def answer(self, output: Tensor, noisy: Tensor, time_B: Tensor, prior: Prior | None = None) -> Tensor:
         """The prediction that a network's output stands for.
 
         With ``precondition`` the network gives the deviation from `gaussian_prediction`: the skip connection of Karras et al.
         (2022, eq. 7) for data of unit variance. A network that answers 0 then draws exactly from the prior (see
-        ``diffusion.prior``), and what it has not learnt costs the samples no variance.
+        ``diffusion.prior``), and what it has not learnt costs the samples no variance. Along the modes of a ``prior`` it is not asked
+        (`Prior.beyond_modes`).
         """
-        return output + self.gaussian_prediction(noisy, time_B) if self.precondition else output
+        if not self.precondition:
+            return output
+        if prior is not None:
+            output = prior.beyond_modes(output)
+        return output + self.gaussian_prediction(noisy, time_B)
 
     def clean_and_noise(self, prediction: Tensor, noisy: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
         """Solve the prediction for x_0 and the noise. Nothing is clipped."""

@@ -113,6 +113,21 @@ class Prior:
             stack_BFXYZ = stack_BFXYZ + self._pick(self.mean_KFXYZ, condition_B, stack_BFXYZ)
         return stack_BFXYZ
 
+    def beyond_modes(self, stack_BFXYZ: Tensor) -> Tensor:
+        """What no mode holds of a stack; all of it if there are no modes.
+
+        The modes are a handful of directions among a hundred thousand, so a squared error hardly sees them, and what a network
+        answers there is mostly wrong; yet evoked responses live in them. Their distribution is known well, so a
+        preconditioned network is not asked (see `Objective.answer`).
+        """
+        if self.modes_RP is None or self.rest_root_TT is None:
+            return stack_BFXYZ
+        frames_BTP = frames_of(stack_BFXYZ.float(), len(self.rest_root_TT))
+        modes_RP = self.modes_RP.to(frames_BTP)
+        beyond_BTP = frames_BTP - (frames_BTP @ modes_RP.T) @ modes_RP
+        x, y, z = stack_BFXYZ.shape[2:]
+        return rearrange(beyond_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
+
     def _mix(self, stack_BFXYZ: Tensor, mode_RTT: Tensor, rest_TT: Tensor) -> Tensor:
         """Multiply each mode's course by its matrix over time, and what no mode holds by another."""
         assert self.modes_RP is not None

@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -198,7 +198,7 @@ class Trainer:
             with self.engine.synchronise(start == starts[-1]):
                 with self._autocast():
                     prediction = self.engine.forward(noisy, told_B, batch.labels_BA[cut].to(world.device))
-                prediction = self.objective.answer(prediction, noisy, time_B)
+                prediction = self._answer(prediction, noisy, time_B, batch.instances[cut])
                 (self.objective.training_loss(prediction, clean, noise, time_B).sum() / n_rows).backward()
             losses.append(self.objective.loss(prediction.detach(), clean, noise, time_B))
         loss_B = torch.cat(losses).double().cpu()
@@ -219,6 +219,16 @@ class Trainer:
         old = torch.tensor(window.get("by_noise", [[0.0] * N_BINS] * 2), dtype=torch.float64)
         window["by_noise"] = (old + sums).tolist()
         return loss, grad_norm
+
+    def _answer(self, output: Tensor, noisy: Tensor, time_B: Tensor, instances: Sequence[int]) -> Tensor:
+        """What the output stands for, each instance with the prior it was whitened with."""
+        if not self.fitted.without:
+            return self.objective.answer(output, noisy, time_B, self.prior)
+        rows = [
+            self.objective.answer(output[i : i + 1], noisy[i : i + 1], time_B[i : i + 1], self._prior_of(instance))
+            for i, instance in enumerate(instances)
+        ]
+        return torch.cat(rows)
 
     def _log_window(self, runlog: RunLog | None, loss: float, grad_norm: float) -> None:
         progress = self.run_state.progress

@@ -95,7 +95,7 @@ class Validation:
             for answer_BA in (labels_BA, wrong_BA):
                 with autocast:
                     prediction = network(noisy_B, told_B, answer_BA.to(world.device))
-                prediction = self.objective.answer(prediction, noisy_B, time_B)
+                prediction = self.objective.answer(prediction, noisy_B, time_B, self.prior)
                 losses.append(self.objective.loss(prediction, clean_B, noise_B, time_B).double().cpu()[:real])
             right_B, wrong_B = losses
             totals[:3] += torch.tensor([right_B.sum(), wrong_B.sum(), real], dtype=torch.float64)

@@ -127,6 +127,17 @@ def test_modes_vary_as_much_as_in_subjects_who_were_not_seen(n_subjects, error):
     assert abs(float(white.var()) - float(plain.whiten(unseen, unseen_labels).var())) < 0.05
 
 
+def test_a_preconditioned_network_is_not_asked_along_the_modes(prior):
+    output, noisy, time_B = randn(3, F, *GRID), randn(3, F, *GRID, seed=1), torch.full((3,), 0.5, dtype=torch.float64)
+    objective = Objective(prediction="flow", precondition=True)
+    deviation = objective.answer(output, noisy, time_B, prior) - objective.gaussian_prediction(noisy, time_B)
+    assert (frames_of(deviation, T) @ prior.modes_RP.T).abs().max() < 1e-5
+    lost = frames_of(output - deviation, T)  # and nothing else is missing
+    torch.testing.assert_close((lost @ prior.modes_RP.T) @ prior.modes_RP, lost, atol=1e-5, rtol=0)
+    plain = Objective(prediction="flow")
+    assert torch.equal(plain.answer(output, noisy, time_B, prior), output)
+
+
 def test_training_latents_are_whitened_as_if_they_had_not_been_seen():
     """Under the prior of all subjects the training latents look whiter than new ones; cross-fitted they do not."""
     n_subjects, per_subject = 30, 8
