@@ -115,8 +115,8 @@ def test_an_ancestral_step_draws_from_the_posterior_of_any_path(alpha_next, sigm
     alpha, sigma = shrink * alpha_next, sigma_next * grow * max(shrink, 0.1)
     path = SimpleNamespace(
         alpha_sigma=lambda t: (
-            torch.where(t > 0, alpha, alpha_next).double(),
-            torch.where(t > 0, sigma, sigma_next).double(),
+            torch.where(t > 0, *torch.tensor([alpha, alpha_next], dtype=torch.float64)),
+            torch.where(t > 0, *torch.tensor([sigma, sigma_next], dtype=torch.float64)),
         )
     )
     objective = SimpleNamespace(path=path, clean_and_noise=lambda answer, x, time: answer)
