@@ -15,9 +15,10 @@ fmrisynth simulate "$root/final" --layout blocks --n-subjects 40 --seed 2026 --s
 fmrisynth tokenize "$root/cohort" "$root/latents" --set model.storage=float16 --set max_fit_blocks=1000 --seed 2026 \
     --set report=false
 fmrisynth train "$root/latents" "$root/model" --preset bundled --seed 2026
+python "$here/bundle_model.py" "$root/model" "$root/bundled"
 if [ $# -eq 0 ]; then python "$here/bundle_model.py" "$root/model" fmrisynth/bundled; fi
 
-fmrisynth sample "$root/synthetic" --all-conditions --n 100 --seed 1 --checkpoint "$root/model/best"
+fmrisynth sample "$root/synthetic" --all-conditions --n 100 --seed 1 --checkpoint "$root/bundled"
 fmrisynth evaluate "$root/report" --real "$root/final" --synthetic "$root/synthetic" --set training="$root/cohort" \
     --tokenizer "$root/latents/tokenizer" --truth "$root/final" \
     --set baseline_samples=100 --set baseline_training_blocks=100
