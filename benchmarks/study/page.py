@@ -50,7 +50,7 @@ def write_page(path: Path, study: dict[str, Any], results: Path) -> None:
             own = [r for r in found if r["table"] == table["name"] and r["arm"] == arm]
             wanted = study["main_seeds"] if table.get("main") else study["seeds"]
             missing += len(wanted) - len(own)
-            rows += _rows(arm, own, [0, *table.get("score_at", [base["steps"]])])
+            rows += _rows(arm, own, table.get("score_at", [base["steps"]]))
         if rows:
             text.append(f"## {table['title']}\n")
             text.append(
