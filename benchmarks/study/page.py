@@ -124,8 +124,13 @@ def _claims(study: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
 def verdict(corr: np.ndarray, gain: np.ndarray) -> str:
     """In words, from the differences of each seed."""
     both = np.stack([corr, gain])
-    said = "holds" if (both > 0).all() else "does not hold" if (both < 0).all() else "undecided"
-    return said if corr.size >= 3 or said == "undecided" else f"{said} ({corr.size} seed{'s' * (corr.size > 1)})"
+    if (both > 0).all():
+        said = "in favour" if corr.size < 3 else "holds"
+    elif (both < 0).all():
+        said = "against" if corr.size < 3 else "does not hold"
+    else:
+        return "undecided"
+    return said if corr.size >= 3 else f"{said}, {corr.size} seed{'s' * (corr.size > 1)} only"
 
 
 def _figure(width: float, height: float) -> Figure:
