@@ -64,7 +64,7 @@ def group_norm(width: int) -> nn.GroupNorm:
 
 
 def _library_is_slow(x_BDXYZ: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3d` would miss the fast code: for one small volume PyTorch does not ask oneDNN, which is 2 to 6 times faster."""
+    """Whether `conv3d` would miss the fast code: for one small volume PyTorch does not ask oneDNN, which is twice as fast or more."""
     return (
         len(x_BDXYZ) == 1
         and x_BDXYZ.device.type == "cpu"
