@@ -8,12 +8,13 @@ prior is the unit Gaussian; training latents z of condition k are
 ``class_gaussian``    z = mean_k + std_k * u, with the elementwise standard deviation, shrunk towards the one pooled over conditions
 ``class_covariance``  z = mean_k + std_k * R A u, where R and A are linear maps, the same for all conditions
 
-R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in others, and
-the GLM sees it, as the variance of an effect is that of a course along the regressor.
+R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in
+others, and the GLM sees it, as the variance of an effect is that of a course along the regressor.
 
-A is there because instances of a condition do not vary cell by cell but in modes that span the brain (networks, drift, the strength of
-the response), each with its own course over the frames. It is kept small enough to be estimated from few instances by taking space and time apart: orthonormal modes over channels
-and cells (principal components of single frames), a covariance over time for each mode, and one for all that is left.
+A is there because instances of a condition do not vary cell by cell but in modes that span the brain (networks, drift, the
+strength of the response), each with its own course over the frames. It is kept small enough to be estimated from few instances
+by taking space and time apart: orthonormal modes over channels and cells (principal components of single frames), a covariance
+over time for each mode, and one for all that is left.
 
 Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, P = C*X*Y*Z, R modes.
 """
@@ -116,9 +117,9 @@ class Prior:
     def beyond_modes(self, stack_BFXYZ: Tensor) -> Tensor:
         """What no mode holds of a stack; all of it if there are no modes.
 
-        The modes are a handful of directions among a hundred thousand, so a squared error hardly sees them, and what a network
-        answers there is mostly wrong; yet evoked responses live in them. Their distribution is known well, so a
-        preconditioned network is not asked (see `Objective.answer`).
+        The modes are few directions among a hundred thousand, so a squared error hardly sees them and a short training gets them
+        wrong; yet evoked responses live in them. Their distribution is known from the left-out subjects, so a preconditioned
+        network is not asked (see `Objective.answer`).
         """
         if self.modes_RP is None or self.rest_root_TT is None:
             return stack_BFXYZ

@@ -55,6 +55,20 @@ def instances_of(stack, labels, n_subjects=100):
     return ((stack[i], int(labels[i]), i // per_subject) for i in range(len(stack)))
 
 
+def people(n_subjects, per_subject, seed):
+    """Noise of one condition: a pattern of each subject's own, and of each instance."""
+    own = randn(n_subjects, 1, F, *GRID, seed=seed) + randn(n_subjects, per_subject, F, *GRID, seed=seed + 1)
+    return own.flatten(0, 1), torch.zeros(n_subjects * per_subject, dtype=torch.int64)
+
+
+def gaussian_of(stack):
+    """Prior of one condition, before it has modes."""
+    moments = MomentAccumulator(1, (F, *GRID))
+    for value in stack:
+        moments.add(value, 0)
+    return moments.prior("class_gaussian")
+
+
 def test_whitening_is_inverted(world, prior):
     stack, labels = world
     again = prior.unwhiten(prior.whiten(stack[:20], labels[:20]), labels[:20])
@@ -102,17 +116,8 @@ def test_ranks_that_share_the_reading_find_the_same_prior(world, prior):
 @pytest.mark.parametrize(("n_subjects", "error"), [(10, 0.25), (40, 0.12)])
 def test_modes_vary_as_much_as_in_subjects_who_were_not_seen(n_subjects, error):
     """Few subjects, each with patterns of their own: components found in them vary too much, and what they leave too little."""
-    per_subject = 10
-
-    def draw(n, seed):
-        own = randn(n, 1, F, *GRID, seed=seed) + randn(n, per_subject, F, *GRID, seed=seed + 1)
-        return own.flatten(0, 1), torch.zeros(n * per_subject, dtype=torch.int64)
-
-    (seen, labels), (unseen, unseen_labels) = draw(n_subjects, 11), draw(400, 21)
-    moments = MomentAccumulator(1, (F, *GRID))
-    for value in seen:
-        moments.add(value, 0)
-    plain = moments.prior("class_gaussian")
+    (seen, labels), (unseen, unseen_labels) = people(n_subjects, 10, seed=11), people(400, 10, seed=21)
+    plain = gaussian_of(seen)
     prior = add_modes(plain, lambda: instances_of(seen, labels, n_subjects), 8, T).prior
 
     def power(stack, labels):
@@ -142,15 +147,11 @@ def test_training_latents_are_whitened_as_if_they_had_not_been_seen():
     """Under the prior of all subjects the training latents look whiter than new ones; cross-fitted they do not."""
     n_subjects, per_subject = 30, 8
 
-    def draw(n, seed):
-        own = randn(n, 1, F, *GRID, seed=seed) + randn(n, per_subject, F, *GRID, seed=seed + 1)
-        return own.flatten(0, 1), torch.zeros(n * per_subject, dtype=torch.int64)
-
-    (seen, labels), (unseen, unseen_labels) = draw(n_subjects, 31), draw(300, 41)
-    moments = MomentAccumulator(1, (F, *GRID))
-    for value in seen:
-        moments.add(value, 0)
-    fitted = add_modes(moments.prior("class_gaussian"), lambda: instances_of(seen, labels, n_subjects), 10, T)
+    (seen, labels), (unseen, unseen_labels) = (
+        people(n_subjects, per_subject, seed=31),
+        people(300, per_subject, seed=41),
+    )
+    fitted = add_modes(gaussian_of(seen), lambda: instances_of(seen, labels, n_subjects), 10, T)
 
     def power(prior, white):
         return frames_of(white, T) @ prior.modes_RP.T
@@ -172,11 +173,8 @@ def test_training_latents_are_whitened_as_if_they_had_not_been_seen():
 
 
 def test_one_subject_alone_is_not_shrunk():
-    values = randn(60, F, *GRID)
-    moments = MomentAccumulator(1, (F, *GRID))
-    for value in values:
-        moments.add(value, 0)
-    plain, labels = moments.prior("class_gaussian"), torch.zeros(60, dtype=torch.int64)
+    values, labels = randn(60, F, *GRID), torch.zeros(60, dtype=torch.int64)
+    plain = gaussian_of(values)
     fitted = add_modes(plain, lambda: instances_of(values, labels, n_subjects=1), 5, T)
     prior = fitted.prior
     assert fitted.for_subject(0) is prior
@@ -217,14 +215,11 @@ def test_courses_give_every_cell_its_own_covariance_over_time():
     ).flatten(1, 2)
     stack[:, :, 0, 0] = 0.0
     labels = torch.zeros(n, dtype=torch.int64)
-    moments = MomentAccumulator(1, (F, *GRID))
-    for value in stack:
-        moments.add(value, 0)
 
     def instances():
         return instances_of(stack, labels)
 
-    plain = moments.prior("class_covariance")
+    plain = gaussian_of(stack)
     prior = add_modes(add_courses(plain, instances, T), instances, 2, T).prior
     torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-4, rtol=1e-3)
 
