@@ -80,9 +80,12 @@ def is_affine(tokenizer: Tokenizer) -> bool:
 
 def sample_effects(
     model: LoadedDenoiser, tokenizer: Tokenizer, condition: str, mask_XYZ: np.ndarray, *, n: int, seed: int, sampler: str,
-    steps: int, guidance: float, observation_noise: bool = True, group: int | None = None,
+    steps: int, guidance: float, observation_noise: bool = True, group: int = 8,
 ) -> np.ndarray:  # fmt: skip
-    """Window-GLM effects (N, V) of samples, percent signal change; samples as `fmrisynth sample` numbers and seeds them."""
+    """Window-GLM effects (N, V) of samples, percent signal change; samples as `fmrisynth sample` numbers and seeds them.
+
+    `group` samples are advanced together, which is two to three times as fast as one by one and changes rounding only.
+    """
     from fmrisynth.sample.plan import sample_seed
 
     info = tokenizer.info
