@@ -100,8 +100,8 @@ def measure_latents(tokenizer: Tokenizer, source: FrameSource, config: TokenizeC
     noise = NoiseMoments(tokenizer.info.mask_XYZ)
     for frames in iterate_frames(source, config.normalisation, [int(i) for i in chosen]):
         latents = tokenizer.encode(frames, batch_size=config.batch_size)
-        residual = frames * tokenizer.brain_XYZ.cpu() - tokenizer.decode(latents, batch_size=config.batch_size)
-        noise.add(residual[:, 0].numpy())
+        decoded = tokenizer.decode(latents, batch_size=config.batch_size)
+        noise.add((frames * tokenizer.brain_XYZ.cpu())[:, 0].numpy(), decoded[:, 0].numpy())
         values_CM = latents.movedim(1, 0)[:, :, inside_xyz].flatten(1).double()
         total += values_CM.sum(dim=1)
         squares += values_CM.square().sum(dim=1)

@@ -21,19 +21,20 @@ def planted(rng, n_blocks, n_frames=6):
     return smooth / smooth.std() * std_XYZ
 
 
-def test_drawn_noise_has_the_statistics_of_the_residuals():
+def test_drawn_noise_has_the_statistics_of_what_is_lacking():
     rng = np.random.default_rng(0)
     mask_XYZ = np.zeros(SHAPE, bool)
     mask_XYZ[2:-2, 2:-2, 2:-2] = True
     moments = NoiseMoments(mask_XYZ)
     for block in planted(rng, 60) * mask_XYZ:
-        moments.add(block.astype(np.float32))
+        moments.add(block.astype(np.float32), np.zeros_like(block, np.float32))
     noise = moments.finish()
     assert noise is not None
     assert noise.is_sound()
     again = NoiseMoments(mask_XYZ)
     for _ in range(60):
-        again.add(np.moveaxis(noise.draw(rng), -1, 0) * mask_XYZ)
+        drawn_TXYZ = np.moveaxis(noise.draw(rng), -1, 0) * mask_XYZ
+        again.add(drawn_TXYZ, np.zeros_like(drawn_TXYZ))
     drawn = again.finish()
     assert drawn is not None
     ratio = drawn.std_XYZ[mask_XYZ] / noise.std_XYZ[mask_XYZ]
@@ -71,5 +72,41 @@ def test_nothing_to_measure_is_no_noise():
     mask = np.ones(SHAPE, bool)
     assert NoiseMoments(mask).finish() is None
     moments = NoiseMoments(mask)
-    moments.add(np.zeros((4, *SHAPE), np.float32))
+    moments.add(np.zeros((4, *SHAPE), np.float32), np.zeros((4, *SHAPE), np.float32))
     assert moments.finish() is None
+
+
+def test_decoded_frames_that_vary_too_much_get_no_noise():
+    block = np.random.default_rng(0).standard_normal((4, *SHAPE)).astype(np.float32)
+    moments = NoiseMoments(np.ones(SHAPE, bool))
+    moments.add(block, 1.1 * block)
+    assert moments.finish() is None
+
+
+def test_decoded_frames_and_noise_vary_as_the_originals():
+    """Also where the residual is correlated with what was decoded: cell means across a border of variances."""
+    rng = np.random.default_rng(0)
+    std_XYZ = np.ones(SHAPE)
+    std_XYZ[7:] = 2  # the border crosses the cells from 6 to 7
+    mask_XYZ = np.ones(SHAPE, bool)
+    moments = NoiseMoments(mask_XYZ)
+
+    def decode(block):
+        cells = block.reshape(len(block), 8, 2, 8, 2, 8, 2).mean(axis=(2, 4, 6))
+        return cells.repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)
+
+    blocks = (rng.standard_normal((100, 6, *SHAPE)) * std_XYZ).astype(np.float32)
+    for block in blocks:
+        moments.add(block, decode(block))
+    noise = moments.finish()
+    assert noise is not None
+    synthetic = np.stack([decode(block) + np.moveaxis(noise.draw(rng), -1, 0) for block in blocks])
+    residual = np.stack([block - decode(block) for block in blocks])
+
+    def border(variance_XYZ):
+        """Log ratio to the originals in the cells that the border crosses, in its two layers."""
+        return np.log(variance_XYZ / blocks.var(axis=(0, 1)))[6:8].mean(axis=(1, 2))
+
+    np.testing.assert_allclose(border(synthetic.var(axis=(0, 1))), 0, atol=0.02)
+    by_residuals = border((blocks - residual).var(axis=(0, 1)) + residual.var(axis=(0, 1)))
+    assert (np.abs(by_residuals) > 0.06).all()

@@ -5,8 +5,13 @@ variance of a real frame. Decoding alone therefore gives frames that are too smo
 decoder has a likelihood, ``x = decode(z) + noise``, and a sample of the model is a draw from it, not its mean.
 
 The noise here is Gaussian with mean 0, a standard deviation per voxel, one covariance between the frames of a block and
-one smoothness per axis, all measured on the residuals of the blocks that the tokenizer was fitted to. It knows no
-condition and no subject. Reconstructions never get it; samples do (`fmrisynth sample --set observation_noise=false` leaves it out).
+one smoothness per axis. All are what the second moments of decoded frames lack of those of the originals, over the
+blocks that the tokenizer was fitted to, so that decoded frames and noise, drawn independently, vary as the originals
+do. The residuals' own moments would not do that: where a cell crosses a border of tissues, decoding smears the
+variance of one side over the other, and the residual is correlated with what was decoded.
+
+The noise knows no condition and no subject. Reconstructions never get it; samples do (`fmrisynth sample --set observation_noise=false`
+leaves it out).
 
 Axis legend: T frames; X, Y, Z voxel axes.
 """
@@ -71,7 +76,7 @@ class ObservationNoise:
 
 
 class NoiseMoments:
-    """Accumulates the statistics of residuals, block by block.
+    """Accumulates second moments of originals minus those of decoded frames, block by block.
 
     Parameters
     ----------
@@ -86,29 +91,32 @@ class NoiseMoments:
         self.neighbour_products = [np.zeros_like(_neighbours(self.squares_XYZ, axis)) for axis in range(3)]
         self.n_frames = 0
 
-    def add(self, residual_TXYZ: np.ndarray) -> None:
-        """Add the residual of one block, 0 outside the brain."""
-        flat_TV = residual_TXYZ[:, self.mask_XYZ]
-        products_TT = (flat_TV @ flat_TV.T).astype(np.float64)
+    def add(self, frames_TXYZ: np.ndarray, decoded_TXYZ: np.ndarray) -> None:
+        """Add a block and what its latents decode to, both 0 outside the brain."""
+        n_frames = len(frames_TXYZ)
         if self.products_TT is None:
-            self.products_TT = np.zeros_like(products_TT)
-        if (
-            products_TT.shape != self.products_TT.shape
-        ):  # a block of another length says nothing about the frames' covariance
+            self.products_TT = np.zeros((n_frames, n_frames))
+        if len(self.products_TT) != n_frames:  # a block of another length says nothing about the frames' covariance
             return
-        self.products_TT += products_TT
-        self.squares_XYZ += np.square(residual_TXYZ).sum(axis=0, dtype=np.float64)
-        self.n_frames += len(residual_TXYZ)
-        for axis, products_XYZ in enumerate(self.neighbour_products):
-            low, high = _neighbours(residual_TXYZ, axis + 1), _neighbours(residual_TXYZ, axis + 1, upper=True)
-            products_XYZ += (low * high).sum(axis=0, dtype=np.float64)
+        self.n_frames += n_frames
+        for values_TXYZ, sign in ((frames_TXYZ, 1), (decoded_TXYZ, -1)):
+            flat_TV = values_TXYZ[:, self.mask_XYZ]
+            self.products_TT += sign * (flat_TV @ flat_TV.T).astype(np.float64)
+            self.squares_XYZ += sign * np.square(values_TXYZ).sum(axis=0, dtype=np.float64)
+            for axis, products_XYZ in enumerate(self.neighbour_products):
+                low, high = _neighbours(values_TXYZ, axis + 1), _neighbours(values_TXYZ, axis + 1, upper=True)
+                products_XYZ += sign * (low * high).sum(axis=0, dtype=np.float64)
 
     def finish(self) -> ObservationNoise | None:
-        """The noise; None if there was no residual at all."""
-        if self.products_TT is None or self.n_frames == 0 or not self.squares_XYZ.any():
+        """The noise; None if decoded frames lack no variance."""
+        if self.products_TT is None:
             return None
-        scale_T = np.sqrt(np.diag(self.products_TT).clip(min=1e-30))
-        std_XYZ = np.sqrt(self.squares_XYZ)
+        std_XYZ = np.sqrt(self.squares_XYZ.clip(min=0))
+        values_T, vectors_TT = np.linalg.eigh(self.products_TT)
+        lacking_TT = (vectors_TT * values_T.clip(min=0)) @ vectors_TT.T
+        if not std_XYZ.any() or not lacking_TT.any():
+            return None
+        scale_T = np.sqrt(np.diag(lacking_TT).clip(min=1e-30))
         # Over the product of the deviations, because the field is scaled by them after it is made smooth.
         neighbour_r = [
             products.sum()
@@ -117,7 +125,7 @@ class NoiseMoments:
         ]
         return ObservationNoise(
             std_XYZ=(std_XYZ / np.sqrt(self.n_frames)).astype(np.float32),
-            correlation_TT=self.products_TT / np.outer(scale_T, scale_T),
+            correlation_TT=lacking_TT / np.outer(scale_T, scale_T),
             neighbour_r_3=np.clip(neighbour_r, 0.0, MAX_NEIGHBOUR_R),
         )
 
