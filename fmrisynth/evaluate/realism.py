@@ -264,10 +264,15 @@ def _course_correlation(pairs: list[_CoursePair]) -> float:
     return _mean(np.array([float(pearson(pair.mean, pair.other)) for pair in pairs]))
 
 
+def _agreement(pairs: list[_CoursePair]) -> list[float]:
+    """Per course, the share of frames at which the means differ by less than chance: 0.95 on average for two samples of one population."""
+    return [
+        float((np.abs(pair.other - pair.mean) <= 1.96 * np.hypot(pair.sem, pair.other_sem)).mean()) for pair in pairs
+    ]
+
+
 def _courses_agree(pairs: list[_CoursePair]) -> float:
-    """Share of frames, over all courses, at which the means differ by less than chance: 0.95 if both are samples of one population."""
-    inside = [np.abs(pair.other - pair.mean) <= 1.96 * np.hypot(pair.sem, pair.other_sem) for pair in pairs]
-    return float(np.mean(np.concatenate(inside)))
+    return _mean(np.array(_agreement(pairs)))
 
 
 def _courses_in_band(pairs: list[_CoursePair]) -> float:
@@ -303,6 +308,8 @@ def _courses(
     checks = []
     for key, (what, measure) in values.items():
         ceiling = measure(best) if best else nan
+        if key == "roi_agreement":
+            what += f"; in {sum(share > 0.5 for share in _agreement(pairs))} courses at most frames"
         if key == "roi_band" and reference is not None and best:
             # A mean of n blocks strays by itself: the fair ceiling is that of as many real training blocks.
             fair, low, high = _courses_in_band_of_draws(real, reference, synthetic, conditions, rois)
