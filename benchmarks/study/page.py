@@ -43,6 +43,7 @@ def write_page(path: Path, study: dict[str, Any], results: Path) -> None:
     _draw_steps(study, found, ceiling["corr"], figures / "study_priors.png")
     text.append("![Corr of every arm](figures/study_arms.png)\n")
     text.append("*Corr of every arm, one dot per seed; the dashed line is the ceiling.*\n")
+    text.append((Path(__file__).parent / "reading.md").read_text())  # by hand; true of the results that are on the page
     missing = 0
     for table in study["tables"]:
         rows = []
