@@ -309,13 +309,13 @@ def _courses(
     for key, (what, measure) in values.items():
         ceiling = measure(best) if best else nan
         if key == "roi_agreement":
-            what += f"; in {sum(share > 0.5 for share in _agreement(pairs))} courses at most frames"
+            what += f" (in {sum(share > 0.5 for share in _agreement(pairs))} of them at most frames)"
         if key == "roi_band" and reference is not None and best:
             # A mean of n blocks strays by itself: the fair ceiling is that of as many real training blocks.
             fair, low, high = _courses_in_band_of_draws(real, reference, synthetic, conditions, rois)
             what += (
-                f"; as many random training blocks reach {fair:.2f} [{low:.2f}, {high:.2f}], "
-                f"all training blocks together {ceiling:.2f}"
+                f" (as many random training blocks reach {fair:.2f} [{low:.2f}, {high:.2f}], "
+                f"all training blocks together {ceiling:.2f})"
             )
             ceiling = fair
         value = measure(pairs) if pairs else nan
