@@ -117,11 +117,12 @@ def test_page_says_what_the_results_say(tmp_path):
     write_page(tmp_path / "study.md", study, results)
     text = (tmp_path / "study.md").read_text()
     assert (
-        "| the hybrid beats a pure CNN | hybrid | all CNN | 3 | 0.200 [0.200, 0.200] | 0.0100 [0.0100, 0.0100] | holds |"
+        "| the hybrid beats a pure CNN | hybrid | all CNN | 3 | 0.200 [0.200, 0.200] | holds | 0.0100 [0.0100, 0.0100] | holds |"
         in text
     )
     assert "| the hybrid beats the MONAI U-Net | hybrid | MONAI U-Net | 3 | -0.100" in text
-    assert text.count("does not hold |") == 1
+    assert text.count("does not hold |") == 2
+    assert "| class mean | 3 | 0 | 0 | not by 0 |" in text
     assert "| all CNN | 0.40 | 400 | 3 | 0.32 [0.31, 0.33] |" in text
     assert "have not been made yet" in text
     for name in ("study_arms.png", "study_priors.png"):
