@@ -29,7 +29,10 @@ def one_line(message: object, longest: int = 1_500) -> str:
     return text if len(text) <= longest else f"{text[: longest - 400]} ... {text[-400:]}"
 
 
-_NO_MEMORY = ("out of memory", "can't allocate", "cannot allocate", "bad_alloc", "can't start new thread")
+_NO_MEMORY = (
+    "out of memory", "can't allocate", "cannot allocate", "bad_alloc", "can't start new thread",
+    "could not create a primitive",  # oneDNN, whose primitives allocate when they are made
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:

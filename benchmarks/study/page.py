@@ -101,8 +101,8 @@ def _steps_needed(study: dict[str, Any], results: list[dict[str, Any]], ceiling:
                 cells.append(str(reached[0]) if reached else f"not by {steps[-1]}")
             rows.append(f"| {arm} | {len(own)} | {', '.join(map(str, steps))} | {cells[0]} | {cells[1]} |")
     head = [
-        f"Steps until every seed has Top-1 = 1, and 0.9 of the ceiling's Corr ({0.9 * ceiling:.2f}); 0 is the prior alone:\n",
-        "| prior | seeds | scored at | Top-1 = 1 | 0.9 of the ceiling |",
+        f"Steps until every seed has Top-1 = 1, and 0.9 of the ceiling's Corr ({0.9 * ceiling:.2f}); step 0 is the prior alone:\n",
+        "| arm | seeds | scored at | Top-1 = 1 | 0.9 of the ceiling |",
         "| --- | --- | --- | --- | --- |",
     ]
     return [*head, *rows, ""] if rows else []

@@ -84,7 +84,7 @@ def sample_effects(
 ) -> np.ndarray:  # fmt: skip
     """Window-GLM effects (N, V) of samples, percent signal change; samples as `fmrisynth sample` numbers and seeds them.
 
-    `group` samples are advanced together, which is two to three times as fast as one by one and changes rounding only.
+    `group` samples are advanced together, which is faster than one by one (most for the U-Net) and changes rounding only.
     """
     from fmrisynth.sample.plan import sample_seed
 

@@ -39,7 +39,7 @@ class Fault:
     max_file_bytes : int, optional
         Writing beyond fails, as on a full disk.
     memory_bytes : int, optional
-        How much more it may allocate than it had when it started.
+        How much more it may allocate than it had when it started, whatever its allocator had left over.
     unprivileged : bool
         File permissions hold, even for root.
     clock_shift_s : float
@@ -80,8 +80,7 @@ class Fault:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_file_bytes, resource.RLIM_INFINITY))
         if self.memory_bytes is not None:
-            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (size + self.memory_bytes, resource.RLIM_INFINITY))
+            _limit_memory(self.memory_bytes)
 
 
 @dataclass
@@ -167,6 +166,18 @@ def _child(arguments: list[str], output: Connection, fault: Fault) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _limit_memory(more_bytes: int) -> None:
+    size_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size_bytes, resource.RLIM_INFINITY))
+    # What the server of forks had freed while it imported would serve a small command whole: use it up.
+    malloc = ctypes.CDLL(None).malloc
+    malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    for block_bytes in (1 << power for power in range(28, 14, -1)):
+        while malloc(block_bytes):
+            pass
+    resource.setrlimit(resource.RLIMIT_AS, (size_bytes + more_bytes, resource.RLIM_INFINITY))
 
 
 def _send_at_rename(number: int, what: int) -> None:

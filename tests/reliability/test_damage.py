@@ -94,7 +94,7 @@ def test_corrupt_checkpoint(command, world, whole, start, tmp_path):
 def test_out_of_memory(command, world, whole, start, tmp_path):
     ask, out = world.arguments(command, tmp_path / "out"), tmp_path / "out"
     hits = 0
-    for memory_bytes in (500_000, 1_500_000):
+    for memory_bytes in (1_000_000, 8_000_000):
         done = start.run(ask, Fault(memory_bytes=memory_bytes))
         assert "Traceback" not in done.said, done.said
         if done.status:
