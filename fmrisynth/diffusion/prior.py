@@ -8,13 +8,15 @@ prior is the unit Gaussian; training latents z of condition k are
 ``class_gaussian``    z = mean_k + std_k * u, with the elementwise standard deviation, shrunk towards the one pooled over conditions
 ``class_covariance``  z = mean_k + std_k * R A u, where R and A are linear maps, the same for all conditions
 
-R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in
-others, and the GLM sees it, as the variance of an effect is that of a course along the regressor.
-
 A is there because instances of a condition do not vary cell by cell but in modes that span the brain (networks, drift, the
 strength of the response), each with its own course over the frames. It is kept small enough to be estimated from few instances
 by taking space and time apart: orthonormal modes over channels and cells (principal components of single frames), a covariance
 over time for each mode, and one for all that is left.
+
+R gives every channel and cell p a matrix over the frames, R_p, such that what the modes leave is white and equally large everywhere: signal
+is slow in some cells and nearly white in others, smooth and nearly whole in the modes in one channel and rough in another. With it,
+principal components are factor analysis (of frames, with a covariance where that has a variance), and draws vary in every cell as the
+latents do. The GLM sees it: the variance of an effect is that of a course along the regressor.
 
 Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, P = C*X*Y*Z, R modes.
 """
@@ -32,7 +34,8 @@ from torch import Tensor
 
 SHRINKAGE_INSTANCES = 32.0  # weight of the pooled variance, in instances
 STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
-POWER_PASSES = 4  # passes of subspace iteration over the instances
+POWER_PASSES = 9  # passes of subspace iteration over the instances
+REFINING_PASSES = (2, 4, 6)  # after these what the modes leave is made white again; the modes follow in the next
 EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
 N_FOLDS = 5  # groups of subjects that are left out in turn
 BATCH_INSTANCES = 16  # instances in one matrix product
@@ -52,7 +55,7 @@ class Prior:
     mode_root_RTT, rest_root_TT : Tensor or None
         Symmetric square roots of the covariances over time, of each mode and of what no mode holds.
     course_root_PTT : Tensor or None
-        Symmetric square roots of the covariance over time of each channel and cell; None stands for unit matrices.
+        R, a matrix over time for each channel and cell; None stands for unit matrices.
     varying_FXYZ : Tensor or None
         1 where training latents differ at all, 0 where they are constant (cells without brain); None stands for 1.
     """
@@ -126,8 +129,7 @@ class Prior:
         frames_BTP = frames_of(stack_BFXYZ.float(), len(self.rest_root_TT))
         modes_RP = self.modes_RP.to(frames_BTP)
         beyond_BTP = frames_BTP - (frames_BTP @ modes_RP.T) @ modes_RP
-        x, y, z = stack_BFXYZ.shape[2:]
-        return rearrange(beyond_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
+        return stack_of(beyond_BTP, stack_BFXYZ)
 
     def _mix(self, stack_BFXYZ: Tensor, mode_RTT: Tensor, rest_TT: Tensor) -> Tensor:
         """Multiply each mode's course by its matrix over time, and what no mode holds by another."""
@@ -138,8 +140,7 @@ class Prior:
         course_BTR = frames_BTP @ modes_RP.T
         rest_BTP = rest_TT @ (frames_BTP - course_BTR @ modes_RP)
         mixed_BTP = rest_BTP + torch.einsum("rst,btr->bsr", mode_RTT, course_BTR) @ modes_RP
-        x, y, z = stack_BFXYZ.shape[2:]
-        return rearrange(mixed_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
+        return stack_of(mixed_BTP, stack_BFXYZ)
 
     @cached_property
     def _inverse_courses(self) -> Tensor:
@@ -201,44 +202,16 @@ def frames_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:
     return rearrange(stack_BFXYZ, "b (c t) x y z -> b t (c x y z)", t=n_frames)
 
 
+def stack_of(frames_BTP: Tensor, like_BFXYZ: Tensor) -> Tensor:
+    """The inverse of `frames_of`, for a latent grid like another stack's."""
+    x, y, z = like_BFXYZ.shape[2:]
+    return rearrange(frames_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
+
+
 def _along_time(stack_BFXYZ: Tensor, matrix_PTT: Tensor) -> Tensor:
     """Multiply the course of each channel and cell by its own matrix."""
-    x, y, z = stack_BFXYZ.shape[2:]
     frames_BTP = frames_of(stack_BFXYZ, matrix_PTT.shape[-1])
-    mixed_BTP = torch.einsum("pst,btp->bsp", matrix_PTT.to(stack_BFXYZ), frames_BTP)
-    return rearrange(mixed_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
-
-
-def add_courses(
-    prior: Prior,
-    instances: Callable[[], Iterable[tuple[Tensor, int, int]]],
-    n_frames: int,
-    *,
-    add_up: Callable[[Tensor], object] = lambda total: None,
-) -> Prior:
-    """Give a prior that has mean and standard deviation the covariance over time of each channel and cell.
-
-    Parameters as for `add_modes`, which comes after it. Covariances are shrunk towards their mean over all that varies; cells that never
-    vary get the unit matrix.
-    """
-    sums_PTT: Tensor | None = None
-    count = torch.zeros((), dtype=torch.float64)
-    for stack_FXYZ, condition, _ in instances():
-        frames_TP = frames_of(prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition])), n_frames)[0]
-        if sums_PTT is None:
-            sums_PTT = torch.zeros(frames_TP.shape[1], n_frames, n_frames)
-        sums_PTT += torch.einsum("sp,tp->pst", frames_TP, frames_TP)
-        count += 1
-    assert sums_PTT is not None
-    add_up(sums_PTT)
-    add_up(count)
-    own_PTT = sums_PTT.double() / count
-    power_P = own_PTT.diagonal(dim1=1, dim2=2).mean(1)
-    varies_P = power_P > 1e-6 * power_P.max()
-    shared_TT = own_PTT[varies_P].mean(0)
-    shrunk_PTT = (count * own_PTT + SHRINKAGE_INSTANCES * shared_TT) / (count + SHRINKAGE_INSTANCES)
-    shrunk_PTT[~varies_P] = torch.eye(n_frames, dtype=torch.float64)
-    return replace(prior, course_root_PTT=symmetric_root(shrunk_PTT))
+    return stack_of(torch.einsum("pst,btp->bsp", matrix_PTT.to(stack_BFXYZ), frames_BTP), stack_BFXYZ)
 
 
 def add_modes(
@@ -267,7 +240,7 @@ def add_modes(
     Returns
     -------
     FittedPrior
-        Of kind ``class_covariance``.
+        Of kind ``class_covariance``, with R and A.
 
     Notes
     -----
@@ -276,24 +249,28 @@ def add_modes(
     Principal components vary more in the instances they were found in than in new ones, most where subjects are few, and what they
     leave varies less. So the modes are found again without each of ``N_FOLDS`` groups of subjects, and the covariances over time are those
     of the left-out subjects' courses along them, from largest to smallest mode (nonlinear shrinkage by cross-validation, Bartz 2016;
-    with one split Lam 2016).
+    with one split Lam 2016). What R makes white is the rest of the left-out subjects as well.
     """
-
-    def frames() -> Iterator[tuple[Tensor, int]]:
-        for fold, group in groupby(instances(), key=lambda instance: instance[2] % N_FOLDS):
-            while part := list(islice(group, BATCH_INSTANCES)):
-                white = [prior.whiten(stack[None].float(), torch.tensor([condition])) for stack, condition, _ in part]
-                yield frames_of(torch.cat(white), n_frames)[:, :, varying_P], fold
 
     varying_P = _varying(prior, n_frames)
     n_varying = int(varying_P.sum())
     n_kept = min(n_modes, n_varying - 1)
     n_carried = min(n_kept + EXTRA_MODES, n_varying)
+    prior = replace(prior, course_root_PTT=torch.eye(n_frames).repeat(len(varying_P), 1, 1))
+
+    def frames() -> Iterator[tuple[Tensor, int]]:
+        for fold, group in groupby(instances(), key=lambda instance: instance[2] % N_FOLDS):
+            while part := list(islice(group, BATCH_INSTANCES)):
+                stack_BFXYZ = torch.stack([stack.float() for stack, _, _ in part])
+                white_BFXYZ = prior.whiten(stack_BFXYZ, torch.tensor([condition for _, condition, _ in part]))
+                yield frames_of(white_BFXYZ, n_frames)[:, :, varying_P], fold
+
     start_PR = torch.linalg.qr(torch.randn(n_varying, n_carried, generator=torch.Generator().manual_seed(0))).Q
     # One basis without each fold of subjects, and the last one of all of them.
     bases, count_K = [start_PR] * (N_FOLDS + 1), torch.zeros(N_FOLDS, dtype=torch.float64)
-    for _ in range(POWER_PASSES):
-        images = [torch.zeros_like(start_PR) for _ in bases]
+    filled: list[int] = []
+    for number in range(POWER_PASSES):
+        images, rest_PTT = [torch.zeros_like(start_PR) for _ in bases], torch.zeros(n_varying, n_frames, n_frames)
         count_K.zero_()
         for frames_BTP, fold in frames():
             rows_NP = frames_BTP.flatten(0, 1)
@@ -301,23 +278,40 @@ def add_modes(
             for k in range(N_FOLDS + 1):
                 if k != fold:
                     images[k] += rows_NP.T @ (rows_NP @ bases[k])
-        for total in (*images, count_K):
+            if number in REFINING_PASSES:
+                basis_PR = bases[fold if filled else -1][:, :n_kept]
+                rest_BTP = frames_BTP - (frames_BTP @ basis_PR) @ basis_PR.T
+                # White noise loses to the modes what they weigh in an element.
+                rest_BTP /= (1 - basis_PR.square().sum(1)).clamp_min(0.05).sqrt()
+                rest_PTT += torch.einsum("bsp,btp->pst", rest_BTP, rest_BTP)
+        for total in (*images, rest_PTT, count_K):
             add_up(total)
         bases = [torch.linalg.svd(image, full_matrices=False).U for image in images]
+        filled = [k for k in range(N_FOLDS) if count_K[k] > 0]
+        if len(filled) < 2:  # one subject alone: nobody to leave out
+            filled = []
+        if number in REFINING_PASSES:
+            prior = _refined(prior, varying_P, _course_roots(rest_PTT, count_K.sum()))
     *bases_without, basis_PR = [basis_PR[:, :n_kept] for basis_PR in bases]
-    filled = [k for k in range(N_FOLDS) if count_K[k] > 0]
-    if len(filled) < 2:  # one subject alone: nobody to leave out
-        filled, bases_without = [], [basis_PR] * N_FOLDS
+    if not filled:
+        bases_without = [basis_PR] * N_FOLDS
 
     mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
-    all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
+    all_PTT = torch.zeros(n_varying, n_frames, n_frames)
     for frames_BTP, fold in frames():
         course_BTR = (frames_BTP @ bases_without[fold]).double()
         mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
-        all_TT += torch.einsum("bsp,btp->st", frames_BTP, frames_BTP).double()
-    for total in (mode_RTT, all_TT):
+        all_PTT += torch.einsum("bsp,btp->pst", frames_BTP, frames_BTP)
+    for total in (mode_RTT, all_PTT):
         add_up(total)
-    rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
+    count = count_K.sum()
+    rest_TT = (all_PTT.double().sum(0) - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
+    # Modes of the left-out leave a little of themselves in the rest; in the end every element's covariance shall be right.
+    weight_PR = basis_PR.double().square()
+    drawn_PTT = torch.einsum("pr,rst->pst", weight_PR, mode_RTT / count)
+    drawn_PTT += (1 - weight_PR.sum(1))[:, None, None] * (rest_TT / count)
+    wanted_PTT = (all_PTT.double() + SHRINKAGE_INSTANCES * drawn_PTT) / (count + SHRINKAGE_INSTANCES)
+    prior = _refined(prior, varying_P, symmetric_root(wanted_PTT) @ torch.linalg.inv(symmetric_root(drawn_PTT)))
 
     def whole(basis_PR: Tensor) -> Tensor:
         modes_RP = torch.zeros(n_kept, len(varying_P))
@@ -326,9 +320,31 @@ def add_modes(
 
     fitted = replace(
         prior, kind="class_covariance", modes_RP=whole(basis_PR),
-        mode_root_RTT=symmetric_root(mode_RTT / count_K.sum()), rest_root_TT=symmetric_root(rest_TT / count_K.sum()),
+        mode_root_RTT=symmetric_root(mode_RTT / count), rest_root_TT=symmetric_root(rest_TT / count),
     )  # fmt: skip
     return FittedPrior(fitted, {k: replace(fitted, modes_RP=whole(bases_without[k])) for k in filled})
+
+
+def _refined(prior: Prior, varying_P: Tensor, matrix_PTT: Tensor) -> Prior:
+    """R times a matrix for each element that varies."""
+    assert prior.course_root_PTT is not None
+    course_root_PTT = prior.course_root_PTT.clone()
+    course_root_PTT[varying_P] = course_root_PTT[varying_P] @ matrix_PTT
+    return replace(prior, course_root_PTT=course_root_PTT)
+
+
+def _course_roots(sums_PTT: Tensor, count: Tensor) -> Tensor:
+    """Roots of covariances over time, given as sums over instances.
+
+    They are shrunk towards their mean over all that varies; cells that never vary get the unit matrix.
+    """
+    own_PTT = sums_PTT.double() / count
+    power_P = own_PTT.diagonal(dim1=1, dim2=2).mean(1)
+    varies_P = power_P > 1e-6 * power_P.max()
+    shared_TT = own_PTT[varies_P].mean(0)
+    shrunk_PTT = (count * own_PTT + SHRINKAGE_INSTANCES * shared_TT) / (count + SHRINKAGE_INSTANCES)
+    shrunk_PTT[~varies_P] = torch.eye(sums_PTT.shape[-1], dtype=torch.float64)
+    return symmetric_root(shrunk_PTT)
 
 
 def _varying(prior: Prior, n_frames: int) -> Tensor:

@@ -1,5 +1,7 @@
 """The condition prior against samples of known Gaussians."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,6 @@ from fmrisynth.diffusion.prior import (
     FittedPrior,
     MomentAccumulator,
     Prior,
-    add_courses,
     add_modes,
     frames_of,
     symmetric_root,
@@ -41,12 +42,24 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def prior(world):
+def elementwise(world):
+    """The prior before it has modes."""
     stack, labels = world
     moments = MomentAccumulator(N_CONDITIONS, (F, *GRID))
     for value, label in zip(stack, labels, strict=True):
         moments.add(value, int(label))
-    return add_modes(moments.prior("class_covariance"), lambda: instances_of(stack, labels), 3, T).prior
+    return moments.prior("class_covariance")
+
+
+@pytest.fixture(scope="module")
+def prior(world, elementwise):
+    stack, labels = world
+    return add_modes(elementwise, lambda: instances_of(stack, labels), 3, T).prior
+
+
+def without_modes(prior):
+    """The part of a prior that knows single channels and cells only."""
+    return replace(prior, mode_root_RTT=None, rest_root_TT=None)
 
 
 def instances_of(stack, labels, n_subjects=100):
@@ -75,11 +88,10 @@ def test_whitening_is_inverted(world, prior):
     torch.testing.assert_close(again, stack[:20], rtol=1e-4, atol=1e-4)
 
 
-def test_white_latents_are_white(world, prior):
+def test_white_latents_are_white(world, elementwise, prior):
     stack, labels = world
     white = frames_of(prior.whiten(stack, labels), T)
-    gaussian_only = Prior("class_gaussian", prior.mean_KFXYZ, prior.std_KFXYZ)
-    before = frames_of(gaussian_only.whiten(stack, labels), T)
+    before = frames_of(elementwise.whiten(stack, labels), T)
 
     def departure(frames):
         covariance = torch.cov(frames.flatten(1).T)
@@ -98,7 +110,7 @@ def test_draws_have_the_covariance_of_the_training_latents(world, prior):
     torch.testing.assert_close(drawn[labels == 1].mean(0), stack[labels == 1].mean(0), atol=0.4, rtol=0)
 
 
-def test_ranks_that_share_the_reading_find_the_same_prior(world, prior):
+def test_ranks_that_share_the_reading_find_the_same_prior(world, elementwise, prior):
     stack, labels = world
     totals = {}
 
@@ -106,8 +118,7 @@ def test_ranks_that_share_the_reading_find_the_same_prior(world, prior):
         for rank in range(2):
             yield from list(instances_of(stack, labels))[rank::2]
 
-    plain = Prior("class_gaussian", prior.mean_KFXYZ, prior.std_KFXYZ, varying_FXYZ=prior.varying_FXYZ)
-    again = add_modes(plain, both, 3, T).prior
+    again = add_modes(elementwise, both, 3, T).prior
     for name, tensor in prior.tensors().items():
         totals[name] = (tensor.abs() - again.tensors()[name].abs()).abs().max()
     assert max(totals.values()) < 1e-3
@@ -121,7 +132,7 @@ def test_modes_vary_as_much_as_in_subjects_who_were_not_seen(n_subjects, error):
     prior = add_modes(plain, lambda: instances_of(seen, labels, n_subjects), 8, T).prior
 
     def power(stack, labels):
-        courses = frames_of(plain.whiten(stack, labels), T) @ prior.modes_RP.T
+        courses = frames_of(without_modes(prior).whiten(stack, labels), T) @ prior.modes_RP.T
         return courses.square().mean((0, 1))
 
     ours = prior.mode_root_RTT.square().sum((1, 2)) / T
@@ -129,7 +140,7 @@ def test_modes_vary_as_much_as_in_subjects_who_were_not_seen(n_subjects, error):
     ratio = (ours / power(unseen, unseen_labels)).mean()
     assert abs(float(ratio) - 1) < error
     white = prior.whiten(unseen, unseen_labels)
-    assert abs(float(white.var()) - float(plain.whiten(unseen, unseen_labels).var())) < 0.05
+    assert abs(float(white.var()) - float(plain.whiten(unseen, unseen_labels).var())) < error
 
 
 def test_a_preconditioned_network_is_not_asked_along_the_modes(prior):
@@ -178,10 +189,29 @@ def test_one_subject_alone_is_not_shrunk():
     fitted = add_modes(plain, lambda: instances_of(values, labels, n_subjects=1), 5, T)
     prior = fitted.prior
     assert fitted.for_subject(0) is prior
-    courses = frames_of(plain.whiten(values, labels), T) @ prior.modes_RP.T
+    courses = frames_of(without_modes(prior).whiten(values, labels), T) @ prior.modes_RP.T
     torch.testing.assert_close(
-        prior.mode_root_RTT.square().sum((1, 2)) / T, courses.square().mean((0, 1)), rtol=1e-3, atol=0
+        prior.mode_root_RTT.square().sum((1, 2)) / T, courses.square().mean((0, 1)), rtol=0.1, atol=0
     )
+
+
+def test_smooth_and_rough_channels_both_vary_as_they_should():
+    """Channel 0 is two modes and little else, channel 1 is white; one level for all that is left would lift one and lower the other."""
+    n = 3000
+    maps = torch.linalg.qr(randn(24, 2, seed=51)).Q.T
+    smooth = torch.einsum("ntr,rp->ntp", 4 * randn(n, T, 2, seed=52), maps) + 0.2 * randn(n, T, 24, seed=53)
+    frames = torch.cat([smooth / smooth.std(0), randn(n, T, 24, seed=54)], dim=2)
+    stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
+    labels = torch.zeros(n, dtype=torch.int64)
+    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels), 2, T).prior
+    drawn = prior.unwhiten(randn(n, F, *GRID, seed=55), labels)
+    ratio = (drawn.var(0) / stack.var(0)).unflatten(0, (C, T)).mean(1)
+    assert float((ratio - 1).abs().max()) < 0.1
+    rest = frames_of(drawn, T) - frames_of(stack.mean(0)[None], T)
+    outside = rest[..., :24] - (rest[..., :24] @ maps.T) @ maps
+    true = smooth / smooth.std(0)
+    true_outside = true - (true @ maps.T) @ maps
+    assert abs(float(outside.var() / true_outside.var()) - 1) < 0.2
 
 
 def test_stored_tensors_give_the_prior_back(prior, world):
@@ -220,20 +250,19 @@ def test_courses_give_every_cell_its_own_covariance_over_time():
         return instances_of(stack, labels)
 
     plain = gaussian_of(stack)
-    prior = add_modes(add_courses(plain, instances, T), instances, 2, T).prior
+    prior = add_modes(plain, instances, 2, T).prior
     torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-4, rtol=1e-3)
 
     def effect_variance(values):
         return values.unflatten(1, (C, T)).mean(2).var(0)
 
-    drawn = prior.unwhiten(randn(n, F, *GRID, seed=7), labels)
+    noise = randn(n, F, *GRID, seed=7)
     real, ours, old = (
-        effect_variance(v)
-        for v in (stack, drawn, add_modes(plain, instances, 2, T).prior.unwhiten(randn(n, F, *GRID, seed=7), labels))
+        effect_variance(values) for values in (stack, prior.unwhiten(noise, labels), plain.unwhiten(noise, labels))
     )
     keep = real > 0
     torch.testing.assert_close(ours[keep], real[keep], rtol=0.15, atol=0)
-    assert (old[keep] / real[keep]).std() > 0.3  # one covariance for all is wrong for both kinds of cells
+    assert (old[keep] / real[keep]).std() > 0.3  # white noise is right for half of the cells
     again = Prior.from_tensors("class_covariance", prior.tensors())
     torch.testing.assert_close(again.whiten(stack[:3], labels[:3]), prior.whiten(stack[:3], labels[:3]))
 
