@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmrisynth.diffusion.prior import Prior, add_modes
+from fmrisynth.diffusion.prior import Prior, add_courses, add_modes
 from fmrisynth.models.distributed import World
 from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.loop import class_moments
@@ -86,8 +86,10 @@ def main() -> None:
     row("none", Prior())
     row("class mean", moments.prior("class_mean"))
     row("class Gaussian", gaussian)
+    courses = add_courses(gaussian, train, n_frames)
+    row("class Gaussian, covariance over time of each cell", courses)
     for n_modes in arguments.modes:
-        row(f"class covariance, {n_modes} modes", add_modes(gaussian, train, n_modes, n_frames).prior)
+        row(f"class covariance, {n_modes} modes", add_modes(courses, train, n_modes, n_frames).prior)
 
 
 if __name__ == "__main__":

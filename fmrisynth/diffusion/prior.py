@@ -13,10 +13,10 @@ strength of the response), each with its own course over the frames. It is kept 
 by taking space and time apart: orthonormal modes over channels and cells (principal components of single frames), a covariance
 over time for each mode, and one for all that is left.
 
-R gives every channel and cell p a matrix over the frames, R_p, such that what the modes leave is white and equally large everywhere: signal
-is slow in some cells and nearly white in others, smooth and nearly whole in the modes in one channel and rough in another. With it,
-principal components are factor analysis (of frames, with a covariance where that has a variance), and draws vary in every cell as the
-latents do. The GLM sees it: the variance of an effect is that of a course along the regressor.
+R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in
+others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. R_p is also scaled such that what the
+modes leave is equally large everywhere: a smooth channel is nearly whole in the modes, a rough one is not. With that scale
+principal components are factor analysis, and draws vary as the latents do in every cell.
 
 Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, P = C*X*Y*Z, R modes.
 """
@@ -34,8 +34,8 @@ from torch import Tensor
 
 SHRINKAGE_INSTANCES = 32.0  # weight of the pooled variance, in instances
 STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
-POWER_PASSES = 9  # passes of subspace iteration over the instances
-REFINING_PASSES = (2, 4, 6)  # after these what the modes leave is made white again; the modes follow in the next
+POWER_PASSES = (3, 2, 2, 2)  # passes of subspace iteration over the instances; R is scaled anew after each group
+LEAST_SCALE = 0.05  # of a channel and cell: its own part of the standard deviation is not below
 EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
 N_FOLDS = 5  # groups of subjects that are left out in turn
 BATCH_INSTANCES = 16  # instances in one matrix product
@@ -55,7 +55,7 @@ class Prior:
     mode_root_RTT, rest_root_TT : Tensor or None
         Symmetric square roots of the covariances over time, of each mode and of what no mode holds.
     course_root_PTT : Tensor or None
-        R, a matrix over time for each channel and cell; None stands for unit matrices.
+        R: a matrix over time for each channel and cell; None stands for unit matrices.
     varying_FXYZ : Tensor or None
         1 where training latents differ at all, 0 where they are constant (cells without brain); None stands for 1.
     """
@@ -214,6 +214,38 @@ def _along_time(stack_BFXYZ: Tensor, matrix_PTT: Tensor) -> Tensor:
     return stack_of(torch.einsum("pst,btp->bsp", matrix_PTT.to(stack_BFXYZ), frames_BTP), stack_BFXYZ)
 
 
+def add_courses(
+    prior: Prior,
+    instances: Callable[[], Iterable[tuple[Tensor, int, int]]],
+    n_frames: int,
+    *,
+    add_up: Callable[[Tensor], object] = lambda total: None,
+) -> Prior:
+    """Give a prior that has mean and standard deviation the covariance over time of each channel and cell.
+
+    Parameters as for `add_modes`, which comes after it. Covariances are shrunk towards their mean over all that varies; cells that never
+    vary get the unit matrix.
+    """
+    sums_PTT: Tensor | None = None
+    count = torch.zeros((), dtype=torch.float64)
+    for stack_FXYZ, condition, _ in instances():
+        frames_TP = frames_of(prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition])), n_frames)[0]
+        if sums_PTT is None:
+            sums_PTT = torch.zeros(frames_TP.shape[1], n_frames, n_frames)
+        sums_PTT += torch.einsum("sp,tp->pst", frames_TP, frames_TP)
+        count += 1
+    assert sums_PTT is not None
+    add_up(sums_PTT)
+    add_up(count)
+    own_PTT = sums_PTT.double() / count
+    power_P = own_PTT.diagonal(dim1=1, dim2=2).mean(1)
+    varies_P = power_P > 1e-6 * power_P.max()
+    shared_TT = own_PTT[varies_P].mean(0)
+    shrunk_PTT = (count * own_PTT + SHRINKAGE_INSTANCES * shared_TT) / (count + SHRINKAGE_INSTANCES)
+    shrunk_PTT[~varies_P] = torch.eye(n_frames, dtype=torch.float64)
+    return replace(prior, course_root_PTT=symmetric_root(shrunk_PTT))
+
+
 def add_modes(
     prior: Prior,
     instances: Callable[[], Iterable[tuple[Tensor, int, int]]],
@@ -229,7 +261,7 @@ def add_modes(
     prior : Prior
         ``class_gaussian``, from `MomentAccumulator`.
     instances : callable
-        Returns an iterator over normalised latents (F, X, Y, Z), their condition and the number of their subject; called once per pass.
+        Returns an iterator over normalised latents (F, X, Y, Z), their condition and the number of their subject.
     n_modes : int
         R; fewer are kept if the latents have fewer dimensions.
     n_frames : int
@@ -244,107 +276,97 @@ def add_modes(
 
     Notes
     -----
-    Subspace iteration (Halko et al. 2011, algorithm 4.4): memory is P x R, whatever the number of instances.
+    Subspace iteration (Halko et al. 2011, algorithm 4.4). Memory is six times P x R, and the instances' frames.
 
     Principal components vary more in the instances they were found in than in new ones, most where subjects are few, and what they
     leave varies less. So the modes are found again without each of ``N_FOLDS`` groups of subjects, and the covariances over time are those
     of the left-out subjects' courses along them, from largest to smallest mode (nonlinear shrinkage by cross-validation, Bartz 2016;
-    with one split Lam 2016). What R makes white is the rest of the left-out subjects as well.
+    with one split Lam 2016). So is what the modes leave of each channel and cell, by which R is scaled.
     """
 
     varying_P = _varying(prior, n_frames)
     n_varying = int(varying_P.sum())
     n_kept = min(n_modes, n_varying - 1)
     n_carried = min(n_kept + EXTRA_MODES, n_varying)
-    prior = replace(prior, course_root_PTT=torch.eye(n_frames).repeat(len(varying_P), 1, 1))
+    batches = list(_white_batches(prior, instances, varying_P, n_frames))
+    count_K = torch.zeros(N_FOLDS, dtype=torch.float64)
+    for frames_BTP, fold in batches:
+        count_K[fold] += len(frames_BTP)
+    add_up(count_K)
+    count, filled = count_K.sum(), [k for k in range(N_FOLDS) if count_K[k] > 0]
+    if len(filled) < 2:  # one subject alone: nobody to leave out
+        filled = []
 
-    def frames() -> Iterator[tuple[Tensor, int]]:
-        for fold, group in groupby(instances(), key=lambda instance: instance[2] % N_FOLDS):
-            while part := list(islice(group, BATCH_INSTANCES)):
-                stack_BFXYZ = torch.stack([stack.float() for stack, _, _ in part])
-                white_BFXYZ = prior.whiten(stack_BFXYZ, torch.tensor([condition for _, condition, _ in part]))
-                yield frames_of(white_BFXYZ, n_frames)[:, :, varying_P], fold
-
-    start_PR = torch.linalg.qr(torch.randn(n_varying, n_carried, generator=torch.Generator().manual_seed(0))).Q
     # One basis without each fold of subjects, and the last one of all of them.
-    bases, count_K = [start_PR] * (N_FOLDS + 1), torch.zeros(N_FOLDS, dtype=torch.float64)
-    filled: list[int] = []
-    for number in range(POWER_PASSES):
-        images, rest_PTT = [torch.zeros_like(start_PR) for _ in bases], torch.zeros(n_varying, n_frames, n_frames)
-        count_K.zero_()
-        for frames_BTP, fold in frames():
-            rows_NP = frames_BTP.flatten(0, 1)
-            count_K[fold] += len(frames_BTP)
-            for k in range(N_FOLDS + 1):
-                if k != fold:
-                    images[k] += rows_NP.T @ (rows_NP @ bases[k])
-            if number in REFINING_PASSES:
-                basis_PR = bases[fold if filled else -1][:, :n_kept]
-                rest_BTP = frames_BTP - (frames_BTP @ basis_PR) @ basis_PR.T
-                # White noise loses to the modes what they weigh in an element.
-                rest_BTP /= (1 - basis_PR.square().sum(1)).clamp_min(0.05).sqrt()
-                rest_PTT += torch.einsum("bsp,btp->pst", rest_BTP, rest_BTP)
-        for total in (*images, rest_PTT, count_K):
-            add_up(total)
-        bases = [torch.linalg.svd(image, full_matrices=False).U for image in images]
-        filled = [k for k in range(N_FOLDS) if count_K[k] > 0]
-        if len(filled) < 2:  # one subject alone: nobody to leave out
-            filled = []
-        if number in REFINING_PASSES:
-            prior = _refined(prior, varying_P, _course_roots(rest_PTT, count_K.sum()))
-    *bases_without, basis_PR = [basis_PR[:, :n_kept] for basis_PR in bases]
-    if not filled:
-        bases_without = [basis_PR] * N_FOLDS
+    start_PR = torch.linalg.qr(torch.randn(n_varying, n_carried, generator=torch.Generator().manual_seed(0))).Q
+    bases, scale_P = [start_PR] * (N_FOLDS + 1), torch.ones(n_varying)
+    for n_passes in POWER_PASSES:
+        for _ in range(n_passes):
+            images = [torch.zeros_like(start_PR) for _ in bases]
+            for frames_BTP, fold in batches:
+                rows_NP = frames_BTP.flatten(0, 1) / scale_P
+                for k in range(N_FOLDS + 1):
+                    if k != fold:
+                        images[k] += rows_NP.T @ (rows_NP @ bases[k])
+            for total in images:
+                add_up(total)
+            bases = [torch.linalg.svd(image, full_matrices=False).U for image in images]
+        *without, basis_PR = [basis_PR[:, :n_kept] for basis_PR in bases]
+        if not filled:
+            without = [basis_PR] * N_FOLDS
 
-    mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
-    all_PTT = torch.zeros(n_varying, n_frames, n_frames)
-    for frames_BTP, fold in frames():
-        course_BTR = (frames_BTP @ bases_without[fold]).double()
-        mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
-        all_PTT += torch.einsum("bsp,btp->pst", frames_BTP, frames_BTP)
-    for total in (mode_RTT, all_PTT):
-        add_up(total)
-    count = count_K.sum()
-    rest_TT = (all_PTT.double().sum(0) - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
-    # Modes of the left-out leave a little of themselves in the rest; in the end every element's covariance shall be right.
+        mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
+        all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
+        power_P, rest_P = torch.zeros(2, n_varying, dtype=torch.float64)
+        for frames_BTP, fold in batches:
+            scaled_BTP = frames_BTP / scale_P
+            course_BTR = scaled_BTP @ without[fold]
+            mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
+            all_TT += torch.einsum("bsp,btp->st", scaled_BTP, scaled_BTP)
+            power_P += scaled_BTP.square().mean(1).sum(0)
+            rest_P += (scaled_BTP - course_BTR @ without[fold].T).square().mean(1).sum(0)
+        for total in (mode_RTT, all_TT, power_P, rest_P):
+            add_up(total)
+        rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
+        used_P = scale_P
+        scale_P = (scale_P * (rest_P / count).sqrt().float()).clamp_min(LEAST_SCALE)
+
+    # The last scale is the one that the modes belong to, and makes draws vary as much as the latents.
     weight_PR = basis_PR.double().square()
-    drawn_PTT = torch.einsum("pr,rst->pst", weight_PR, mode_RTT / count)
-    drawn_PTT += (1 - weight_PR.sum(1))[:, None, None] * (rest_TT / count)
-    wanted_PTT = (all_PTT.double() + SHRINKAGE_INSTANCES * drawn_PTT) / (count + SHRINKAGE_INSTANCES)
-    prior = _refined(prior, varying_P, symmetric_root(wanted_PTT) @ torch.linalg.inv(symmetric_root(drawn_PTT)))
+    drawn_P = weight_PR @ mode_RTT.diagonal(dim1=1, dim2=2).mean(1) + (1 - weight_PR.sum(1)) * rest_TT.diagonal().mean()
+    scale_P = used_P * (power_P / drawn_P).sqrt().float()
 
     def whole(basis_PR: Tensor) -> Tensor:
         modes_RP = torch.zeros(n_kept, len(varying_P))
         modes_RP[:, varying_P] = basis_PR.T
         return modes_RP
 
+    scale_of_all_P = torch.ones(len(varying_P))
+    scale_of_all_P[varying_P] = scale_P
     fitted = replace(
-        prior, kind="class_covariance", modes_RP=whole(basis_PR),
+        _scaled(prior, scale_of_all_P, n_frames), kind="class_covariance", modes_RP=whole(basis_PR),
         mode_root_RTT=symmetric_root(mode_RTT / count), rest_root_TT=symmetric_root(rest_TT / count),
     )  # fmt: skip
-    return FittedPrior(fitted, {k: replace(fitted, modes_RP=whole(bases_without[k])) for k in filled})
+    return FittedPrior(fitted, {k: replace(fitted, modes_RP=whole(without[k])) for k in filled})
 
 
-def _refined(prior: Prior, varying_P: Tensor, matrix_PTT: Tensor) -> Prior:
-    """R times a matrix for each element that varies."""
-    assert prior.course_root_PTT is not None
-    course_root_PTT = prior.course_root_PTT.clone()
-    course_root_PTT[varying_P] = course_root_PTT[varying_P] @ matrix_PTT
-    return replace(prior, course_root_PTT=course_root_PTT)
+def _white_batches(
+    prior: Prior, instances: Callable[[], Iterable[tuple[Tensor, int, int]]], varying_P: Tensor, n_frames: int
+) -> Iterator[tuple[Tensor, int]]:
+    """Frames (B, T, P) that varying elements have under a prior without modes, each batch from one fold of subjects."""
+    for fold, group in groupby(instances(), key=lambda instance: instance[2] % N_FOLDS):
+        while part := list(islice(group, BATCH_INSTANCES)):
+            stack_BFXYZ = torch.stack([stack.float() for stack, _, _ in part])
+            white_BFXYZ = prior.whiten(stack_BFXYZ, torch.tensor([condition for _, condition, _ in part]))
+            yield frames_of(white_BFXYZ, n_frames)[:, :, varying_P].contiguous(), fold
 
 
-def _course_roots(sums_PTT: Tensor, count: Tensor) -> Tensor:
-    """Roots of covariances over time, given as sums over instances.
-
-    They are shrunk towards their mean over all that varies; cells that never vary get the unit matrix.
-    """
-    own_PTT = sums_PTT.double() / count
-    power_P = own_PTT.diagonal(dim1=1, dim2=2).mean(1)
-    varies_P = power_P > 1e-6 * power_P.max()
-    shared_TT = own_PTT[varies_P].mean(0)
-    shrunk_PTT = (count * own_PTT + SHRINKAGE_INSTANCES * shared_TT) / (count + SHRINKAGE_INSTANCES)
-    shrunk_PTT[~varies_P] = torch.eye(sums_PTT.shape[-1], dtype=torch.float64)
-    return symmetric_root(shrunk_PTT)
+def _scaled(prior: Prior, scale_P: Tensor, n_frames: int) -> Prior:
+    """A prior with R times a number for each channel and cell."""
+    root_PTT = prior.course_root_PTT
+    if root_PTT is None:
+        root_PTT = torch.eye(n_frames).repeat(len(scale_P), 1, 1)
+    return replace(prior, course_root_PTT=root_PTT * scale_P[:, None, None])
 
 
 def _varying(prior: Prior, n_frames: int) -> Tensor:

@@ -88,7 +88,7 @@ class LoadedDenoiser:
     latent_mean_C, latent_std_C : Tensor of shape (C,), float32
     prior_kind : str
     prior_tensors : dict of str to Tensor
-        ``mean`` and ``std`` of the condition prior, as far as its kind has them.
+        Of the condition prior, for `Prior.from_tensors`.
     sha256 : str
         Of ``checkpoint.json`` and ``ema.safetensors`` (and the prior), for provenance.
     path : Path

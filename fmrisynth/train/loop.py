@@ -25,7 +25,7 @@ from fmrisynth.config.load import dump_yaml
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import FittedPrior, MomentAccumulator, Prior, add_modes
+from fmrisynth.diffusion.prior import FittedPrior, MomentAccumulator, Prior, add_courses, add_modes
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
@@ -437,7 +437,9 @@ def fit_prior(
         for i in track(share, "covariance of the condition prior"):
             yield latents.read(i), latents.labels(i, vocabulary)[0], latents.subject_number(i)
 
-    return add_modes(prior, read, config.prior_modes, latents.latent_shape[1], add_up=world.sum)
+    n_frames = latents.latent_shape[1]
+    prior = add_courses(prior, read, n_frames, add_up=world.sum)
+    return add_modes(prior, read, config.prior_modes, n_frames, add_up=world.sum)
 
 
 @contextmanager

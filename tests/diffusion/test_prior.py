@@ -10,6 +10,7 @@ from fmrisynth.diffusion.prior import (
     FittedPrior,
     MomentAccumulator,
     Prior,
+    add_courses,
     add_modes,
     frames_of,
     symmetric_root,
@@ -250,7 +251,7 @@ def test_courses_give_every_cell_its_own_covariance_over_time():
         return instances_of(stack, labels)
 
     plain = gaussian_of(stack)
-    prior = add_modes(plain, instances, 2, T).prior
+    prior = add_modes(add_courses(plain, instances, T), instances, 2, T).prior
     torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-4, rtol=1e-3)
 
     def effect_variance(values):
