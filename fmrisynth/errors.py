@@ -29,15 +29,14 @@ def one_line(message: object, longest: int = 1_500) -> str:
     return text if len(text) <= longest else f"{text[: longest - 400]} ... {text[-400:]}"
 
 
-_NO_MEMORY = (
-    "out of memory", "can't allocate", "cannot allocate", "bad_alloc", "can't start new thread",
-    "could not create a primitive",  # oneDNN, whose primitives allocate when they are made
-)  # fmt: skip
+_NO_MEMORY = ("out of memory", "can't allocate", "cannot allocate", "bad_alloc", "can't start new thread")
+_NO_MEMORY_OF_ONEDNN = "could not create a primitive"  # whole; "... descriptor for ..." is an operation it does not have
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; PyTorch says it in words, on the CPU with a plain RuntimeError."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError) and any(words in said for words in _NO_MEMORY)
+        isinstance(error, RuntimeError | OSError)
+        and (said == _NO_MEMORY_OF_ONEDNN or any(words in said for words in _NO_MEMORY))
     )

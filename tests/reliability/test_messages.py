@@ -24,6 +24,7 @@ from tests.reliability.processes import Fault
         (MemoryError(), 1, "not enough memory (an allocation failed)"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
         (RuntimeError("could not create a primitive"), 1, "not enough memory"),
+        (RuntimeError("could not create a primitive descriptor for a convolution"), 70, "this is a bug in fmrisynth; run again with -v"),
         (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"), 1, "not enough memory (CUDA out of memory"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/x.json"), 1, "out/x.json: No space left on device; free space"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS), "out/x.json"), 1, "out/x.json: Read-only file system; free space"),
