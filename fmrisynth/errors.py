@@ -30,7 +30,9 @@ def one_line(message: object, longest: int = 1_500) -> str:
 
 
 _NO_MEMORY = ("out of memory", "can't allocate", "cannot allocate", "bad_alloc", "can't start new thread")
-_NO_MEMORY_OF_ONEDNN = "could not create a primitive"  # whole; "... descriptor for ..." is an operation it does not have
+_NO_MEMORY_OF_ONEDNN = (
+    "could not create a primitive"  # whole; "... descriptor for ..." is an operation it does not have
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
