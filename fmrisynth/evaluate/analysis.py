@@ -12,8 +12,10 @@ from fmrisynth.data.blocks import read_blocks
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate import baselines
 from fmrisynth.evaluate.cohorts import Cohorts
+from fmrisynth.evaluate.jackknife import Realism, Standing, judge_realism, standings
 from fmrisynth.evaluate.privacy import Audit, audit
-from fmrisynth.evaluate.realism import Check, realism_checks, variance_shares
+from fmrisynth.evaluate.probes import Probes
+from fmrisynth.evaluate.realism import Check
 from fmrisynth.evaluate.reconstruct import reconstructed_windows
 from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres
 from fmrisynth.evaluate.scoring import (
@@ -26,9 +28,10 @@ from fmrisynth.evaluate.scoring import (
     noise_free_ceiling,
     split_half_ceiling,
 )
-from fmrisynth.evaluate.summary import Probes, Summary, summarise
+from fmrisynth.evaluate.summary import Summary, summarise
 from fmrisynth.evaluate.truth import truth_correlations
 from fmrisynth.evaluate.utility import Transfer, transfers
+from fmrisynth.evaluate.variance import explained_variance
 from fmrisynth.glm.effects import EffectTable, subject_effects
 from fmrisynth.glm.windows import iterate_windows
 from fmrisynth.progress import log, track
@@ -36,11 +39,15 @@ from fmrisynth.progress import log, track
 
 @dataclass
 class Baseline:
-    """A trivial generator's scores and realism."""
+    """A trivial generator's scores and realism.
+
+    `standings` says per check whether it is nearer to the real data than the synthetic data are, beyond chance.
+    """
 
     name: str
     comparison: Comparison
     checks: list[Check]
+    standings: dict[str, Standing | None]
     n_per_condition: int
 
 
@@ -106,32 +113,38 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
             candidates, maps, real.table, summary.table, bootstrap_repeats=repeats, voxels=voxels, seed=config.seed
         )
 
+    def realism(summary: Summary, conditions: list[str]) -> Realism:
+        reference = train.properties if train is not None else None
+        return judge_realism(real.properties, summary.properties, conditions, rois, reference)
+
     log.info("scores and bootstrap")
     comparison = score(synthetic_maps, synthetic, config.bootstrap_repeats)
     split_half, split_half_note = split_half_ceiling(
         real.table, cohorts.conditions, config.split_half_repeats, voxels, config.seed
     )
-    train, train_ceiling, found = None, None, []
-    if cohorts.train:
-        with baselines.training_store(out, config.baseline_training_blocks, config.seed) as store:
-            train = summarise(store.watch(stream(cohorts.train, "training blocks")), probes, config.glm)
+    train: Summary | None = None
+    train_ceiling, found = None, []
+    with baselines.training_store(out, config.baseline_training_blocks, config.seed) as store:
+        shared: list[str] = []
+        if cohorts.train:
+            watched = store.watch(stream(cohorts.train, "training blocks"))
+            train = summarise(watched, probes, config.glm, n_groups=1)
             shared = [c for c in cohorts.conditions if c in set(train.conditions_N)]
-            if shared:
-                train_ceiling = score(group_maps(train.table, shared), train, min(config.bootstrap_repeats, 200))
-            if config.baselines and shared:
-                n = config.baseline_samples
-                streams = (
-                    baselines.class_mean_residuals(store, shared, n, config.seed + 1),
-                    baselines.pca_gaussian(store, shared, n, config.seed + 2),
-                    baselines.nearest_training(store, train, synthetic, shared, n),
-                )
-                for name, windows in zip(baselines.NAMES, streams, strict=True):
-                    summary = summarise(track(windows, name, total=n * len(shared)), probes, config.glm)
-                    maps = group_maps(summary.table, shared)
-                    found.append(
-                        Baseline(name, score(maps, summary, min(config.bootstrap_repeats, 200)),
-                                 realism_checks(real, summary, shared, rois, train), n)
-                    )  # fmt: skip
+        own = realism(synthetic, cohorts.conditions)
+        if train is not None and shared:
+            train_ceiling = score(group_maps(train.table, shared), train, min(config.bootstrap_repeats, 200))
+        if train is not None and shared and config.baselines:
+            n = config.baseline_samples
+            streams = (
+                baselines.class_mean_residuals(store, shared, n, config.seed + 1),
+                baselines.pca_gaussian(store, shared, n, config.seed + 2),
+                baselines.nearest_training(store, train, synthetic, shared, n),
+            )
+            for name, windows in zip(baselines.NAMES, streams, strict=True):
+                summary = summarise(track(windows, name, total=n * len(shared)), probes, config.glm)
+                comparison_of_it = score(group_maps(summary.table, shared), summary, min(config.bootstrap_repeats, 200))
+                rival = realism(summary, shared)
+                found.append(Baseline(name, comparison_of_it, rival.checks, standings(own, rival), n))
     audit_base = train or real
     privacy = {}
     for name, base, samples in (
@@ -154,9 +167,9 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
         noise_free_corr=noise_free_ceiling(corr.value) if corr is not None and corr.value is not None else None,
         real_per_subject=leave_one_out_top1(real.table, cohorts.candidates),
         tokenizer_ceiling=_tokenizer_ceiling(cohorts, config, real, voxels),
-        baselines=found, checks=realism_checks(real, synthetic, cohorts.conditions, rois, train), rois=rois, roi_note=roi_note,
+        baselines=found, checks=own.checks, rois=rois, roi_note=roi_note,
         privacy=privacy, utility=transfers(real, synthetic, train, cohorts.conditions),
-        variance={"real": _shares(real), "synthetic": _shares(synthetic)}, truth=truth, notes=notes,
+        variance={"real": explained_variance(real), "synthetic": explained_variance(synthetic)}, truth=truth, notes=notes,
     )  # fmt: skip
 
 
@@ -169,28 +182,6 @@ def _refuse_constant(synthetic: Summary) -> None:
         raise FmrisynthError(
             f"all {len(still)} synthetic blocks are constant or not finite; the generator that made them is broken or untrained."
         )
-
-
-def _shares(summary: Summary) -> dict[str, float | None]:
-    """Share of the variance of block-mean volumes and of dynamics that subject, phase encoding and task explain."""
-    encodings = [block.phase_encoding for block in summary.blocks]
-    conditions, subjects = list(summary.conditions_N), list(summary.subjects_N)
-    shares = {
-        "volumes by subject": variance_shares(volume_features(summary), subjects),
-        "volumes by task": variance_shares(volume_features(summary), conditions),
-        "dynamics by subject": variance_shares(summary.windows_NCT, subjects),
-        "dynamics by task": variance_shares(summary.windows_NCT, conditions),
-    }
-    if all(encodings):
-        shares["volumes by phase encoding"] = variance_shares(volume_features(summary), [str(e) for e in encodings])
-    return shares
-
-
-def volume_features(summary: Summary) -> np.ndarray:
-    """Block-mean volumes on cells, log units: anatomy times (1 + mean percent change)."""
-    n_cells = summary.anatomy_NC.shape[1]
-    mean_change = summary.windows_NCT.reshape(len(summary.blocks), -1, n_cells).mean(axis=1)
-    return summary.anatomy_NC + np.log1p(np.maximum(mean_change, -99.0) / 100.0)
 
 
 def choose_rois(cohorts: Cohorts, config: EvaluateConfig) -> tuple[list[Roi], str]:
@@ -230,7 +221,7 @@ def _tokenizer_ceiling(
         own = [b for b in cohorts.real if b.condition in cohorts.conditions]
         windows = reconstructed_windows(own, cohorts.mask_XYZ, cohorts.grid, config.glm, config.tokenizer)
         probes = Probes(cohorts.grid, cohorts.mask_XYZ, [])
-        table = summarise(track(windows, "tokenizer ceiling", total=len(own)), probes, config.glm).table
+        table = summarise(track(windows, "tokenizer ceiling", total=len(own)), probes, config.glm, n_groups=1).table
     elif config.reconstructions is not None:
         table = _reconstructed_table(cohorts, config, real, config.reconstructions)
     else:

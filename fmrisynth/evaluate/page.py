@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fmrisynth.config.evaluate import EvaluateConfig
-from fmrisynth.evaluate.analysis import Analysis, volume_features
-from fmrisynth.evaluate.realism import principal_components, roi_courses
+from fmrisynth.evaluate.analysis import Analysis, Baseline
+from fmrisynth.evaluate.courses import roi_courses
+from fmrisynth.evaluate.properties import Properties
 from fmrisynth.evaluate.scoring import Score
-from fmrisynth.evaluate.summary import Summary
+from fmrisynth.evaluate.variance import principal_components, volume_features
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, ceiling_of, headline, show
 from fmrisynth.glm.map_scores import map_correlations
 from fmrisynth.glm.maps import to_volume
@@ -278,7 +280,7 @@ def _courses(analysis: Analysis) -> list[Element]:
                 ("real", analysis.real, "real"),
                 ("synthetic", analysis.synthetic, "synthetic"),
             ):
-                mean, sem, n = roi_courses(summary, condition, index)
+                mean, sem, n = roi_courses(summary.properties, condition, index)
                 lines[f"{name} (n = {n})"] = (mean, sem, role)
             place = roi.label if condition in roi.label else f"{condition}\n{roi.label}"
             panels.append({"title": place, "lines": lines})
@@ -296,33 +298,36 @@ def _courses(analysis: Analysis) -> list[Element]:
 
 
 def _realism(analysis: Analysis) -> list[Element]:
-    names = {b.name: {c.key: c for c in b.checks} for b in analysis.baselines}
-    columns = ["Property", "Real", "Synthetic", "Judged number", "What", "Outcome", *(f"{n}" for n in names)]
-    rows = []
+    columns = [
+        "Property",
+        "Real",
+        "Synthetic",
+        "Judged number",
+        "What",
+        "Outcome",
+        *(b.name for b in analysis.baselines),
+    ]
     words = {"pass": "passed", "warn": "look", "fail": "failed", "info": "–"}
-    for check in analysis.checks:
-        others = []
-        for found in names.values():
-            twin = found.get(check.key)
-            others.append(
-                "–"
-                if twin is None
-                else words[twin.outcome]
-                if twin.value is None
-                else f"{twin.value:.2f} ({words[twin.outcome]})"
-            )
-        rows.append([check.title, check.real, check.synthetic, check.value, check.what, words[check.outcome], *others])
-    real, synthetic = analysis.real, analysis.synthetic
+    rows = [
+        [
+            check.title, check.real, check.synthetic, show(check, 3), check.what, words[check.outcome],
+            *(_rival(baseline, check.key) for baseline in analysis.baselines),
+        ]
+        for check in analysis.checks
+    ]  # fmt: skip
+    real, synthetic = analysis.real.properties, analysis.synthetic.properties
     lags = np.arange(1, real.autocorrelation_NL.shape[1] + 1) * analysis.cohorts.tr_s
     frequencies = np.fft.rfftfreq(analysis.cohorts.n_frames, analysis.cohorts.tr_s)[1:]
-    pairs: dict[str, Summary] = {"real": real, "synthetic": synthetic}
+    pairs: dict[str, Properties] = {"real": real, "synthetic": synthetic}
     if analysis.train is not None:
-        pairs["real training"] = analysis.train
+        pairs["real training"] = analysis.train.properties
     elements: list[Element] = [
         Table(
             columns,
             rows,
-            caption="Properties that the three scores do not see; last columns: the baselines' judged number.",
+            caption="Properties that the three scores do not see. Brackets: 95 % intervals over cohorts of as many real subjects and samples "
+            "(delete-a-group jackknife). Last columns: the baselines' judged number, and whether they are nearer to the real data than the "
+            "synthetic data are, farther, or even (a difference within chance).",
         )
     ]
     elements.append(
@@ -363,6 +368,15 @@ def _realism(analysis: Analysis) -> list[Element]:
             )
         )
     return elements
+
+
+def _rival(baseline: Baseline, key: str) -> str:
+    """A baseline's judged number and how it stands against the synthetic data."""
+    twin = next((check for check in baseline.checks if check.key == key), None)
+    if twin is None or twin.value is None:
+        return "–"
+    standing = baseline.standings[key]
+    return show(replace(twin, low=None), 3) + (f", {standing}" if standing else "")
 
 
 def _variance(analysis: Analysis) -> list[Element]:

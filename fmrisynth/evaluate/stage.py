@@ -21,7 +21,7 @@ from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, headline, judge, show
 from fmrisynth.progress import StageSummary
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 METRICS = Path("metrics.json")
 REPORT = Path("report.html")
 
@@ -108,7 +108,7 @@ def metrics_of(analysis: Analysis, config: EvaluateConfig, real: Path, synthetic
             "top1_per_subject": per_subject.to_json() if per_subject is not None else None,
         },
         "baselines": {
-            b.name: (_comparison_json(b.comparison) or {}) | {"realism": {c.key: c.to_json() for c in b.checks}, "samples_per_condition": b.n_per_condition}
+            b.name: (_comparison_json(b.comparison) or {}) | {"realism": {c.key: c.to_json() | {"against_synthetic": b.standings[c.key]} for c in b.checks}, "samples_per_condition": b.n_per_condition}
             for b in analysis.baselines
         },
         "truth": analysis.truth,

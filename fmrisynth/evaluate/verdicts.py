@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fmrisynth.evaluate.analysis import Analysis
+from fmrisynth.evaluate.realism import Check
 from fmrisynth.evaluate.scoring import Score
 
 Outcome = Literal["pass", "warn", "fail", "info"]
@@ -33,12 +35,13 @@ class Judgement:
         return {"key": self.key, "outcome": self.outcome, "title": self.title, "detail": self.detail}
 
 
-def show(score: Score | None) -> str:
-    """A score with its interval, or a dash."""
+def show(score: Score | Check | None, digits: int = 2) -> str:
+    """A number with its interval, or a dash."""
     if score is None or score.value is None:
         return "–"
-    interval = f" [{score.low:.2f}, {score.high:.2f}]" if score.low is not None and score.high is not None else ""
-    return f"{score.value:.2f}{interval}"
+    values = [score.value] if score.low is None or score.high is None else [score.value, score.low, score.high]
+    value, *interval = (f"{round(number, digits) + 0.0:.{digits}f}" for number in values)  # + 0.0: never "-0.00"
+    return f"{value} [{', '.join(interval)}]" if interval else value
 
 
 def ceiling_of(analysis: Analysis, name: str) -> tuple[float, str] | None:
@@ -69,8 +72,9 @@ def judge(analysis: Analysis) -> list[Judgement]:
             if check.real is not None and check.synthetic is not None and check.synthetic != check.value:
                 pair = f"real {check.real:.3g}, synthetic {check.synthetic:.3g}; "
             note = f" ({check.note})" if check.note else ""
-            detail = f"{pair}{check.what} {check.value + 0.0:.2f}{note}; {check.bounds}."
+            detail = f"{pair}{check.what} {show(check, 3)}{note}; {check.bounds}."
         lines.append(Judgement(f"realism.{check.key}", check.outcome, check.title, detail))
+    lines += _rivals_line(analysis)
     for name, audit in analysis.privacy.items():
         sentence = {
             "pass": "no sample singles out a training block more often than chance",
@@ -148,6 +152,22 @@ def _baseline_line(analysis: Analysis) -> list[Judgement]:
             f"Corr {own:.2f} is below {', '.join(better)}. A high Corr alone proves little: copying the class mean gets it too.",
         )
     ]
+
+
+def _rivals_line(analysis: Analysis) -> list[Judgement]:
+    """Realism against the baselines: a generator worth having is not behind one of them."""
+    counts = {b.name: Counter(standing for standing in b.standings.values() if standing) for b in analysis.baselines}
+    counts = {name: count for name, count in counts.items() if count}
+    if not counts:
+        return []
+    behind = [name for name, count in counts.items() if count["nearer"] > count["farther"]]
+    parts = [
+        f"{name}: {count['farther']} of {count.total()} (farther in {count['nearer']}, no difference in {count['even']})"
+        for name, count in counts.items()
+    ]
+    detail = f"Properties in which the samples are nearer to the real data, beyond chance, than {'; '.join(parts)}."
+    outcome: Outcome = "pass" if not behind else "warn" if len(behind) < len(counts) else "fail"
+    return [Judgement("realism_baselines", outcome, "Realism against trivial baselines", detail)]
 
 
 def _utility_line(analysis: Analysis) -> list[Judgement]:

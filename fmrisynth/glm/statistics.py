@@ -191,6 +191,18 @@ class RunningGroup:
         self._mean += delta / self.n
         self._m2 += delta * (effect_V - self._mean)
 
+    def without(self, part: RunningGroup) -> RunningGroup:
+        """What is left when a part of the subjects is taken out again (Chan et al. 1979, backwards)."""
+        rest = RunningGroup(0)
+        rest.n = self.n - part.n
+        if rest.n == 0:
+            rest._mean, rest._m2 = np.zeros_like(self._mean), np.zeros_like(self._m2)
+            return rest
+        rest._mean = (self.n * self._mean - part.n * part._mean) / rest.n
+        between = np.square(part._mean - rest._mean) * (rest.n * part.n / self.n)
+        rest._m2 = np.maximum(self._m2 - part._m2 - between, 0.0)
+        return rest
+
     def estimate(self) -> Estimate:
         """The estimate of `random_effects` over the subjects so far."""
         if self.n < 2:

@@ -12,19 +12,14 @@ from scipy.ndimage import gaussian_filter
 from fmrisynth.data.grid import MNI_3MM, make_grid
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.cohorts import choose_cohorts
+from fmrisynth.evaluate.courses import course_pairs, mean_agreement, share_in_band, share_in_band_of_draws
 from fmrisynth.evaluate.privacy import audit, nearest_two
-from fmrisynth.evaluate.realism import (
-    _course_pairs,
-    _courses_agree,
-    _courses_in_band,
-    _courses_in_band_of_draws,
-    principal_components,
-    variance_shares,
-)
+from fmrisynth.evaluate.probes import cell_matrix, neighbour_pairs
+from fmrisynth.evaluate.properties import autocorrelation, power_spectrum, smoothness_fwhm_mm
 from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres, sphere
 from fmrisynth.evaluate.stage import without_nan
-from fmrisynth.evaluate.summary import autocorrelation, cell_matrix, neighbour_pairs, power_spectrum, smoothness_fwhm_mm
 from fmrisynth.evaluate.utility import classify
+from fmrisynth.evaluate.variance import principal_components, variance_shares
 
 
 def test_nearest_distances_by_hand():
@@ -232,7 +227,7 @@ def regions():
 
 def test_mean_courses_of_one_population_agree_within_sampling_error(courses_of, regions):
     def agreement(shift):
-        return _courses_agree(_course_pairs(courses_of(40, 4), courses_of(100, 1, shift), ["motor_rh"], regions))
+        return mean_agreement(course_pairs(courses_of(40, 4), courses_of(100, 1, shift), ["motor_rh"], regions))
 
     # 360 frames, each inside with probability 0.95
     assert np.mean([agreement(0.0) for _ in range(20)]) == pytest.approx(0.95, abs=0.02)
@@ -244,8 +239,8 @@ def test_ceiling_of_the_sem_band_is_what_an_ideal_sampler_of_as_many_blocks_reac
     real, reference = cohort(40, 4), cohort(2000, 1)
     for n in (25, 400):
         samples = [cohort(n, 1) for _ in range(60)]
-        reached = np.mean([_courses_in_band(_course_pairs(real, s, ["motor_rh"], rois)) for s in samples])
-        expected, low, high = _courses_in_band_of_draws(real, reference, samples[0], ["motor_rh"], rois)
+        reached = np.mean([share_in_band(course_pairs(real, s, ["motor_rh"], rois)) for s in samples])
+        expected, low, high = share_in_band_of_draws(real, reference, samples[0], ["motor_rh"], rois)
         assert expected == pytest.approx(reached, abs=0.06)
         assert low <= expected <= high
     assert expected > 0.6  # 400 blocks stray less than the real mean itself

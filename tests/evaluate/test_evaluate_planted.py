@@ -168,7 +168,7 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     summary = evaluate_datasets(tmp_path / "out", real=real_cohort, synthetic=good_samples, config=quick)
     assert any("checks passed" in line for line in summary.lines)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["schema_version"] == "1.0"
+    assert metrics["schema_version"] == "1.1"
     assert metrics["synthetic"]["scores"]["corr"]["n"] == 4
     assert set(metrics["baselines"]) == {"class mean + residuals", "PCA-Gaussian", "nearest training sample"}
     assert metrics["baselines"]["class mean + residuals"]["scores"]["corr"]["value"] > 0.5

@@ -1,0 +1,81 @@
+"""The fixed projections of a volume: cells, parcels, regions and pairs of neighbouring voxels.
+
+Axis legend: V voxels, C cells, P parcels, R regions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import sparse
+
+from fmrisynth.data.grid import Grid
+from fmrisynth.evaluate.rois import Roi
+
+CELL_VOXELS = 4
+"""Cells have the size of a latent voxel of a 4x tokenizer: the space of the privacy audit and the classifiers."""
+
+PARCEL_VOXELS = 8
+MAX_PAIRS = 20_000
+
+
+def cell_matrix(mask_XYZ: np.ndarray, side: int) -> sparse.csr_matrix:
+    """Averaging over cubes of `side` voxels that lie at least half inside the mask.
+
+    Returns
+    -------
+    csr_matrix of shape (C, V), float32
+        Rows sum to one. If no cube is half full, all that touch the mask are kept.
+    """
+    where = np.argwhere(mask_XYZ) // side
+    n_sides = -(-np.array(mask_XYZ.shape) // side)
+    flat = np.asarray(np.ravel_multi_index(tuple(where.T), tuple(n_sides)))
+    _, index, counts = np.unique(flat, return_inverse=True, return_counts=True)
+    keep = counts >= side**3 / 2
+    if not keep.any():
+        keep = counts > 0
+    number = np.cumsum(keep) - 1
+    inside = keep[index]
+    rows, columns = number[index[inside]], np.flatnonzero(inside)
+    weights = (1.0 / counts[index[inside]]).astype(np.float32)
+    return sparse.csr_matrix((weights, (rows, columns)), shape=(int(keep.sum()), len(flat)))
+
+
+def neighbour_pairs(mask_XYZ: np.ndarray, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per axis, indices (into the mask's voxels) of neighbouring pairs, at most `MAX_PAIRS` of them."""
+    number = np.full(mask_XYZ.shape, -1)
+    number[mask_XYZ] = np.arange(int(mask_XYZ.sum()))
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for axis in range(3):
+        low = np.take(number, range(mask_XYZ.shape[axis] - 1), axis=axis).ravel()
+        high = np.take(number, range(1, mask_XYZ.shape[axis]), axis=axis).ravel()
+        good = np.flatnonzero((low >= 0) & (high >= 0))
+        if len(good) > MAX_PAIRS:
+            good = rng.choice(good, MAX_PAIRS, replace=False)
+        pairs.append((low[good], high[good]))
+    return pairs
+
+
+@dataclass
+class Probes:
+    """The fixed projections that every window goes through."""
+
+    grid: Grid
+    mask_XYZ: np.ndarray
+    rois: list[Roi]
+    cells: sparse.csr_matrix = field(init=False)
+    parcels: sparse.csr_matrix = field(init=False)
+    regions: sparse.csr_matrix = field(init=False)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cells = cell_matrix(self.mask_XYZ, CELL_VOXELS)
+        self.parcels = cell_matrix(self.mask_XYZ, PARCEL_VOXELS)
+        if self.rois:
+            weights = np.stack([roi.voxels_V / roi.voxels_V.sum() for roi in self.rois]).astype(np.float32)
+        else:
+            weights = np.zeros((0, int(self.mask_XYZ.sum())), np.float32)
+        self.regions = sparse.csr_matrix(weights)
+        self.pairs = neighbour_pairs(self.mask_XYZ)

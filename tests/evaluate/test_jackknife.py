@@ -1,0 +1,117 @@
+"""Intervals of the realism checks: leaving out groups against computing again, and coverage in simulated studies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from fmrisynth.evaluate.jackknife import judge_realism, standings
+from fmrisynth.evaluate.probes import Probes
+from fmrisynth.evaluate.properties import Properties, PropertyAccumulator
+from fmrisynth.evaluate.rois import Roi
+from fmrisynth.glm.design import window_design
+from fmrisynth.glm.windows import Window
+from tests.evaluate.conftest import GRID, brain_mask, smooth_map
+
+CONDITION = "motor_rh"
+DESIGN = window_design(0.0, 18.0, 12, 1.44)
+
+
+class Population:
+    """Subjects with an effect and a noise level of their own, and coloured noise that is stronger in some places."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        mask = brain_mask()
+        self.effect_V = smooth_map(rng)[mask]
+        self.noise_sd_V = 4 * (1 + 0.3 * smooth_map(rng, sigma=2)[mask].clip(-2, 2))
+        self.rois = [Roi(str(i), "*", smooth_map(rng, sigma=2)[mask] > 1, "") for i in range(8)]
+        self.probes = Probes(GRID, mask, self.rois)
+
+    def subject(self, rng: np.random.Generator, name: str, n_blocks: int, variance: float = 1.0) -> list[Window]:
+        mask = self.probes.mask_XYZ
+        own_V = self.effect_V + 0.7 * smooth_map(rng)[mask]
+        level = np.exp(0.2 * rng.standard_normal()) * np.sqrt(variance)
+        windows = []
+        for _ in range(n_blocks):
+            noise_TV = np.stack([gaussian_filter(rng.standard_normal(GRID.shape), 0.8)[mask] for _ in range(12)])
+            for t in range(1, 12):
+                noise_TV[t] = 0.4 * noise_TV[t - 1] + np.sqrt(1 - 0.16) * noise_TV[t]
+            percent_TV = DESIGN.matrix_TP[:, :1] * own_V + level * self.noise_sd_V * noise_TV
+            block = SimpleNamespace(subject=name, condition=CONDITION)
+            windows.append(Window(block, percent_TV.astype(np.float32), np.ones(len(own_V), np.float32)))
+        return windows
+
+    def properties(self, subjects: list[list[Window]], n_groups: int = 20) -> Properties:
+        keep = PropertyAccumulator(self.probes, n_groups)
+        for windows in subjects:
+            for window in windows:
+                keep.add(window, DESIGN, DESIGN.pinv_PT[0] @ window.percent_TV)
+        return keep.finish()
+
+    def cohort(self, rng: np.random.Generator, n: int, n_blocks: int = 1, variance: float = 1.0) -> Properties:
+        return self.properties([self.subject(rng, f"s{k}", n_blocks, variance) for k in range(n)])
+
+
+@pytest.fixture(scope="module")
+def population() -> Population:
+    return Population()
+
+
+def test_leaving_out_a_group_is_computing_again_without_it(population, rng):
+    subjects = [population.subject(rng, f"s{k}", 2) for k in range(9)]
+    whole = population.properties(subjects, n_groups=4)
+    assert whole.n_groups == 4
+    for group, part in enumerate(whole.leave_one_group_out()):
+        again = population.properties([own for k, own in enumerate(subjects) if k % 4 != group])
+        assert set(part.subjects_N) == set(again.subjects_N)
+        for name in ("courses_NRT", "autocorrelation_NL", "spectrum_NF", "fwhm_mm_N"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(again, name))
+        np.testing.assert_allclose(part.residual_variance_V, again.residual_variance_V, rtol=1e-10)
+        np.testing.assert_allclose(part.connectivity_PP, again.connectivity_PP, atol=1e-10)
+        np.testing.assert_allclose(part.effect_variance[CONDITION], again.effect_variance[CONDITION], rtol=1e-5)
+
+
+def test_a_planted_difference_is_found_in_both_directions(population, rng):
+    real, like, unlike = (population.cohort(rng, 25, variance=v) for v in (1.0, 1.0, 3.0))
+    good, bad = (judge_realism(real, other, [CONDITION], population.rois) for other in (like, unlike))
+    assert standings(good, bad)["residual_variance"] == "farther"
+    assert standings(bad, good)["residual_variance"] == "nearer"
+    assert standings(good, bad)["smoothness"] == "even"
+    checks = {check.key: check for check in good.checks}
+    assert all(check.low < check.value < check.high for check in checks.values() if check.kind != "share")
+    assert checks["residual_variance"].low < 1 < checks["residual_variance"].high
+    assert not 0.9 < {check.key: check for check in bad.checks}["residual_variance"].low < 1.1
+
+
+def test_few_subjects_give_no_interval(population, rng):
+    real, samples = population.cohort(rng, 6), population.cohort(rng, 4)
+    judged = judge_realism(real, samples, [CONDITION], population.rois)
+    assert judged.left_out is None
+    assert all(check.low is None and check.high is None for check in judged.checks)
+    assert set(standings(judged, judged).values()) == {None}
+
+
+@pytest.mark.slow
+def test_coverage(population):
+    """60 studies of 30 subjects with two blocks and twice 50 samples of the same population."""
+    rng = np.random.default_rng(1)
+    studies, compared = [], []
+    for _ in range(60):
+        real = population.cohort(rng, 30, n_blocks=2)
+        one, two = (judge_realism(real, population.cohort(rng, 50), [CONDITION], population.rois) for _ in range(2))
+        studies.append(one.checks)
+        compared.append(standings(one, two))
+    print()
+    for column in zip(*studies, strict=True):
+        key = column[0].key
+        expected = np.mean([check.value for check in column])
+        covered = np.mean([check.low <= expected <= check.high for check in column])
+        verdicts = Counter(verdict[key] for verdict in compared)
+        print(f"{key}: {100 * covered:.0f} % of intervals hold the expectation, {dict(verdicts)}")
+        assert covered >= 0.88  # 95 % in 60 studies: below 88 % once in 50
+        assert verdicts["even"] >= 54
