@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmrisynth.diffusion.prior import Prior, add_courses, add_modes
+from fmrisynth.diffusion.prior import Prior
+from fmrisynth.diffusion.prior_fit import add_courses, add_modes
 from fmrisynth.models.distributed import World
 from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.loop import class_moments

@@ -25,7 +25,8 @@ from fmrisynth.config.load import dump_yaml
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import FittedPrior, MomentAccumulator, Prior, add_courses, add_modes
+from fmrisynth.diffusion.prior import Prior
+from fmrisynth.diffusion.prior_fit import FittedPrior, MomentAccumulator, add_courses, add_modes
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import ModelCard, list_checkpoints

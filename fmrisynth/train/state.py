@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from fmrisynth.bids.atomic import apply_umask, write_bytes, write_json
 from fmrisynth.config.train import OPERATIONAL, TrainConfig
 from fmrisynth.diffusion.ema import Ema
-from fmrisynth.diffusion.prior import FittedPrior, Prior
+from fmrisynth.diffusion.prior import Prior
+from fmrisynth.diffusion.prior_fit import FittedPrior
 from fmrisynth.errors import FmrisynthError, is_out_of_memory
 from fmrisynth.models.checkpoint import (
     CARD_NAME,

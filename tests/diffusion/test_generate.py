@@ -8,7 +8,8 @@ import torch
 from fmrisynth.config.train import HybridConfig, ObjectiveConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.generate import encode_labels, generate_latents
-from fmrisynth.diffusion.prior import MomentAccumulator, Prior
+from fmrisynth.diffusion.prior import Prior
+from fmrisynth.diffusion.prior_fit import MomentAccumulator
 from fmrisynth.errors import UsageError
 from fmrisynth.models.build import build_denoiser
 

@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import (
-    FittedPrior,
-    MomentAccumulator,
-    Prior,
-    add_courses,
-    add_modes,
-    frames_of,
-    symmetric_root,
-)
+from fmrisynth.diffusion.prior import Prior, frames_of, symmetric_root
+from fmrisynth.diffusion.prior_fit import FittedPrior, MomentAccumulator, add_courses, add_modes
 from fmrisynth.diffusion.samplers import sample
 
 T, C, GRID = 4, 2, (3, 4, 2)

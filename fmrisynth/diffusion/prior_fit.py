@@ -1,0 +1,301 @@
+"""Estimating a `Prior` from training latents: moments per condition, courses of cells, and cross-fitted modes.
+
+Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, N = B*T, T frames, P = C*X*Y*Z, R modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
+
+import torch
+from torch import Tensor
+
+from fmrisynth.diffusion.prior import Prior, frames_of, symmetric_root
+
+SHRINKAGE_INSTANCES = 32.0  # weight of the pooled variance, in instances
+STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
+POWER_PASSES = (3, 2, 2, 2)  # passes of subspace iteration over the instances; R is scaled anew after each group
+LEAST_SCALE = 0.05  # of a channel and cell: its own part of the standard deviation is not below
+EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
+N_FOLDS = 5  # groups of subjects that are left out in turn
+BATCH_INSTANCES = 16  # instances in one matrix product
+
+Instances = Callable[[], Iterable[tuple[Tensor, int, int]]]
+"""Starts an iteration over normalised latents (F, X, Y, Z), their condition and the number of their subject."""
+
+AddUp = Callable[[Tensor], object]
+"""Sums a tensor over ranks in place."""
+
+Batches = Sequence[tuple[Tensor, int]]
+"""Whitened frames (B, T, P) of the elements that vary, and the fold of their subjects."""
+
+
+class MomentAccumulator:
+    """Per-condition sums of latents, one instance at a time: memory does not grow with the cohort."""
+
+    def __init__(self, n_conditions: int, shape: tuple[int, ...]) -> None:
+        self.count_K = torch.zeros(n_conditions, dtype=torch.float64)
+        self.sum = torch.zeros(n_conditions, *shape, dtype=torch.float64)
+        self.sum_of_squares = torch.zeros(n_conditions, *shape, dtype=torch.float64)
+
+    def add(self, stack_FXYZ: Tensor, condition: int) -> None:
+        """Add one normalised instance."""
+        value = stack_FXYZ.double()
+        self.count_K[condition] += 1
+        self.sum[condition] += value
+        self.sum_of_squares[condition] += value.square()
+
+    def mean(self) -> Tensor:
+        """Mean per condition, (K, ...), float64."""
+        return self.sum / self._counts()
+
+    def variance(self) -> Tensor:
+        """Variance per condition around its own mean, (K, ...), float64."""
+        return (self.sum_of_squares / self._counts() - self.mean().square()).clamp_min(0)
+
+    def prior(self, kind: str) -> Prior:
+        """Finish the statistics as a `Prior`: of its kind, or ``class_gaussian``, which `add_modes` makes ``class_covariance``."""
+        if kind == "none":
+            return Prior()
+        mean = self.mean()
+        if kind == "class_mean":
+            return Prior(kind, mean.float())
+        counts = self._counts()
+        variance = self.variance()
+        pooled = (counts * variance).sum(0) / counts.sum()
+        shrunk = (counts * variance + SHRINKAGE_INSTANCES * pooled) / (counts + SHRINKAGE_INSTANCES)
+        floor = STD_FLOOR * pooled.mean().sqrt().clamp_min(1e-6)
+        varying = (pooled > 1e-8 * pooled.mean()).float()
+        return Prior("class_gaussian", mean.float(), shrunk.sqrt().clamp_min(floor).float(), varying_FXYZ=varying)
+
+    def _counts(self) -> Tensor:
+        return self.count_K.clamp_min(1).reshape(-1, *[1] * (self.sum.ndim - 1))
+
+
+@dataclass(frozen=True)
+class FittedPrior:
+    """A prior, and those that training whitens with.
+
+    Training latents look whiter under a prior that was fitted to them than new ones do, and a network trained on them would learn to
+    undo that. So each subject is whitened with the prior that was fitted without the subject's fold (cross-fitting).
+
+    Attributes
+    ----------
+    prior : Prior
+        Of all training subjects: samples are drawn around it.
+    without : dict of int to Prior
+        The prior without each fold; empty if the kind needs none, or if there is one subject only.
+    """
+
+    prior: Prior
+    without: dict[int, Prior] = field(default_factory=dict)
+
+    def for_subject(self, number: int) -> Prior:
+        """What to whiten a training subject with; ``number`` as given to `add_modes`."""
+        return self.without.get(number % N_FOLDS, self.prior)
+
+    def fold_tensors(self) -> dict[str, Tensor]:
+        """What differs between the folds, to store: the modes."""
+        return {str(k): prior.modes_RP for k, prior in self.without.items() if prior.modes_RP is not None}
+
+    @classmethod
+    def from_fold_tensors(cls, prior: Prior, tensors: Mapping[str, Tensor]) -> FittedPrior:
+        """The inverse of `fold_tensors`; raises ValueError for tensors of another prior."""
+        for modes_RP in tensors.values():
+            if prior.modes_RP is None or modes_RP.shape != prior.modes_RP.shape:
+                raise ValueError(f"modes of shape {tuple(modes_RP.shape)} do not fit the prior")
+        return cls(prior, {int(k): replace(prior, modes_RP=modes_RP) for k, modes_RP in tensors.items()})
+
+
+def add_courses(
+    prior: Prior,
+    instances: Instances,
+    n_frames: int,
+    *,
+    add_up: AddUp = lambda total: None,
+) -> Prior:
+    """Give a prior that has mean and standard deviation the covariance over time of each channel and cell.
+
+    Parameters as for `add_modes`, which comes after it. Covariances are shrunk towards their mean over all that varies; cells that never
+    vary get the unit matrix.
+    """
+    sums_PTT: Tensor | None = None
+    count = torch.zeros((), dtype=torch.float64)
+    for stack_FXYZ, condition, _ in instances():
+        frames_TP = frames_of(prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition])), n_frames)[0]
+        if sums_PTT is None:
+            sums_PTT = torch.zeros(frames_TP.shape[1], n_frames, n_frames)
+        sums_PTT += torch.einsum("sp,tp->pst", frames_TP, frames_TP)
+        count += 1
+    assert sums_PTT is not None
+    add_up(sums_PTT)
+    add_up(count)
+    own_PTT = sums_PTT.double() / count
+    power_P = own_PTT.diagonal(dim1=1, dim2=2).mean(1)
+    varies_P = power_P > 1e-6 * power_P.max()
+    shared_TT = own_PTT[varies_P].mean(0)
+    shrunk_PTT = (count * own_PTT + SHRINKAGE_INSTANCES * shared_TT) / (count + SHRINKAGE_INSTANCES)
+    shrunk_PTT[~varies_P] = torch.eye(n_frames, dtype=torch.float64)
+    return replace(prior, course_root_PTT=symmetric_root(shrunk_PTT))
+
+
+def add_modes(
+    prior: Prior,
+    instances: Instances,
+    n_modes: int,
+    n_frames: int,
+    *,
+    add_up: AddUp = lambda total: None,
+) -> FittedPrior:
+    """Fit the modes of ``class_covariance`` to a prior that has mean and standard deviation.
+
+    Parameters
+    ----------
+    prior : Prior
+        ``class_gaussian``, from `MomentAccumulator`.
+    instances : callable
+        Returns an iterator over normalised latents (F, X, Y, Z), their condition and the number of their subject.
+    n_modes : int
+        R; fewer are kept if the latents have fewer dimensions.
+    n_frames : int
+        T.
+    add_up : callable, optional
+        Sums a tensor over ranks in place, when each of them iterates over a share of the instances.
+
+    Returns
+    -------
+    FittedPrior
+        Of kind ``class_covariance``, with R and A.
+
+    Notes
+    -----
+    Subspace iteration (Halko et al. 2011, algorithm 4.4). Memory is six times P x R, and the instances' frames.
+
+    Principal components vary more in the instances they were found in than in new ones, most where subjects are few, and what they
+    leave varies less. So the modes are found again without each of ``N_FOLDS`` groups of subjects, and the covariances over time are those
+    of the left-out subjects' courses along them, from largest to smallest mode (nonlinear shrinkage by cross-validation, Bartz 2016;
+    with one split Lam 2016). So is what the modes leave of each channel and cell, by which R is scaled.
+    """
+    varying_P = _varying(prior, n_frames)
+    batches = list(_white_batches(prior, instances, varying_P, n_frames))
+    count_K = torch.zeros(N_FOLDS, dtype=torch.float64)
+    for frames_BTP, fold in batches:
+        count_K[fold] += len(frames_BTP)
+    add_up(count_K)
+    filled = [k for k in range(N_FOLDS) if count_K[k] > 0]
+    if len(filled) < 2:  # one subject alone: nobody to leave out
+        filled = []
+
+    n_varying = int(varying_P.sum())
+    n_kept = min(n_modes, n_varying - 1)
+    n_carried = min(n_kept + EXTRA_MODES, n_varying)
+    start_PR = torch.linalg.qr(torch.randn(n_varying, n_carried, generator=torch.Generator().manual_seed(0))).Q
+    bases, scale_P = [start_PR] * (N_FOLDS + 1), torch.ones(n_varying)
+    for n_passes in POWER_PASSES:
+        for _ in range(n_passes):
+            bases = _power_pass(batches, bases, scale_P, add_up)
+        *without, basis_PR = [basis_PR[:, :n_kept] for basis_PR in bases]
+        if not filled:
+            without = [basis_PR] * N_FOLDS
+        used_P, found = scale_P, _left_out_moments(batches, without, scale_P, count_K.sum(), add_up)
+        scale_P = (scale_P * found.rest_P.sqrt().float()).clamp_min(LEAST_SCALE)
+    # The last scale is the one that the modes belong to, and makes draws vary as much as the latents.
+    scale_P = used_P * (found.power_P / found.drawn_by(basis_PR)).sqrt().float()
+
+    def whole(basis_PR: Tensor) -> Tensor:
+        modes_RP = torch.zeros(n_kept, len(varying_P))
+        modes_RP[:, varying_P] = basis_PR.T
+        return modes_RP
+
+    scale_of_all_P = torch.ones(len(varying_P))
+    scale_of_all_P[varying_P] = scale_P
+    fitted = replace(
+        _scaled(prior, scale_of_all_P, n_frames), kind="class_covariance", modes_RP=whole(basis_PR),
+        mode_root_RTT=symmetric_root(found.mode_RTT), rest_root_TT=symmetric_root(found.rest_TT),
+    )  # fmt: skip
+    return FittedPrior(fitted, {k: replace(fitted, modes_RP=whole(without[k])) for k in filled})
+
+
+def _power_pass(batches: Batches, bases: list[Tensor], scale_P: Tensor, add_up: AddUp) -> list[Tensor]:
+    """One step of subspace iteration for each basis (P, R): those without one fold of subjects, and the last of all subjects."""
+    images = [torch.zeros_like(basis_PR) for basis_PR in bases]
+    for frames_BTP, fold in batches:
+        rows_NP = frames_BTP.flatten(0, 1) / scale_P
+        for k, basis_PR in enumerate(bases):
+            if k != fold:
+                images[k] += rows_NP.T @ (rows_NP @ basis_PR)
+    for total in images:
+        add_up(total)
+    return [torch.linalg.svd(image, full_matrices=False).U for image in images]
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Second moments per instance of left-out subjects' frames, along the modes and beside them.
+
+    Attributes
+    ----------
+    mode_RTT, rest_TT : Tensor
+        Covariances over time: of each mode, and of what the modes leave (mean over the other directions).
+    power_P, rest_P : Tensor
+        Of each element, mean over frames: variance, and that of what the modes leave of it.
+    """
+
+    mode_RTT: Tensor
+    rest_TT: Tensor
+    power_P: Tensor
+    rest_P: Tensor
+
+    def drawn_by(self, basis_PR: Tensor) -> Tensor:
+        """Variance (P,) that draws have with these covariances along and beside a basis."""
+        weight_PR = basis_PR.double().square()
+        along_P = weight_PR @ self.mode_RTT.diagonal(dim1=1, dim2=2).mean(1)
+        return along_P + (1 - weight_PR.sum(1)) * self.rest_TT.diagonal().mean()
+
+
+def _left_out_moments(
+    batches: Batches, without: list[Tensor], scale_P: Tensor, count: Tensor, add_up: AddUp
+) -> _Moments:
+    """Moments of every subject's frames along the basis (P, R) that was found without the subject's fold."""
+    (n_varying, n_kept), n_frames = without[0].shape, batches[0][0].shape[1]
+    mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
+    all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
+    power_P, rest_P = torch.zeros(2, n_varying, dtype=torch.float64)
+    for frames_BTP, fold in batches:
+        scaled_BTP = frames_BTP / scale_P
+        course_BTR = scaled_BTP @ without[fold]
+        mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
+        all_TT += torch.einsum("bsp,btp->st", scaled_BTP, scaled_BTP)
+        power_P += scaled_BTP.square().mean(1).sum(0)
+        rest_P += (scaled_BTP - course_BTR @ without[fold].T).square().mean(1).sum(0)
+    for total in (mode_RTT, all_TT, power_P, rest_P):
+        add_up(total)
+    rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
+    return _Moments(mode_RTT / count, rest_TT / count, power_P / count, rest_P / count)
+
+
+def _white_batches(
+    prior: Prior, instances: Instances, varying_P: Tensor, n_frames: int
+) -> Iterator[tuple[Tensor, int]]:
+    """Frames (B, T, P) that varying elements have under a prior without modes, each batch from one fold of subjects."""
+    for fold, group in groupby(instances(), key=lambda instance: instance[2] % N_FOLDS):
+        while part := list(islice(group, BATCH_INSTANCES)):
+            stack_BFXYZ = torch.stack([stack.float() for stack, _, _ in part])
+            white_BFXYZ = prior.whiten(stack_BFXYZ, torch.tensor([condition for _, condition, _ in part]))
+            yield frames_of(white_BFXYZ, n_frames)[:, :, varying_P].contiguous(), fold
+
+
+def _scaled(prior: Prior, scale_P: Tensor, n_frames: int) -> Prior:
+    """A prior with R times a number for each channel and cell."""
+    root_PTT = prior.course_root_PTT
+    if root_PTT is None:
+        root_PTT = torch.eye(n_frames).repeat(len(scale_P), 1, 1)
+    return replace(prior, course_root_PTT=root_PTT * scale_P[:, None, None])
+
+
+def _varying(prior: Prior, n_frames: int) -> Tensor:
+    """Which elements of a frame vary at all, bool (P,)."""
+    assert prior.varying_FXYZ is not None
+    return frames_of(prior.varying_FXYZ[None], n_frames)[0].amax(0) > 0.5
