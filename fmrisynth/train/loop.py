@@ -134,6 +134,8 @@ class Trainer:
             catch_stop_signals() as stop,
             self._progress_bar() as bar,
         ):
+            if progress.step == 0:
+                self._validate(runlog)  # what the prior reaches alone: networks start silent
             longest_step_s = save_s = 0.0
             for batch in self.batches.stream(progress.step, config.steps, config.prefetch):
                 step_started = time.monotonic()
@@ -271,7 +273,7 @@ class Trainer:
                 values["loss"],
                 values["condition_gain"],
             )
-        if progress.best_val_loss is None or values["loss"] < progress.best_val_loss:
+        if progress.step and (progress.best_val_loss is None or values["loss"] < progress.best_val_loss):
             progress.best_val_loss, progress.best_step = values["loss"], progress.step
             save_best(run, self.out, self._card(), self.world)
 

@@ -19,14 +19,14 @@ class RunLog:
     out : Path
         Folder of the run.
     step : int
-        Step the run starts from; later records are removed.
+        Step the run goes on from; later records are removed, at step 0 all.
     """
 
     def __init__(self, out: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / LOG_NAME
-        kept = [record for record in read_log(path) if record["step"] <= step]
+        kept = [record for record in read_log(path) if 0 < step >= record["step"]]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._stream = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
