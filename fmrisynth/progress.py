@@ -28,6 +28,11 @@ def reason_of(who: str, error: Exception) -> str:
     return one_line(f"unexpected {type(error).__name__}: {error}")
 
 
+def count(n: int, noun: str) -> str:
+    """``1 block``, ``2 blocks``."""
+    return f"{n} {noun}{'s' if n != 1 else ''}"
+
+
 @dataclass
 class StageSummary:
     """What a stage did, for the person who called it.

@@ -138,7 +138,7 @@ class TokenizeConfig(StageConfig):
     fit: GradientFitConfig = Field(default_factory=GradientFitConfig)
     max_fit_blocks: int = Field(2000, ge=1, description="At most so many training blocks (drawn by seed) are used.")
     statistics_blocks: int = Field(
-        256, ge=1, description="Training blocks from which latent statistics and observation noise are measured."
+        1000, ge=1, description="Training blocks from which latent statistics and observation noise are measured."
     )
     init: Path | None = Field(
         None, description="Start a vqgan from this tokenizer directory, or from an ALDM-layout state dict."

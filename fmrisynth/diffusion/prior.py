@@ -16,7 +16,8 @@ over time for each mode, and one for all that is left.
 R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in
 others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. R_p is also scaled such that what the
 modes leave is equally large everywhere: a smooth channel is nearly whole in the modes, a rough one is not. With that scale
-principal components are factor analysis, and draws vary as the latents do in every cell.
+principal components are factor analysis. And it holds what is needed for draws to be as slow as the latents in every cell,
+because what the modes leave has one covariance over time for all.
 
 Here is what a prior does; `prior_fit` estimates one.
 

@@ -201,18 +201,15 @@ def add_modes(
             without = [basis_PR] * N_FOLDS
         used_P, found = scale_P, _left_out_moments(batches, without, scale_P, count_K.sum(), add_up)
         scale_P = (scale_P * found.rest_P.sqrt().float()).clamp_min(LEAST_SCALE)
-    # The last scale is the one that the modes belong to, and makes draws vary as much as the latents.
-    scale_P = used_P * (found.power_P / found.drawn_by(basis_PR)).sqrt().float()
+    courses = _with_courses_of_latents(prior, found, basis_PR, used_P, varying_P, float(count_K.sum()))
 
     def whole(basis_PR: Tensor) -> Tensor:
         modes_RP = torch.zeros(n_kept, len(varying_P))
         modes_RP[:, varying_P] = basis_PR.T
         return modes_RP
 
-    scale_of_all_P = torch.ones(len(varying_P))
-    scale_of_all_P[varying_P] = scale_P
     fitted = replace(
-        _scaled(prior, scale_of_all_P, n_frames), kind="class_covariance", modes_RP=whole(basis_PR),
+        courses, kind="class_covariance", modes_RP=whole(basis_PR),
         mode_root_RTT=symmetric_root(found.mode_RTT), rest_root_TT=symmetric_root(found.rest_TT),
     )  # fmt: skip
     return FittedPrior(fitted, {k: replace(fitted, modes_RP=whole(without[k])) for k in filled})
@@ -239,20 +236,22 @@ class _Moments:
     ----------
     mode_RTT, rest_TT : Tensor
         Covariances over time: of each mode, and of what the modes leave (mean over the other directions).
-    power_P, rest_P : Tensor
-        Of each element, mean over frames: variance, and that of what the modes leave of it.
+    own_PTT : Tensor
+        Covariance over time of each element.
+    rest_P : Tensor
+        Variance of what the modes leave of each element, mean over frames.
     """
 
     mode_RTT: Tensor
     rest_TT: Tensor
-    power_P: Tensor
+    own_PTT: Tensor
     rest_P: Tensor
 
     def drawn_by(self, basis_PR: Tensor) -> Tensor:
-        """Variance (P,) that draws have with these covariances along and beside a basis."""
+        """Covariance over time (P, T, T) of each element in draws with these covariances along and beside a basis."""
         weight_PR = basis_PR.double().square()
-        along_P = weight_PR @ self.mode_RTT.diagonal(dim1=1, dim2=2).mean(1)
-        return along_P + (1 - weight_PR.sum(1)) * self.rest_TT.diagonal().mean()
+        along_PTT = (weight_PR @ self.mode_RTT.flatten(1)).unflatten(1, self.rest_TT.shape)
+        return along_PTT + (1 - weight_PR.sum(1))[:, None, None] * self.rest_TT
 
 
 def _left_out_moments(
@@ -262,18 +261,19 @@ def _left_out_moments(
     (n_varying, n_kept), n_frames = without[0].shape, batches[0][0].shape[1]
     mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
     all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
-    power_P, rest_P = torch.zeros(2, n_varying, dtype=torch.float64)
+    own_PTT = torch.zeros(n_varying, n_frames, n_frames, dtype=torch.float64)
+    rest_P = torch.zeros(n_varying, dtype=torch.float64)
     for frames_BTP, fold in batches:
         scaled_BTP = frames_BTP / scale_P
         course_BTR = scaled_BTP @ without[fold]
         mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
         all_TT += torch.einsum("bsp,btp->st", scaled_BTP, scaled_BTP)
-        power_P += scaled_BTP.square().mean(1).sum(0)
+        own_PTT += torch.einsum("bsp,btp->pst", scaled_BTP, scaled_BTP)
         rest_P += (scaled_BTP - course_BTR @ without[fold].T).square().mean(1).sum(0)
-    for total in (mode_RTT, all_TT, power_P, rest_P):
+    for total in (mode_RTT, all_TT, own_PTT, rest_P):
         add_up(total)
     rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
-    return _Moments(mode_RTT / count, rest_TT / count, power_P / count, rest_P / count)
+    return _Moments(mode_RTT / count, rest_TT / count, own_PTT / count, rest_P / count)
 
 
 def _white_batches(
@@ -287,12 +287,28 @@ def _white_batches(
             yield frames_of(white_BFXYZ, n_frames)[:, :, varying_P].contiguous(), fold
 
 
-def _scaled(prior: Prior, scale_P: Tensor, n_frames: int) -> Prior:
-    """A prior with R times a number for each channel and cell."""
+def _with_courses_of_latents(
+    prior: Prior, found: _Moments, basis_PR: Tensor, scale_P: Tensor, varying_P: Tensor, count: float
+) -> Prior:
+    """A prior with R such that draws have the latents' covariance over time in every channel and cell.
+
+    Modes alone do not give that: what they leave has one covariance for all elements, yet where slow modes are strong it is fast. So R begins
+    with the smallest linear change that turns what is drawn in an element into what was found there (shrunk towards the former).
+    """
+    drawn_PTT = found.drawn_by(basis_PR)
+    target_PTT = (count * found.own_PTT + SHRINKAGE_INSTANCES * drawn_PTT) / (count + SHRINKAGE_INSTANCES)
+    n_frames = drawn_PTT.shape[-1]
+    matrix_PTT = torch.eye(n_frames).repeat(len(varying_P), 1, 1)
+    matrix_PTT[varying_P] = scale_P[:, None, None] * _transport(drawn_PTT, target_PTT)
     root_PTT = prior.course_root_PTT
-    if root_PTT is None:
-        root_PTT = torch.eye(n_frames).repeat(len(scale_P), 1, 1)
-    return replace(prior, course_root_PTT=root_PTT * scale_P[:, None, None])
+    return replace(prior, course_root_PTT=matrix_PTT if root_PTT is None else root_PTT @ matrix_PTT)
+
+
+def _transport(source: Tensor, target: Tensor) -> Tensor:
+    """The symmetric maps (..., T, T), float32, that give Gaussians of one covariance another and move them least (Olkin and Pukelsheim 1982)."""
+    root = symmetric_root(source).double()
+    inverse = torch.linalg.inv(root)
+    return (inverse @ symmetric_root(root @ target @ root).double() @ inverse).float()
 
 
 def _varying(prior: Prior, n_frames: int) -> Tensor:

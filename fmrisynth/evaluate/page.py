@@ -16,6 +16,7 @@ from fmrisynth.evaluate.variance import principal_components, volume_features
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, ceiling_of, headline, show
 from fmrisynth.glm.map_scores import map_correlations
 from fmrisynth.glm.maps import to_volume
+from fmrisynth.progress import count
 from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts, render_page
 from fmrisynth.report import figures as draw
 from fmrisynth.report.brain import glass_brains, mosaic
@@ -48,8 +49,8 @@ def render_report(
         title="Synthetic against real task fMRI",
         subtitle=headline(lines),
         facts=(
-            ("real", f"{real.name}: {n_real} subject{'s' if n_real != 1 else ''}, {len(cohorts.real)} blocks"),
-            ("synthetic", f"{synthetic.name}: {n_synthetic} sample{'s' if n_synthetic != 1 else ''}"),
+            ("real", f"{real.name}: {count(n_real, 'subject')}, {count(len(cohorts.real), 'block')}"),
+            ("synthetic", f"{synthetic.name}: {count(n_synthetic, 'sample')}"),
             ("conditions", str(len(cohorts.conditions))),
             ("voxels compared", f"{int(cohorts.mask_XYZ.sum()):,}"),
             ("space", cohorts.grid.space),
@@ -310,7 +311,7 @@ def _realism(analysis: Analysis) -> list[Element]:
     words = {"pass": "passed", "warn": "look", "fail": "failed", "info": "–"}
     rows = [
         [
-            check.title, check.real, check.synthetic, show(check, 3), check.what, words[check.outcome],
+            check.title, check.real, check.synthetic, show(check, 3).replace(", ", ",\u00a0"), check.what, words[check.outcome],
             *(_rival(baseline, check.key) for baseline in analysis.baselines),
         ]
         for check in analysis.checks

@@ -39,6 +39,8 @@ class Audit:
     outcome : {"pass", "warn", "fail"}
     ratio_of_means : float
         Mean synthetic over mean training nearest distance (BrainG3N's 1.55).
+    n_distinct : int
+        Synthetic samples that differ from each other.
     """
 
     train_nearest_N: np.ndarray
@@ -48,11 +50,12 @@ class Audit:
     copies: list[int]
     outcome: str
     ratio_of_means: float
+    n_distinct: int
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "n_training": len(self.train_nearest_N), "n_synthetic": len(self.synthetic_nearest_M),
+            "n_training": len(self.train_nearest_N), "n_synthetic": len(self.synthetic_nearest_M), "n_distinct": self.n_distinct,
             "threshold": self.threshold, "share_below_threshold": self.share_below, "n_copies": len(self.copies),
             "ratio_of_mean_distances": self.ratio_of_means, "outcome": self.outcome,
             "training_to_training": _five_numbers(self.train_nearest_N),
@@ -118,7 +121,8 @@ def audit(
     The outcome is ``fail`` when any sample is a copy (distance under a tenth of the training median) or when
     samples are singled-out neighbours more often than training blocks are (Fisher's exact test, one-sided,
     p < 0.01); ``warn`` when they lie under the threshold more often than training blocks do, without
-    pointing at single training blocks (over-smooth samples do that); else ``pass``.
+    pointing at single training blocks (over-smooth samples do that); else ``pass``. For ``warn`` equal samples count
+    once: a thousand samples on one mean reference volume say as much about anatomy as one does.
     """
 
     if len(np.unique(train_subjects)) < 3:
@@ -136,12 +140,13 @@ def audit(
     train_below = int((train_first < threshold).sum())
     train_copies = int(((train_first[finite] < threshold) & (train_ratio < ratio_threshold)).sum())
     n, m = len(train_first), len(first)
+    _, distinct = np.unique(synthetic_MD, axis=0, return_index=True)
     if exact.any() or _more_often(len(copies), m, train_copies, n):
         outcome = "fail"
     else:
-        outcome = "warn" if _more_often(int(below.sum()), m, train_below, n) else "pass"
+        outcome = "warn" if _more_often(int(below[distinct].sum()), len(distinct), train_below, n) else "pass"
     mean_train = float(train_first.mean())
     return Audit(
         train_first, first, threshold, float(below.mean()), [int(i) for i in copies], outcome,
-        float(first.mean()) / mean_train if mean_train > 0 else 1.0,
+        float(first.mean()) / mean_train if mean_train > 0 else 1.0, len(distinct),
     )  # fmt: skip

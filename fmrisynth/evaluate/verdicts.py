@@ -82,6 +82,8 @@ def judge(analysis: Analysis) -> list[Judgement]:
             "singling out one block: over-smooth samples do that",
             "fail": "samples are copies or near copies of single training blocks",
         }[audit.outcome]
+        n_samples = len(audit.synthetic_nearest_M)
+        samples = f"{n_samples} samples" + (f", {audit.n_distinct} distinct," if audit.n_distinct < n_samples else "")
         outcome: Outcome = audit.outcome  # type: ignore[assignment]
         if name == "anatomy" and audit.outcome == "fail":
             sentence += " (of their reference volume)"
@@ -90,7 +92,7 @@ def judge(analysis: Analysis) -> list[Judgement]:
                 f"privacy.{name}",
                 outcome,
                 f"Privacy: nearest training neighbours ({name})",
-                f"{100 * audit.share_below:.0f} % of {len(audit.synthetic_nearest_M)} samples under the threshold, {len(audit.copies)} "
+                f"{100 * audit.share_below:.0f} % of {samples} under the threshold, {len(audit.copies)} "
                 f"singled out, mean distance {audit.ratio_of_means:.2f} times training to training: {sentence}.",
             )
         )

@@ -15,6 +15,7 @@ from fmrisynth.data.blocks import Block
 from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.data.nifti import read_image
 from fmrisynth.glm.windows import block_design
+from fmrisynth.progress import count
 from fmrisynth.report import Page, Section, Table, Text, render_page
 from fmrisynth.report.brain import mosaic
 from fmrisynth.report.figures import design_figure
@@ -48,11 +49,16 @@ def _table(rows: Sequence[dict[str, Any]], unit: str) -> Table:
     return Table(
         ("contrast", unit, "degrees of freedom", "peak z", "x (mm)", "y (mm)", "z (mm)"),
         [
-            (row["formula"], int(row["n_blocks"]), float(row["dof"]), float(row["peak_z"]), round(float(row["peak_x"])),
+            (row["formula"], int(row["n_blocks"]), _whole(float(row["dof"])), float(row["peak_z"]), round(float(row["peak_x"])),
              round(float(row["peak_y"])), round(float(row["peak_z_mm"])))
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _whole(number: float) -> int | float:
+    """An integer where it is one, so that tables show it without decimals."""
+    return int(number) if number.is_integer() else number
 
 
 def write_block_page(
@@ -67,7 +73,7 @@ def write_block_page(
     figure = design_figure([(name, d.matrix_TP, d.names, tr) for name, (d, tr) in designs.items()])
     page = Page(
         title=f"sub-{base.sub}: activation maps of block windows",
-        subtitle=f"{len(blocks)} blocks, {len(rows)} contrasts. Effects are percent signal change at the plateau of a long block.",
+        subtitle=f"{count(len(blocks), 'block')}, {count(len(rows), 'contrast')}. Effects are percent signal change at the plateau of a long block.",
         facts=(("space", base.space or "scanner"), ("voxels", f"{int(mask_XYZ.sum()):,}"), ("HRF", config.hrf),
                ("drift", config.resolved_drift), ("noise", config.resolved_noise_model)),
         sections=(
@@ -96,7 +102,7 @@ def write_run_page(
     ]
     page = Page(
         title=f"sub-{base.sub}: task {task}",
-        subtitle=f"Whole-run GLM of {len(designs)} runs, {len(rows)} contrasts.",
+        subtitle=f"Whole-run GLM of {count(len(designs), 'run')}, {count(len(rows), 'contrast')}.",
         facts=(("space", base.space or "scanner"), ("voxels", f"{int(mask_XYZ.sum()):,}"), ("HRF", config.hrf),
                ("drift", config.resolved_drift), ("noise", config.resolved_noise_model),
                ("smoothing", f"{config.resolved_smoothing_fwhm_mm:g} mm FWHM")),

@@ -23,7 +23,7 @@ from fmrisynth.glm.effects import combine_conditions, fit_subject
 from fmrisynth.glm.maps import combine_subjects, grid_of, read_index, write_index, write_maps
 from fmrisynth.glm.statistics import Estimate
 from fmrisynth.glm.windows import common_mask, iterate_windows
-from fmrisynth.progress import StageSummary, log, reason_of, track
+from fmrisynth.progress import StageSummary, count, log, reason_of, track
 
 STATS = ("effect", "variance", "z")
 
@@ -214,7 +214,7 @@ def _write_group(dataset: Path, out: Path, results: list[SubjectResult], summary
         for row in result.rows:
             task = row["task"] if row["task"] not in (None, "", "n/a") else ""
             members.setdefault((str(task), str(row["contrast"]), str(row["formula"])), []).append((result, row))
-    summary.lines.append(f"{len(results)} subjects, {len(members)} contrasts.")
+    summary.lines.append(f"{count(len(results), 'subject')}, {count(len(members), 'contrast')}.")
     for (task, contrast, formula), own in sorted(members.items()):
         effect_paths = [out / subject_map_path(r.entities, row, "effect") for r, row in own]
         variance_paths = [out / subject_map_path(r.entities, row, "variance") for r, row in own]

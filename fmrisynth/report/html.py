@@ -39,6 +39,11 @@ class Table:
     highlight: int | None = None
     kind: str = "table"
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers: their headings stand right, as the numbers do."""
+        return [all(is_number(row[index]) for row in self.rows) for index in range(len(self.columns))]
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -27,6 +27,7 @@ from fmrisynth.glm.maps import find_peak, to_volume
 from fmrisynth.glm.windows import block_design, common_mask, read_window
 from fmrisynth.models.checkpoint import LoadedDenoiser
 from fmrisynth.models.tokenizers import Tokenizer
+from fmrisynth.progress import count
 from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, render_page
 from fmrisynth.report.brain import display_range, glass_brains, mosaic
 from fmrisynth.report.figures import matrix_figure
@@ -119,7 +120,7 @@ def write_report(
     n, total = len(there), len(asked)
     page = Page(
         title="Synthetic task fMRI",
-        subtitle=f"{_count(n, 'sample')} of {_count(len(summaries), 'condition')}, made by a generative model and measured on no one."
+        subtitle=f"{count(n, 'sample')} of {count(len(summaries), 'condition')}, made by a generative model and measured on no one."
         + (f" {total - n} of the {total} samples asked for are not there yet." if n < total else ""),
         facts=(
             ("sampler", f"{settings['Sampler']}, {settings['SamplerSteps']} steps"),
@@ -323,10 +324,6 @@ def _provenance(settings: dict[str, Any], model: LoadedDenoiser, tokenizer: Toke
 def _size(model: LoadedDenoiser) -> str:
     n = sum(p.numel() for p in model.network.parameters())
     return f"{n / 1e6:.1f} M parameters"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' if n != 1 else ''}"
 
 
 def _plain(value: Any) -> str:

@@ -53,6 +53,16 @@ def test_one_exact_copy_among_many_fails(rng):
     assert 99 in found.copies
 
 
+def test_one_mean_that_all_samples_share_is_no_crowd_of_near_copies(rng):
+    train, subjects = _cohort(rng)
+    mean = np.repeat(train.mean(axis=0)[None], 500, axis=0)
+    found = audit(train, subjects, mean)
+    assert found.outcome == "pass"
+    assert found.share_below == 1.0
+    one_person = np.repeat(train[:1] + 0.3 * rng.standard_normal((1, 200)), 500, axis=0)
+    assert audit(train, subjects, one_person).outcome == "fail"
+
+
 def test_two_subjects_cannot_be_audited(rng):
     assert audit(rng.standard_normal((6, 5)), np.repeat(["a", "b"], 3), rng.standard_normal((2, 5))) is None
 

@@ -43,7 +43,7 @@ DOWNSAMPLING = 4
 TOKENIZER_JSON = "tokenizer.json"
 WEIGHTS_FILE = "weights.safetensors"
 REFERENCE_FILE = "reference.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 NOISE_STREAM = 1
 """Tells the random numbers of the observation noise from others made with a sample's seed."""
@@ -267,9 +267,9 @@ class Tokenizer(nn.Module, ABC):
         }
         if self.info.noise is not None:
             reference |= {
-                "noise_std": self.info.noise.std_XYZ.astype(np.float32),
-                "noise_correlation": self.info.noise.correlation_TT,
-                "noise_neighbour_r": self.info.noise.neighbour_r_3,
+                "noise_std": self.info.noise.std_FXYZ.astype(np.float16),
+                "noise_correlation": self.info.noise.correlation_FF,
+                "noise_neighbour_r": self.info.noise.neighbour_r_F3,
             }
         reference_bytes = save_bytes({k: torch.from_numpy(v).contiguous() for k, v in reference.items()})
         content: dict[str, Any] = {

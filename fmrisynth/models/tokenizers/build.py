@@ -43,8 +43,10 @@ def build_tokenizer(config: Any, info: TokenizerInfo) -> Tokenizer:
 def _noise(reference: dict[str, torch.Tensor]) -> ObservationNoise | None:
     if "noise_std" not in reference:
         return None
-    parts = (reference[f"noise_{part}"].numpy() for part in ("std", "correlation", "neighbour_r"))
-    return ObservationNoise(*parts)
+    std_FXYZ, correlation_FF, neighbour_r_F3 = (
+        reference[f"noise_{part}"].numpy() for part in ("std", "correlation", "neighbour_r")
+    )
+    return ObservationNoise(std_FXYZ.astype(np.float32), correlation_FF, neighbour_r_F3)
 
 
 def load_tokenizer(folder: Path, *, device: str | torch.device = "cpu") -> Tokenizer:
@@ -81,7 +83,7 @@ def load_tokenizer(folder: Path, *, device: str | torch.device = "cpu") -> Token
         and mean.shape == std.shape == (n_channels,)
         and bool(torch.isfinite(mean).all())
         and bool((std > 0).all())
-        and (noise is None or (noise.is_sound() and noise.std_XYZ.shape == grid.shape))
+        and (noise is None or (noise.is_sound() and noise.std_FXYZ.shape[1:] == grid.shape))
     )
     if not sound:
         raise FmrisynthError(f"{folder}: the tokenizer's parts contradict each other; get it again.")
