@@ -6,7 +6,7 @@ as one volume with the variance that the weights give it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from fmrisynth.glm.statistics import random_effects
 from fmrisynth.glm.windows import common_mask, iterate_windows
 from fmrisynth.models.checkpoint import LoadedDenoiser
 from fmrisynth.models.tokenizers import Tokenizer
-from fmrisynth.models.tokenizers.noise import ObservationNoise
+from fmrisynth.models.tokenizers.noise import ObservationNoise, cosines
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,12 @@ def percent_per_unit(tokenizer: Tokenizer) -> np.ndarray:
 
 def _weighted(noise: ObservationNoise, weights_T: np.ndarray) -> ObservationNoise:
     """The noise of a weighted sum of frames, as a field of one frame."""
-    scale = np.sqrt(weights_T @ noise.correlation_TT @ weights_T)
-    return replace(noise, std_XYZ=(noise.std_XYZ * scale).astype(np.float32), correlation_TT=np.ones((1, 1)))
+    weights_F = cosines(noise.n_frames) @ weights_T
+    weighted_FXYZ = weights_F[:, None, None, None] * noise.std_FXYZ
+    std_XYZ = np.sqrt(np.einsum("fxyz,fg,gxyz->xyz", weighted_FXYZ, noise.correlation_FF, weighted_FXYZ, optimize=True))
+    power_F = np.square(weighted_FXYZ).mean(axis=(1, 2, 3))
+    neighbour_r_3 = power_F @ noise.neighbour_r_F3 / max(float(power_F.sum()), 1e-30)
+    return ObservationNoise(std_XYZ[None].astype(np.float32), np.ones((1, 1)), neighbour_r_3[None])
 
 
 def score(effects: dict[str, np.ndarray], real: RealMaps) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Axis legend: B instances of this rank, F = C*T, X Y Z latent grid, A attributes,
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import threading
 import time
@@ -31,6 +30,7 @@ from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
 from fmrisynth.models.distributed import World, join_world
+from fmrisynth.models.tokenizers import copy_tokenizer
 from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar, track
 from fmrisynth.train.batches import Batch, BatchMaker
 from fmrisynth.train.dataset import TrainingLatents
@@ -340,11 +340,7 @@ class Trainer:
         if self.run_state.progress.step == 0:
             save_folds(self.fitted, self.out)
         if not (self.out / "tokenizer" / "tokenizer.json").is_file():
-            temporary = self.out / ".tokenizer.part"
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(self.out / "tokenizer", ignore_errors=True)
-            shutil.copytree(self.latents.dataset.tokenizer_dir, temporary)
-            temporary.rename(self.out / "tokenizer")
+            copy_tokenizer(self.latents.dataset.tokenizer_dir, self.out / "tokenizer")
         return RunLog(self.out, self.run_state.progress.step)
 
     def _card(self) -> ModelCard:

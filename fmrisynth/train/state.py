@@ -19,7 +19,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fmrisynth.bids.atomic import apply_umask, write_bytes, write_json
+from fmrisynth.bids.atomic import apply_umask, remove_temporaries, write_bytes, write_json
 from fmrisynth.config.train import OPERATIONAL, TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.prior import Prior
@@ -256,7 +256,8 @@ def check_same_run(folder: Path, config: TrainConfig, data_digest: str) -> None:
 
 
 def tidy(out: Path) -> None:
-    """Remove what a killed process left unfinished."""
+    """Remove what a killed process left unfinished; only for who holds the run's lock."""
+    remove_temporaries(out)
     for leftover in [*(out / "checkpoints").glob(".*.part"), out / f".{BEST_NAME}.part"]:
         shutil.rmtree(leftover, ignore_errors=True)
     old = out / f".{BEST_NAME}.old"

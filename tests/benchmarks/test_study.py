@@ -55,7 +55,8 @@ def test_observation_noise_has_the_variance_that_the_weights_give_it():
     from fmrisynth.models.tokenizers.noise import ObservationNoise
 
     correlation = 0.5 ** np.abs(np.subtract.outer(np.arange(6), np.arange(6)))
-    noise = ObservationNoise(np.full((16, 16, 16), 0.7, np.float32), correlation, np.array([0.3, 0.3, 0.3]))
+    std_FXYZ = np.linspace(1.2, 0.4, 6, dtype=np.float32)[:, None, None, None] * np.ones((16, 16, 16), np.float32)
+    noise = ObservationNoise(std_FXYZ, correlation, np.full((6, 3), 0.3))
     weights = np.array([-1.0, -0.5, 0.2, 0.8, 0.4, 0.1])
     rng = np.random.default_rng(0)
     whole = np.stack([noise.draw(rng) @ weights for _ in range(20)])

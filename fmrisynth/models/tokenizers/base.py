@@ -292,6 +292,12 @@ class Tokenizer(nn.Module, ABC):
         self.info = replace(self.info, sha256=content["sha256"])
 
 
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer's folder; as with `Tokenizer.save`, `target` is whole once it has ``tokenizer.json``."""
+    for file in sorted(source.iterdir(), key=lambda file: (file.name == TOKENIZER_JSON, file.name)):
+        write_bytes(target / file.name, file.read_bytes())
+
+
 def digest(content: Mapping[str, Any], weight_bytes: bytes, reference_bytes: bytes) -> str:
     """SHA-256 over a tokenizer's description, weights and reference."""
     plain = {key: value for key, value in content.items() if key != "sha256"}
