@@ -64,7 +64,7 @@ class Check:
         """Plain values."""
         return {
             "title": self.title, "real": self.real, "synthetic": self.synthetic, "value": self.value,
-            "low": self.low, "high": self.high, "what": self.what, "outcome": self.outcome, "bounds": self.bounds,
+            "interval_95": None if self.low is None else [self.low, self.high], "what": self.what, "outcome": self.outcome, "bounds": self.bounds,
             "note": self.note,
         }  # fmt: skip
 
