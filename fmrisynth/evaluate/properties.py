@@ -5,6 +5,7 @@ Axis legend: N blocks, G groups of subjects, T frames, V voxels, L lags, F frequ
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -157,7 +158,8 @@ class PropertyAccumulator:
     ----------
     probes : Probes
     n_groups : int, default 20
-        The k-th subject to come is dealt to group ``k % n_groups``; 1 for no groups.
+        The k-th subject to come with a condition first is dealt to group ``k % n_groups``, so that no group holds a condition alone
+        in whatever order samples come; 1 for no groups.
     """
 
     def __init__(self, probes: Probes, n_groups: int = N_GROUPS) -> None:
@@ -167,12 +169,16 @@ class PropertyAccumulator:
         self._groups: list[_Sums] = []
         self._n_groups = n_groups
         self._group_of: dict[str, int] = {}
+        self._dealt: Counter[str] = Counter()
         self._rows: list[tuple[str, str, int, np.ndarray, np.ndarray, np.ndarray, float]] = []
 
     def add(self, window: Window, design: Design, effect_V: np.ndarray) -> None:
         """Add a window, with its design and the block's effect."""
         block, percent, probes = window.block, window.percent_TV, self._probes
-        group = self._group_of.setdefault(block.subject, len(self._group_of) % self._n_groups)
+        if block.subject not in self._group_of:
+            self._group_of[block.subject] = self._dealt[block.condition] % self._n_groups
+            self._dealt[block.condition] += 1
+        group = self._group_of[block.subject]
         if self._n_groups > 1 and group == len(self._groups):
             self._groups.append(_Sums(*self._shape))
         residual = (percent - (design.matrix_TP @ (design.pinv_PT @ percent.astype(np.float64)))).astype(np.float32)
