@@ -127,7 +127,8 @@ def _weighted(noise: ObservationNoise, weights_T: np.ndarray) -> ObservationNois
     """The noise of a weighted sum of frames, as a field of one frame."""
     weights_F = cosines(noise.n_frames) @ weights_T
     weighted_FXYZ = weights_F[:, None, None, None] * noise.std_FXYZ
-    std_XYZ = np.sqrt(np.einsum("fxyz,fg,gxyz->xyz", weighted_FXYZ, noise.correlation_FF, weighted_FXYZ, optimize=True))
+    variance_XYZ = np.einsum("fxyz,fg,gxyz->xyz", weighted_FXYZ, noise.correlation_FF, weighted_FXYZ, optimize=True)
+    std_XYZ = np.sqrt(variance_XYZ.clip(min=0))
     power_F = np.square(weighted_FXYZ).mean(axis=(1, 2, 3))
     neighbour_r_3 = power_F @ noise.neighbour_r_F3 / max(float(power_F.sum()), 1e-30)
     return ObservationNoise(std_XYZ[None].astype(np.float32), np.ones((1, 1)), neighbour_r_3[None])

@@ -142,9 +142,9 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
             )
             for name, windows in zip(baselines.NAMES, streams, strict=True):
                 summary = summarise(track(windows, name, total=n * len(shared)), probes, config.glm)
-                comparison_of_it = score(group_maps(summary.table, shared), summary, min(config.bootstrap_repeats, 200))
+                scored = score(group_maps(summary.table, shared), summary, min(config.bootstrap_repeats, 200))
                 rival = realism(summary, shared)
-                found.append(Baseline(name, comparison_of_it, rival.checks, standings(own, rival), n))
+                found.append(Baseline(name, scored, rival.checks, standings(own, rival), n))
     audit_base = train or real
     privacy = {}
     for name, base, samples in (

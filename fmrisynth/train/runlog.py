@@ -26,7 +26,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / LOG_NAME
-        kept = [record for record in read_log(path) if 0 < step >= record["step"]]
+        kept = [record for record in read_log(path) if step > 0 and record["step"] <= step]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._stream = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)

@@ -218,9 +218,8 @@ def test_draws_are_as_slow_in_every_cell_as_the_latents():
     stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
     labels = torch.zeros(n, dtype=torch.int64)
     courses = add_courses(gaussian_of(stack), lambda: instances_of(stack, labels), T)
-    prior = add_modes(
-        courses, lambda: instances_of(stack, labels), 3, T
-    ).prior  # half of the modes: the others stay in the rest
+    # Half of the modes: the others stay in what is left.
+    prior = add_modes(courses, lambda: instances_of(stack, labels), 3, T).prior
     drawn = prior.unwhiten(randn(n, F, *GRID, seed=64), labels)
 
     def offset(stack):

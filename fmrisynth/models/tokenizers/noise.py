@@ -148,7 +148,7 @@ class NoiseMoments:
         )
 
     def _shrunk(self, lacking_F: np.ndarray) -> np.ndarray:
-        """Sums of lacking squares (F, X, Y, Z), a voxel's own spectrum drawn to the shared one; its sum over frequencies stays."""
+        """Sums of lacking squares (F, X, Y, Z), a voxel's own spectrum drawn to the shared one."""
         assert self._squares_FXYZ is not None
         total_XYZ = self._squares_FXYZ.sum(axis=0).clip(min=0)
         share_F = lacking_F / max(lacking_F.sum(), 1e-30)
