@@ -19,6 +19,7 @@ from typing import Literal
 import nibabel as nib
 import numpy as np
 from isal import igzip, igzip_threaded, isal_zlib
+from nibabel.spatialimages import HeaderDataError
 
 from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.errors import FmrisynthError
@@ -274,10 +275,15 @@ def _header(path: Path, stream, ndim: int | None) -> Header:
             f"{path}: expected a {ndim}D image, found {len(shape)}D ({' x '.join(map(str, shape))}); "
             "check that this is the right file."
         )
-    affine = raw.get_best_affine()
+    pixdim = raw["pixdim"]  # some writers leave 0 for the handedness 1, or signs
+    pixdim[:4] = [pixdim[0] if pixdim[0] in (-1, 1) else 1, *np.abs(pixdim[1:4])]
+    try:
+        affine = raw.get_best_affine()
+        slope, intercept = raw.get_slope_inter()
+    except (HeaderDataError, ValueError) as error:
+        raise FmrisynthError(f"{path}: the header is damaged ({error}); get the file again.") from None
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         raise FmrisynthError(f"{path}: the affine of the header is not invertible; the header is damaged.")
-    slope, intercept = raw.get_slope_inter()
     return Header(
         path=path,
         shape=shape,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from pathlib import Path
 
 import nibabel as nib
@@ -53,6 +54,28 @@ def test_reads_what_nibabel_reads(tmp_path: Path, name: str, dtype: str) -> None
 def test_slope_and_intercept(tmp_path: Path) -> None:
     expected = nibabel_image(tmp_path / "x.nii.gz", "<i2", slope=(0.25, -7.0))
     np.testing.assert_allclose(read_image(tmp_path / "x.nii.gz").scaled(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pixdim", [(0, 3, 3, 3.3), (2, 3, 3, 3.3), (1, -3, 3, -3.3), (-1, 3, -3, 3.3)])
+def test_q_form_of_careless_writers(tmp_path: Path, pixdim: tuple[float, ...]) -> None:
+    """The factor of handedness is 0, or sides of voxels are negative: nibabel mends both when it loads an image."""
+    nibabel_image(tmp_path / "x.nii", "<i2")
+    content = bytearray((tmp_path / "x.nii").read_bytes())
+    struct.pack_into("<4f", content, 76, *pixdim)
+    struct.pack_into("<2h", content, 252, 1, 0)  # q-form, no s-form
+    (tmp_path / "x.nii").write_bytes(content)
+    np.testing.assert_allclose(read_header(tmp_path / "x.nii").affine, nib.load(tmp_path / "x.nii").affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(("place", "values"), [(116, (float("nan"),)), (256, (9.0, 9.0, 9.0))])
+def test_numbers_of_a_header_that_mean_nothing(tmp_path: Path, place: int, values: tuple[float, ...]) -> None:
+    nibabel_image(tmp_path / "x.nii", "<i2", slope=(0.5, 0))
+    content = bytearray((tmp_path / "x.nii").read_bytes())
+    struct.pack_into(f"<{len(values)}f", content, place, *values)
+    struct.pack_into("<2h", content, 252, 1, 0)
+    (tmp_path / "x.nii").write_bytes(content)
+    with pytest.raises(FmrisynthError, match="header is damaged"):
+        read_header(tmp_path / "x.nii")
 
 
 @pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])

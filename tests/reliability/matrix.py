@@ -56,7 +56,8 @@ CLOSING = """
 
 Events, EVs, confounds, indices, condition tables, settings, NIfTI headers, latents, tokenizers and checkpoints are fuzzed
 (`tests/reliability/test_fuzz_text.py`, `tests/reliability/test_fuzz_binary.py`): whatever is in them, the answer is a value or one
-printable sentence, and no memory is taken for what a header merely claims.
+printable sentence, and no memory is taken for what a header merely claims. The cases are the same in every run;
+`pytest tests/reliability --hypothesis-profile=default` tries new ones.
 """
 
 
