@@ -6,7 +6,7 @@ prior is the unit Gaussian; training latents z of condition k are
 ``none``              z = u
 ``class_mean``        z = mean_k + u
 ``class_gaussian``    z = mean_k + std_k * u, with the elementwise standard deviation, shrunk towards the one pooled over conditions
-``class_covariance``  z = mean_k + std_k * R A u, where R and A are linear maps, the same for all conditions
+``class_covariance``  z = mean_k + std_k * R K A u, where R, K and A are linear maps, the same for all conditions
 
 A is there because instances of a condition do not vary cell by cell but in modes that span the brain (networks, drift, the
 strength of the response), each with its own course over the frames. It is kept small enough to be estimated from few instances
@@ -16,23 +16,26 @@ over time for each mode, and one for all that is left.
 R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in
 others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. R_p is also scaled such that what the
 modes leave is equally large everywhere: a smooth channel is nearly whole in the modes, a rough one is not. With that scale
-principal components are factor analysis. And it holds what is needed for draws to be as slow as the latents in every cell,
+principal components are factor analysis. K blends neighbouring cells (`neighbours`). And R holds what is needed for draws to be as slow as the latents in every cell,
 because what the modes leave has one covariance over time for all.
 
 Here is what a prior does; `prior_fit` estimates one.
 
-Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, P = C*X*Y*Z, R modes.
+Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, H temporal frequencies, A axes of the
+grid, P = C*X*Y*Z, R modes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from fmrisynth.diffusion.neighbours import blend, cosines, separate
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Prior:
         Symmetric square roots of the covariances over time, of each mode and of what no mode holds.
     course_root_PTT : Tensor or None
         R: a matrix over time for each channel and cell; None stands for unit matrices.
+    link_HACC : Tensor or None
+        K: what a channel of a cell has from those of its neighbours, per temporal frequency and axis; None stands for nothing.
     varying_FXYZ : Tensor or None
         1 where training latents differ at all, 0 where they are constant (cells without brain); None stands for 1.
     """
@@ -62,6 +67,7 @@ class Prior:
     rest_root_TT: Tensor | None = None
     varying_FXYZ: Tensor | None = None
     course_root_PTT: Tensor | None = None
+    link_HACC: Tensor | None = None
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
@@ -78,6 +84,7 @@ class Prior:
             self.rest_root_TT,
             self.varying_FXYZ,
             self.course_root_PTT,
+            self.link_HACC,
         )
         return {name: tensor for name, tensor in zip(_TENSORS, values, strict=True) if tensor is not None}
 
@@ -93,6 +100,8 @@ class Prior:
             stack_BFXYZ = stack_BFXYZ / self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
         if self.course_root_PTT is not None:
             stack_BFXYZ = _along_time(stack_BFXYZ, self._inverse_courses)
+        if self.link_HACC is not None:
+            stack_BFXYZ = self._between_neighbours(separate, stack_BFXYZ, self.link_HACC)
         if self.mode_root_RTT is not None and self.rest_root_TT is not None:
             stack_BFXYZ = self._mix(stack_BFXYZ, *self._inverse_modes)
         if self.varying_FXYZ is not None and filler_BFXYZ is not None:
@@ -103,6 +112,8 @@ class Prior:
         """z of u."""
         if self.mode_root_RTT is not None and self.rest_root_TT is not None:
             stack_BFXYZ = self._mix(stack_BFXYZ, self.mode_root_RTT, self.rest_root_TT)
+        if self.link_HACC is not None:
+            stack_BFXYZ = self._between_neighbours(blend, stack_BFXYZ, self.link_HACC)
         if self.course_root_PTT is not None:
             stack_BFXYZ = _along_time(stack_BFXYZ, self.course_root_PTT)
         if self.std_KFXYZ is not None:
@@ -136,6 +147,19 @@ class Prior:
         mixed_BTP = rest_BTP + torch.einsum("rst,btr->bsr", mode_RTT, course_BTR) @ modes_RP
         return stack_of(mixed_BTP, stack_BFXYZ)
 
+    def _between_neighbours(
+        self, change: Callable[[Tensor, Tensor, Tensor], Tensor], stack_BFXYZ: Tensor, link_HACC: Tensor
+    ) -> Tensor:
+        """Apply `blend` or `separate` to every frequency."""
+        assert self.varying_FXYZ is not None
+        n_frequencies, _, n_channels, _ = link_HACC.shape
+        cosines_HT = cosines(n_frequencies).to(stack_BFXYZ)
+        varying_CXYZ = rearrange(self.varying_FXYZ, "(c t) x y z -> c t x y z", c=n_channels).amax(1)
+        cells_BCTXYZ = rearrange(stack_BFXYZ, "b (c t) x y z -> b c t x y z", c=n_channels)
+        cells_BHCXYZ = torch.einsum("ht,bctxyz->bhcxyz", cosines_HT, cells_BCTXYZ)
+        changed_BHCXYZ = change(cells_BHCXYZ, link_HACC.to(stack_BFXYZ), varying_CXYZ.to(stack_BFXYZ))
+        return torch.einsum("ht,bhcxyz->bctxyz", cosines_HT, changed_BHCXYZ).flatten(1, 2)
+
     @cached_property
     def _inverse_courses(self) -> Tensor:
         """Inverses of ten thousand small matrices, for every instance the same."""
@@ -153,7 +177,7 @@ class Prior:
         return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
 
 
-_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying", "course_root")
+_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying", "course_root", "link")
 
 
 def frames_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:

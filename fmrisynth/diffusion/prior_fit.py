@@ -1,17 +1,19 @@
 """Estimating a `Prior` from training latents: moments per condition, courses of cells, and cross-fitted modes.
 
-Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, N = B*T, T frames, P = C*X*Y*Z, R modes.
+Axis legend: K conditions or folds, F = C*T, X Y Z latent grid, B batch, N = B*T, T frames, H temporal frequencies, A axes of the grid,
+P = C*X*Y*Z, R modes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
+from itertools import groupby, islice, product
 
 import torch
 from torch import Tensor
 
+from fmrisynth.diffusion.neighbours import blend, cosines, neighbour_products, separate, within_bound
 from fmrisynth.diffusion.prior import Prior, frames_of, symmetric_root
 
 SHRINKAGE_INSTANCES = 32.0  # weight of the pooled variance, in instances
@@ -20,6 +22,7 @@ POWER_PASSES = (3, 2, 2, 2)  # passes of subspace iteration over the instances; 
 LEAST_SCALE = 0.05  # of a channel and cell: its own part of the standard deviation is not below
 EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
 N_FOLDS = 5  # groups of subjects that are left out in turn
+N_PROBES = 512  # random signs from which the variance of blended noise is found
 BATCH_INSTANCES = 16  # instances in one matrix product
 
 Instances = Callable[[], Iterable[tuple[Tensor, int, int]]]
@@ -167,18 +170,20 @@ def add_modes(
     Returns
     -------
     FittedPrior
-        Of kind ``class_covariance``, with R and A.
+        Of kind ``class_covariance``, with R, K and A.
 
     Notes
     -----
-    Subspace iteration (Halko et al. 2011, algorithm 4.4). Memory is six times P x R, and the instances' frames.
+    Subspace iteration (Halko et al. 2011, algorithm 4.4). Memory is six times P x R, and twice the instances' frames.
 
     Principal components vary more in the instances they were found in than in new ones, most where subjects are few, and what they
     leave varies less. So the modes are found again without each of ``N_FOLDS`` groups of subjects, and the covariances over time are those
     of the left-out subjects' courses along them, from largest to smallest mode (nonlinear shrinkage by cross-validation, Bartz 2016;
-    with one split Lam 2016). So is what the modes leave of each channel and cell, by which R is scaled.
+    with one split Lam 2016). So is what the modes leave of each channel and cell, by which R is scaled, and of neighbouring cells, from which
+    K comes: in turn with the modes, each a step towards what leaves white noise.
     """
-    varying_P = _varying(prior, n_frames)
+    cells = _Cells.of(prior, n_frames)
+    varying_P = cells.varying_CXYZ.flatten()
     batches = list(_white_batches(prior, instances, varying_P, n_frames))
     count_K = torch.zeros(N_FOLDS, dtype=torch.float64)
     for frames_BTP, fold in batches:
@@ -192,16 +197,22 @@ def add_modes(
     n_kept = min(n_modes, n_varying - 1)
     n_carried = min(n_kept + EXTRA_MODES, n_varying)
     start_PR = torch.linalg.qr(torch.randn(n_varying, n_carried, generator=torch.Generator().manual_seed(0))).Q
-    bases, scale_P = [start_PR] * (N_FOLDS + 1), torch.ones(n_varying)
+    bases, rest = [start_PR] * (N_FOLDS + 1), _Rest.white(cells, n_frames)
     for n_passes in POWER_PASSES:
+        used = rest
+        white_batches = [(used.separate(frames_BTP / used.scale_P), fold) for frames_BTP, fold in batches]
         for _ in range(n_passes):
-            bases = _power_pass(batches, bases, scale_P, add_up)
+            bases = _power_pass(white_batches, bases, add_up)
         *without, basis_PR = [basis_PR[:, :n_kept] for basis_PR in bases]
         if not filled:
             without = [basis_PR] * N_FOLDS
-        used_P, found = scale_P, _left_out_moments(batches, without, scale_P, count_K.sum(), add_up)
-        scale_P = (scale_P * found.rest_P.sqrt().float()).clamp_min(LEAST_SCALE)
-    courses = _with_courses_of_latents(prior, found, basis_PR, used_P, varying_P, float(count_K.sum()))
+        found = _left_out_moments(batches, white_batches, without, used, count_K, add_up)
+        rest = _Rest(
+            cells,
+            (used.scale_P * found.rest_P.sqrt().float()).clamp_min(LEAST_SCALE),
+            within_bound(used.link_HACC + found.neighbours_HACC.float() / 2),
+        )
+    courses = _with_courses_of_latents(prior, found, basis_PR, used, float(count_K.sum()))
 
     def whole(basis_PR: Tensor) -> Tensor:
         modes_RP = torch.zeros(n_kept, len(varying_P))
@@ -209,17 +220,63 @@ def add_modes(
         return modes_RP
 
     fitted = replace(
-        courses, kind="class_covariance", modes_RP=whole(basis_PR),
+        courses, kind="class_covariance", modes_RP=whole(basis_PR), link_HACC=used.link_HACC,
         mode_root_RTT=symmetric_root(found.mode_RTT), rest_root_TT=symmetric_root(found.rest_TT),
     )  # fmt: skip
     return FittedPrior(fitted, {k: replace(fitted, modes_RP=whole(without[k])) for k in filled})
 
 
-def _power_pass(batches: Batches, bases: list[Tensor], scale_P: Tensor, add_up: AddUp) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Cells:
+    """Where the varying elements of a frame lie on the latent grid."""
+
+    varying_CXYZ: Tensor
+
+    @classmethod
+    def of(cls, prior: Prior, n_frames: int) -> _Cells:
+        assert prior.varying_FXYZ is not None
+        return cls(prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1) > 0.5)
+
+    def on_grid(self, values_BHP: Tensor) -> Tensor:
+        """Values of the varying elements with zeros for the others, (B, H, C, X, Y, Z)."""
+        grid_BHCXYZ = values_BHP.new_zeros(*values_BHP.shape[:2], *self.varying_CXYZ.shape)
+        grid_BHCXYZ[:, :, self.varying_CXYZ] = values_BHP
+        return grid_BHCXYZ
+
+    def of_grid(self, grid_BHCXYZ: Tensor) -> Tensor:
+        """The inverse of `on_grid`."""
+        return grid_BHCXYZ[:, :, self.varying_CXYZ]
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """How what the modes leave varies: R's scale of each varying element, and K."""
+
+    cells: _Cells
+    scale_P: Tensor
+    link_HACC: Tensor
+
+    @classmethod
+    def white(cls, cells: _Cells, n_frames: int) -> _Rest:
+        n_channels = len(cells.varying_CXYZ)
+        return cls(cells, torch.ones(int(cells.varying_CXYZ.sum())), torch.zeros(n_frames, 3, n_channels, n_channels))
+
+    def separate(self, frames_BTP: Tensor) -> Tensor:
+        """The inverse of K, for scaled frames."""
+        cosines_HT = cosines(frames_BTP.shape[1])
+        cells_BHCXYZ = self.cells.on_grid(cosines_HT @ frames_BTP)
+        return cosines_HT.T @ self.cells.of_grid(separate(cells_BHCXYZ, self.link_HACC, self.cells.varying_CXYZ))
+
+    def blend(self, values_BHP: Tensor) -> Tensor:
+        """K, for what is given per frequency."""
+        return self.cells.of_grid(blend(self.cells.on_grid(values_BHP), self.link_HACC, self.cells.varying_CXYZ))
+
+
+def _power_pass(batches: Batches, bases: list[Tensor], add_up: AddUp) -> list[Tensor]:
     """One step of subspace iteration for each basis (P, R): those without one fold of subjects, and the last of all subjects."""
     images = [torch.zeros_like(basis_PR) for basis_PR in bases]
     for frames_BTP, fold in batches:
-        rows_NP = frames_BTP.flatten(0, 1) / scale_P
+        rows_NP = frames_BTP.flatten(0, 1)
         for k, basis_PR in enumerate(bases):
             if k != fold:
                 images[k] += rows_NP.T @ (rows_NP @ basis_PR)
@@ -240,40 +297,75 @@ class _Moments:
         Covariance over time of each element.
     rest_P : Tensor
         Variance of what the modes leave of each element, mean over frames.
+    neighbours_HACC : Tensor
+        Correlation of neighbours in it, per frequency.
     """
 
     mode_RTT: Tensor
     rest_TT: Tensor
     own_PTT: Tensor
     rest_P: Tensor
+    neighbours_HACC: Tensor
 
-    def drawn_by(self, basis_PR: Tensor) -> Tensor:
-        """Covariance over time (P, T, T) of each element in draws with these covariances along and beside a basis."""
-        weight_PR = basis_PR.double().square()
-        along_PTT = (weight_PR @ self.mode_RTT.flatten(1)).unflatten(1, self.rest_TT.shape)
-        return along_PTT + (1 - weight_PR.sum(1))[:, None, None] * self.rest_TT
+    def drawn_by(self, basis_PR: Tensor, rest: _Rest) -> Tensor:
+        """Covariance over time (P, T, T) of each element in draws with these covariances along and beside a basis, after K."""
+        cosines_HT = cosines(len(self.rest_TT)).double()
+        mode_RHH, rest_HH = (cosines_HT @ moment @ cosines_HT.T for moment in (self.mode_RTT, self.rest_TT))
+        n_frequencies = len(cosines_HT)
+        noise_PHH = torch.zeros(len(basis_PR), n_frequencies, n_frequencies, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(N_PROBES // 16):  # random signs have the covariance of noise
+            signs_P = torch.randint(0, 2, (16, 1, len(basis_PR)), generator=generator) * 2.0 - 1
+            blended_BHP = rest.blend(signs_P.expand(-1, n_frequencies, -1)).double()
+            noise_PHH += torch.einsum("bhp,bgp->phg", blended_BHP, blended_BHP) / N_PROBES
+        modes_RHP = rest.blend(basis_PR.T[:, None].expand(-1, n_frequencies, -1)).double()
+        drawn_PHH = noise_PHH * rest_HH
+        for h, g in product(range(n_frequencies), repeat=2):
+            drawn_PHH[:, h, g] += (modes_RHP[:, h] * modes_RHP[:, g]).T @ (mode_RHH[:, h, g] - rest_HH[h, g])
+        return cosines_HT.T @ drawn_PHH @ cosines_HT
 
 
 def _left_out_moments(
-    batches: Batches, without: list[Tensor], scale_P: Tensor, count: Tensor, add_up: AddUp
+    batches: Batches, white_batches: Batches, without: list[Tensor], rest: _Rest, count_K: Tensor, add_up: AddUp
 ) -> _Moments:
     """Moments of every subject's frames along the basis (P, R) that was found without the subject's fold."""
     (n_varying, n_kept), n_frames = without[0].shape, batches[0][0].shape[1]
+    cosines_HT, count = cosines(n_frames), count_K.sum()
     mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
     all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
     own_PTT = torch.zeros(n_varying, n_frames, n_frames, dtype=torch.float64)
     rest_P = torch.zeros(n_varying, dtype=torch.float64)
-    for frames_BTP, fold in batches:
-        scaled_BTP = frames_BTP / scale_P
-        course_BTR = scaled_BTP @ without[fold]
+    products_KHACC = torch.zeros(N_FOLDS, *rest.link_HACC.shape, dtype=torch.float64)
+    for (frames_BTP, fold), (white_BTP, _) in zip(batches, white_batches, strict=True):
+        scaled_BTP = frames_BTP / rest.scale_P
+        course_BTR = white_BTP @ without[fold]
+        beside_BTP = white_BTP - course_BTR @ without[fold].T
         mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
-        all_TT += torch.einsum("bsp,btp->st", scaled_BTP, scaled_BTP)
+        all_TT += torch.einsum("bsp,btp->st", white_BTP, white_BTP)
         own_PTT += torch.einsum("bsp,btp->pst", scaled_BTP, scaled_BTP)
-        rest_P += (scaled_BTP - course_BTR @ without[fold].T).square().mean(1).sum(0)
-    for total in (mode_RTT, all_TT, own_PTT, rest_P):
+        rest_P += beside_BTP.square().mean(1).sum(0)
+        products_KHACC[fold] += neighbour_products(rest.cells.on_grid(cosines_HT @ beside_BTP))
+    for total in (mode_RTT, all_TT, own_PTT, rest_P, products_KHACC):
         add_up(total)
-    rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept)
-    return _Moments(mode_RTT / count, rest_TT / count, own_PTT / count, rest_P / count)
+    rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept) / count
+    # White noise beside modes is not white any more: what the modes have taken is put back.
+    level_H = (cosines_HT.double() @ rest_TT @ cosines_HT.double().T).diagonal()
+    taken_1ACC = neighbour_products(rest.cells.on_grid(without[-1].T[:, None]))
+    pairs_1ACC = neighbour_products(rest.cells.varying_CXYZ[None, None].float()).clamp_min(1)
+    level_H111 = level_H[:, None, None, None]
+    neighbours_HACC = (products_KHACC.sum(0) / count / level_H111 + taken_1ACC) / pairs_1ACC
+    filled_K = count_K > 0
+    of_folds_KHACC = products_KHACC[filled_K] / count_K[filled_K, None, None, None, None] / level_H111 / pairs_1ACC
+    neighbours_HACC *= _trust(neighbours_HACC, of_folds_KHACC)
+    return _Moments(mode_RTT / count, rest_TT, own_PTT / count, rest_P / count, neighbours_HACC)
+
+
+def _trust(mean: Tensor, of_folds: Tensor) -> float:
+    """Factor that makes means over folds as large as what they estimate (James and Stein 1961): 0 if they may be chance, 1 if they are sure."""
+    if len(of_folds) < 2:
+        return 0.0
+    squared_error = float((of_folds.var(0) / len(of_folds)).sum())
+    return max(0.0, 1 - squared_error / max(float(mean.square().sum()), 1e-12))
 
 
 def _white_batches(
@@ -287,19 +379,18 @@ def _white_batches(
             yield frames_of(white_BFXYZ, n_frames)[:, :, varying_P].contiguous(), fold
 
 
-def _with_courses_of_latents(
-    prior: Prior, found: _Moments, basis_PR: Tensor, scale_P: Tensor, varying_P: Tensor, count: float
-) -> Prior:
+def _with_courses_of_latents(prior: Prior, found: _Moments, basis_PR: Tensor, rest: _Rest, count: float) -> Prior:
     """A prior with R such that draws have the latents' covariance over time in every channel and cell.
 
     Modes alone do not give that: what they leave has one covariance for all elements, yet where slow modes are strong it is fast. So R begins
     with the smallest linear change that turns what is drawn in an element into what was found there (shrunk towards the former).
     """
-    drawn_PTT = found.drawn_by(basis_PR)
+    drawn_PTT = found.drawn_by(basis_PR, rest)
     target_PTT = (count * found.own_PTT + SHRINKAGE_INSTANCES * drawn_PTT) / (count + SHRINKAGE_INSTANCES)
     n_frames = drawn_PTT.shape[-1]
+    varying_P = rest.cells.varying_CXYZ.flatten()
     matrix_PTT = torch.eye(n_frames).repeat(len(varying_P), 1, 1)
-    matrix_PTT[varying_P] = scale_P[:, None, None] * _transport(drawn_PTT, target_PTT)
+    matrix_PTT[varying_P] = rest.scale_P[:, None, None] * _transport(drawn_PTT, target_PTT)
     root_PTT = prior.course_root_PTT
     return replace(prior, course_root_PTT=matrix_PTT if root_PTT is None else root_PTT @ matrix_PTT)
 
@@ -309,9 +400,3 @@ def _transport(source: Tensor, target: Tensor) -> Tensor:
     root = symmetric_root(source).double()
     inverse = torch.linalg.inv(root)
     return (inverse @ symmetric_root(root @ target @ root).double() @ inverse).float()
-
-
-def _varying(prior: Prior, n_frames: int) -> Tensor:
-    """Which elements of a frame vary at all, bool (P,)."""
-    assert prior.varying_FXYZ is not None
-    return frames_of(prior.varying_FXYZ[None], n_frames)[0].amax(0) > 0.5

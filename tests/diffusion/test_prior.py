@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fmrisynth.diffusion.neighbours import blend, cosines, neighbour_products
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.prior import Prior, frames_of, symmetric_root
 from fmrisynth.diffusion.prior_fit import FittedPrior, MomentAccumulator, add_courses, add_modes
@@ -228,6 +229,34 @@ def test_draws_are_as_slow_in_every_cell_as_the_latents():
     ratio = offset(drawn) / offset(stack)
     assert float((ratio.log()).abs().mean()) < 0.04
     assert abs(float(ratio.mean()) - 1) < 0.02
+
+
+def test_neighbours_vary_together_as_in_the_latents():
+    """Slow frames of channel 0 are smooth beyond the modes, channel 1 holds slopes of it; modes alone would draw both as white noise."""
+    n, varying = 3000, torch.ones(C, *GRID)
+    link = (
+        torch.tensor([[0.08, -0.05], [0.05, 0.0]]).repeat(T, 3, 1, 1)
+        * torch.tensor([1.2, 0.8, 0.4, 0.0])[:, None, None, None]
+    )
+    maps = torch.linalg.qr(randn(P, 2, seed=71)).Q.T
+    cells = blend(randn(n, T, C, *GRID, seed=73), link, varying)
+    frames = cosines(T).T @ cells.flatten(2) + torch.einsum("ntr,rp->ntp", 3 * randn(n, T, 2, seed=72), maps)
+    stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
+    labels = torch.zeros(n, dtype=torch.int64)
+    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels), 2, T).prior
+
+    def correlation(stack):
+        frames = frames_of(stack / stack.std(0), T)
+        cells = (cosines(T) @ frames).reshape(len(frames), T, C, *GRID)
+        return neighbour_products(cells) / len(cells) / neighbour_products(varying[None, None])
+
+    drawn = prior.unwhiten(randn(n, F, *GRID, seed=74), labels)
+    without = replace(prior, link_HACC=None).unwhiten(randn(n, F, *GRID, seed=74), labels)
+    true = correlation(stack)
+    torch.testing.assert_close(correlation(drawn), true, rtol=0, atol=0.05)
+    assert float((correlation(drawn) - true).abs().mean()) < 0.01
+    assert float((true - correlation(without)).abs().max()) > 0.1
+    torch.testing.assert_close(drawn.var(0).mean(), stack.var(0).mean(), rtol=0.02, atol=0)
 
 
 def test_stored_tensors_give_the_prior_back(prior, world):
