@@ -13,16 +13,18 @@ strength of the response), each with its own course over the frames. It is kept 
 by taking space and time apart: orthonormal modes over channels and cells (principal components of single frames), a covariance
 over time for each mode, and one for all that is left.
 
+K blends neighbouring cells: they vary together beside the modes, everywhere in the same way (`neighbours`).
+
 R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in
 others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. R_p is also scaled such that what the
 modes leave is equally large everywhere: a smooth channel is nearly whole in the modes, a rough one is not. With that scale
-principal components are factor analysis. K blends neighbouring cells (`neighbours`). And R holds what is needed for draws to be as slow as the latents in every cell,
+principal components are factor analysis. And it holds what is needed for draws to be as slow as the latents in every cell,
 because what the modes leave has one covariance over time for all.
 
 Here is what a prior does; `prior_fit` estimates one.
 
-Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, H temporal frequencies, A axes of the
-grid, P = C*X*Y*Z, R modes.
+Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, H temporal frequencies, A axes of the grid, P = C*X*Y*Z,
+R modes.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from fmrisynth.diffusion.neighbours import blend, cosines, separate
+from fmrisynth.diffusion.neighbours import blend, cosines, norm_bound, separate
+from fmrisynth.errors import FmrisynthError
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,11 @@ class Prior:
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
-        """The prior of stored tensors; see `tensors`."""
+        """The prior of stored tensors; see `tensors`. Raises FmrisynthError for links that no fit gives."""
+        if "link" in tensors and not norm_bound(tensors["link"]) < 1:
+            raise FmrisynthError(
+                "the links between neighbouring cells in the prior's file are too large; it is damaged, copy it again."
+            )
         return cls(kind, *(tensors.get(name) for name in _TENSORS))
 
     def tensors(self) -> dict[str, Tensor]:

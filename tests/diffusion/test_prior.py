@@ -10,6 +10,7 @@ from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.prior import Prior, frames_of, symmetric_root
 from fmrisynth.diffusion.prior_fit import FittedPrior, MomentAccumulator, add_courses, add_modes
 from fmrisynth.diffusion.samplers import sample
+from fmrisynth.errors import FmrisynthError
 
 T, C, GRID = 4, 2, (3, 4, 2)
 F, P = C * T, C * 24
@@ -263,6 +264,13 @@ def test_stored_tensors_give_the_prior_back(prior, world):
     stack, labels = world
     again = Prior.from_tensors("class_covariance", prior.tensors())
     torch.testing.assert_close(again.whiten(stack[:3], labels[:3]), prior.whiten(stack[:3], labels[:3]))
+
+
+def test_links_of_a_damaged_file_are_refused(prior):
+    for value in (0.5, float("nan")):
+        tensors = {**prior.tensors(), "link": torch.full((T, 3, C, C), value)}
+        with pytest.raises(FmrisynthError, match="damaged"):
+            Prior.from_tensors("class_covariance", tensors)
 
 
 def test_cells_that_never_vary_become_noise():
