@@ -75,7 +75,8 @@ class Prior:
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
         """The prior of stored tensors; see `tensors`. Raises FmrisynthError for links that no fit gives."""
-        if "link" in tensors and not norm_bound(tensors["link"]) < 1:
+        link_HACC = tensors.get("link")
+        if link_HACC is not None and not (link_HACC.isfinite().all() and norm_bound(link_HACC) < 1):
             raise FmrisynthError(
                 "the links between neighbouring cells in the prior's file are too large; it is damaged, copy it again."
             )
