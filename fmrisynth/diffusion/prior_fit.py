@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice, product
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ POWER_PASSES = (3, 2, 2, 2)  # passes of subspace iteration over the instances; 
 LEAST_SCALE = 0.05  # of a channel and cell: its own part of the standard deviation is not below
 EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
 N_FOLDS = 5  # groups of subjects that are left out in turn
-N_PROBES = 512  # random signs from which the variance of blended noise is found
+N_PROBES = 512  # frames of random signs from which the variance of blended noise is found
 BATCH_INSTANCES = 16  # instances in one matrix product
 
 Instances = Callable[[], Iterable[tuple[Tensor, int, int]]]
@@ -309,19 +309,23 @@ class _Moments:
 
     def drawn_by(self, basis_PR: Tensor, rest: _Rest) -> Tensor:
         """Covariance over time (P, T, T) of each element in draws with these covariances along and beside a basis, after K."""
-        cosines_HT = cosines(len(self.rest_TT)).double()
+        n_frequencies = len(self.rest_TT)
+        cosines_HT = cosines(n_frequencies).double()
         mode_RHH, rest_HH = (cosines_HT @ moment @ cosines_HT.T for moment in (self.mode_RTT, self.rest_TT))
-        n_frequencies = len(cosines_HT)
-        noise_PHH = torch.zeros(len(basis_PR), n_frequencies, n_frequencies, dtype=torch.float64)
+
+        def blended(values_NP: Tensor) -> Iterator[tuple[slice, Tensor]]:
+            for start in range(0, len(values_NP), BATCH_INSTANCES):
+                part = slice(start, start + BATCH_INSTANCES)
+                yield part, rest.blend(values_NP[part, None].expand(-1, n_frequencies, -1))
+
+        drawn_PHH = torch.zeros(len(basis_PR), n_frequencies, n_frequencies, dtype=torch.float64)
         generator = torch.Generator().manual_seed(0)
-        for _ in range(N_PROBES // 16):  # random signs have the covariance of noise
-            signs_P = torch.randint(0, 2, (16, 1, len(basis_PR)), generator=generator) * 2.0 - 1
-            blended_BHP = rest.blend(signs_P.expand(-1, n_frequencies, -1)).double()
-            noise_PHH += torch.einsum("bhp,bgp->phg", blended_BHP, blended_BHP) / N_PROBES
-        modes_RHP = rest.blend(basis_PR.T[:, None].expand(-1, n_frequencies, -1)).double()
-        drawn_PHH = noise_PHH * rest_HH
-        for h, g in product(range(n_frequencies), repeat=2):
-            drawn_PHH[:, h, g] += (modes_RHP[:, h] * modes_RHP[:, g]).T @ (mode_RHH[:, h, g] - rest_HH[h, g])
+        signs_NP = torch.randint(0, 2, (N_PROBES, len(basis_PR)), generator=generator) * 2.0 - 1
+        for _, noise_BHP in blended(signs_NP):  # random signs have the covariance of noise
+            drawn_PHH += torch.einsum("bhp,bgp->phg", noise_BHP, noise_BHP) / N_PROBES * rest_HH
+        for part, mode_BHP in blended(basis_PR.T):
+            more_BHH = (mode_RHH[part] - rest_HH).float()
+            drawn_PHH += torch.einsum("bhp,bhgp->phg", mode_BHP, more_BHH[..., None] * mode_BHP[:, None])
         return cosines_HT.T @ drawn_PHH @ cosines_HT
 
 
