@@ -304,6 +304,7 @@ def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, t
         "rest_root",
         "varying",
         "course_root",
+        "link",
     }
     folds = load_file(tmp_path / "whole" / "folds.safetensors")
     assert len(folds) > 1
