@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -37,15 +36,17 @@ class Split:
             yield self.latents.read(i), self.latents.labels(i, self.vocabulary)[0], self.latents.subject_number(i)
 
 
-def log_volume(prior: Prior, condition: int, varying_FXYZ: Tensor, n_frames: int) -> float:
-    """Log determinant of the map from white to prior, over elements that vary."""
+def log_volume(prior: Prior, varying_FXYZ: Tensor, n_frames: int) -> float:
+    """Log determinant of what a prior does beside the standard deviations, over elements that vary."""
     total = 0.0
-    if prior.std_KFXYZ is not None:
-        total += float(prior.std_KFXYZ[condition][varying_FXYZ].double().log().sum())
     if prior.course_root_PTT is not None:  # unit matrices where nothing varies
         total += float(torch.linalg.slogdet(prior.course_root_PTT.double()).logabsdet.sum())
     if prior.link_HACC is not None:
-        total += n_frames * blend_volume(prior.link_HACC, varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1))
+        varying_CXYZ = varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1)
+        units_P1CXYZ = torch.eye(varying_CXYZ.numel())[varying_CXYZ.flatten()].unflatten(1, (1, *varying_CXYZ.shape))
+        for link_ACC in prior.link_HACC:
+            separated_PP = separate(units_P1CXYZ, link_ACC[None], varying_CXYZ)[:, 0, varying_CXYZ]
+            total -= float(torch.linalg.slogdet(separated_PP).logabsdet)
     if prior.mode_root_RTT is not None and prior.rest_root_TT is not None:
         n_rest = int(varying_FXYZ.sum()) // n_frames - len(prior.mode_root_RTT)
         total += float(torch.linalg.slogdet(prior.mode_root_RTT.double()).logabsdet.sum())
@@ -53,21 +54,16 @@ def log_volume(prior: Prior, condition: int, varying_FXYZ: Tensor, n_frames: int
     return total
 
 
-def blend_volume(link_HACC: Tensor, varying_CXYZ: Tensor) -> float:
-    """Log determinant of `blend` for the varying cells of a frame."""
-    units_NCXYZ = torch.eye(varying_CXYZ.numel())[varying_CXYZ.flatten()].unflatten(1, varying_CXYZ.shape)
-    columns_NP = separate(units_NCXYZ, link_HACC, varying_CXYZ)[:, varying_CXYZ]
-    return -float(torch.linalg.slogdet(columns_NP).logabsdet)
-
-
 def describe(prior: Prior, split: Split, varying_FXYZ: Tensor, n_frames: int) -> tuple[float, float]:
     """Negative log-likelihood per element beyond that of a unit Gaussian's entropy constant, and mean square of whitened latents."""
     n_elements, squares, volumes, count = int(varying_FXYZ.sum()), 0.0, 0.0, 0
-    volume_of = cache(lambda condition: log_volume(prior, condition, varying_FXYZ, n_frames))
+    shared = log_volume(prior, varying_FXYZ, n_frames)
     for stack_FXYZ, condition, _ in split():
         white = prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition]))[0]
         squares += float(white[varying_FXYZ].double().square().sum()) / n_elements
-        volumes += volume_of(condition) / n_elements
+        volumes += shared / n_elements
+        if prior.std_KFXYZ is not None:
+            volumes += float(prior.std_KFXYZ[condition][varying_FXYZ].double().log().sum()) / n_elements
         count += 1
     return squares / count / 2 + volumes / count - 0.5, squares / count
 
