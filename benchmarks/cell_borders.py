@@ -3,7 +3,8 @@
     python benchmarks/cell_borders.py LATENTS MODEL [--n 120]
 
 Decodes training latents and as many draws of the same conditions (no network, no observation noise) and prints, per temporal frequency
-of the block, the mean square difference of neighbouring voxels in draws over that in training latents.
+of the block, the mean square difference of neighbouring voxels in draws over that in training latents; and that of as many other
+training latents, which says how far chance goes.
 """
 
 from __future__ import annotations
@@ -58,17 +59,24 @@ def main() -> None:
     n_frames = latents.latent_shape[1]
     numbers = latents.select("train")
     vocabulary = latents.vocabulary(numbers, ["condition"])
-    numbers = numbers[:: max(1, len(numbers) // arguments.n)][: arguments.n]
+    every = max(2, len(numbers) // arguments.n)
+    others = numbers[every // 2 :: every][: arguments.n]
+    numbers = numbers[::every][: arguments.n]
 
     def draws() -> Iterable[Tensor]:
         for seed, number in enumerate(numbers):
             noise = torch.randn(1, *latents.read(number).shape, generator=torch.Generator().manual_seed(seed))
             yield prior.unwhiten(noise, torch.tensor([latents.labels(number, vocabulary)[0]]))[0]
 
-    real = differences((latents.read(number).float() for number in numbers), tokenizer, n_frames)
-    ratio = differences(draws(), tokenizer, n_frames) / real
+    def read(chosen: list[int]) -> Iterable[Tensor]:
+        return (latents.read(number).float() for number in chosen)
+
+    real, ratios = differences(read(numbers), tokenizer, n_frames), {}
+    for name, stacks in (("draws", draws()), ("other training latents", read(others))):
+        within, across = differences(stacks, tokenizer, n_frames) / real
+        ratios |= {f"{name}, within cells": within, f"{name}, across borders": across}
     print(f"| frequency, slow to fast | {' | '.join(map(str, range(1, n_frames)))} |\n|{' --- |' * n_frames}")
-    for name, row in zip(("within cells", "across borders"), ratio, strict=True):
+    for name, row in ratios.items():
         print(f"| {name} | {' | '.join(f'{value:.2f}' for value in row[1:])} |")
 
 
