@@ -15,6 +15,7 @@ import torch
 
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, common_grid, read_blocks
+from fmrisynth.data.cosines import cosines
 from fmrisynth.data.normalisation import denormalise
 from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.glm.design import window_design
@@ -24,7 +25,7 @@ from fmrisynth.glm.statistics import random_effects
 from fmrisynth.glm.windows import common_mask, iterate_windows
 from fmrisynth.models.checkpoint import LoadedDenoiser
 from fmrisynth.models.tokenizers import Tokenizer
-from fmrisynth.models.tokenizers.noise import ObservationNoise, cosines
+from fmrisynth.models.tokenizers.noise import ObservationNoise
 
 
 @dataclass(frozen=True)

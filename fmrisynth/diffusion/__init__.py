@@ -1,4 +1,4 @@
 """Diffusion mathematics: schedules, objectives, samplers, guidance, EMA and the condition prior.
 
-Depends on torch, numpy and the package's errors only.
+Depends on torch, numpy, the package's errors and `data.cosines` only.
 """

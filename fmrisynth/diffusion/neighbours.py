@@ -7,7 +7,7 @@ with the step between the means beside it. So each cell is a share of its neighb
     new_c(p) = x_c(p) - sum over axes a and channels d of  link[a, c, d] x_d(p + a) + link[a, d, c] x_d(p - a)
 
 This is a symmetric map. `separate` applies it, `blend` inverts it. Slow signal is smoother than fast noise, so each temporal frequency
-(of the discrete cosine transform, `cosines`) has links of its own.
+(`data.cosines`) has links of its own.
 
 Axis legend: N anything, T frames, H temporal frequencies, C D channels, X Y Z latent grid, A its three axes.
 """
@@ -60,14 +60,6 @@ def within_bound(link_HACD: Tensor) -> Tensor:
 
 def _norm_bounds(link_HACD: Tensor) -> Tensor:
     return 2 * torch.linalg.matrix_norm(link_HACD, ord=2).sum(-1)
-
-
-def cosines(n_frames: int) -> Tensor:
-    """The orthonormal discrete cosine transform (H, T) of so many frames, slowest first."""
-    frame_T = torch.arange(n_frames, dtype=torch.float64) + 0.5
-    transform_HT = torch.cos(torch.pi / n_frames * torch.arange(n_frames)[:, None] * frame_T) * (2 / n_frames) ** 0.5
-    transform_HT[0] /= 2**0.5
-    return transform_HT.float()
 
 
 def neighbour_products(cells_NHCXYZ: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from fmrisynth.diffusion.neighbours import blend, cosines, norm_bound, separate
+from fmrisynth.data.cosines import cosines
+from fmrisynth.diffusion.neighbours import blend, norm_bound, separate
 from fmrisynth.errors import FmrisynthError
 
 
@@ -161,7 +162,7 @@ class Prior:
         """Apply `blend` or `separate` to every frequency."""
         assert self.varying_FXYZ is not None
         n_frequencies, _, n_channels, _ = link_HACC.shape
-        cosines_HT = cosines(n_frequencies).to(stack_BFXYZ)
+        cosines_HT = torch.from_numpy(cosines(n_frequencies)).to(stack_BFXYZ)
         varying_CXYZ = rearrange(self.varying_FXYZ, "(c t) x y z -> c t x y z", c=n_channels).amax(1)
         cells_BCTXYZ = rearrange(stack_BFXYZ, "b (c t) x y z -> b c t x y z", c=n_channels)
         cells_BHCXYZ = torch.einsum("ht,bctxyz->bhcxyz", cosines_HT, cells_BCTXYZ)

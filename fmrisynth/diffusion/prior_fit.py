@@ -13,7 +13,8 @@ from itertools import groupby, islice
 import torch
 from torch import Tensor
 
-from fmrisynth.diffusion.neighbours import blend, cosines, neighbour_products, separate, within_bound
+from fmrisynth.data.cosines import cosines
+from fmrisynth.diffusion.neighbours import blend, neighbour_products, separate, within_bound
 from fmrisynth.diffusion.prior import Prior, frames_of, symmetric_root
 
 SHRINKAGE_INSTANCES = 32.0  # weight of the pooled variance, in instances
@@ -263,7 +264,7 @@ class _Rest:
 
     def separate(self, frames_BTP: Tensor) -> Tensor:
         """The inverse of K, for scaled frames."""
-        cosines_HT = cosines(frames_BTP.shape[1])
+        cosines_HT = torch.from_numpy(cosines(frames_BTP.shape[1])).to(frames_BTP)
         cells_BHCXYZ = self.cells.on_grid(cosines_HT @ frames_BTP)
         return cosines_HT.T @ self.cells.of_grid(separate(cells_BHCXYZ, self.link_HACC, self.cells.varying_CXYZ))
 
@@ -310,7 +311,7 @@ class _Moments:
     def drawn_by(self, basis_PR: Tensor, rest: _Rest) -> Tensor:
         """Covariance over time (P, T, T) of each element in draws with these covariances along and beside a basis, after K."""
         n_frequencies = len(self.rest_TT)
-        cosines_HT = cosines(n_frequencies).double()
+        cosines_HT = torch.from_numpy(cosines(n_frequencies))
         mode_RHH, rest_HH = (cosines_HT @ moment @ cosines_HT.T for moment in (self.mode_RTT, self.rest_TT))
 
         def blended(values_NP: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -334,7 +335,7 @@ def _left_out_moments(
 ) -> _Moments:
     """Moments of every subject's frames along the basis (P, R) that was found without the subject's fold."""
     (n_varying, n_kept), n_frames = without[0].shape, batches[0][0].shape[1]
-    cosines_HT, count = cosines(n_frames), count_K.sum()
+    cosines_HT, count = torch.from_numpy(cosines(n_frames)), count_K.sum()
     mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
     all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
     own_PTT = torch.zeros(n_varying, n_frames, n_frames, dtype=torch.float64)
@@ -348,12 +349,12 @@ def _left_out_moments(
         all_TT += torch.einsum("bsp,btp->st", white_BTP, white_BTP)
         own_PTT += torch.einsum("bsp,btp->pst", scaled_BTP, scaled_BTP)
         rest_P += beside_BTP.square().mean(1).sum(0)
-        products_KHACC[fold] += neighbour_products(rest.cells.on_grid(cosines_HT @ beside_BTP))
+        products_KHACC[fold] += neighbour_products(rest.cells.on_grid(cosines_HT.float() @ beside_BTP))
     for total in (mode_RTT, all_TT, own_PTT, rest_P, products_KHACC):
         add_up(total)
     rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept) / count
     # White noise beside modes is not white any more: what the modes have taken is put back.
-    level_H = (cosines_HT.double() @ rest_TT @ cosines_HT.double().T).diagonal()
+    level_H = (cosines_HT @ rest_TT @ cosines_HT.T).diagonal()
     taken_1ACC = neighbour_products(rest.cells.on_grid(without[-1].T[:, None]))
     pairs_1ACC = neighbour_products(rest.cells.varying_CXYZ[None, None].float()).clamp_min(1)
     level_H111 = level_H[:, None, None, None]

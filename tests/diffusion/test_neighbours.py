@@ -2,15 +2,12 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
-from scipy.fft import dct
 
 from fmrisynth.diffusion.neighbours import (
     GREATEST_NORM,
     blend,
-    cosines,
     neighbour_products,
     norm_bound,
     separate,
@@ -82,7 +79,3 @@ def test_the_map_is_symmetric(cells, units):
     for change in (separate, blend):
         matrix_HPP = change(units, LINK, varying).flatten(2).transpose(0, 1)
         torch.testing.assert_close(matrix_HPP, matrix_HPP.mT)
-
-
-def test_cosines_are_those_of_scipy():
-    torch.testing.assert_close(cosines(5), torch.from_numpy(dct(np.eye(5), axis=0, norm="ortho")).float())

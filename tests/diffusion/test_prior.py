@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fmrisynth.diffusion.neighbours import blend, cosines, neighbour_products
+from fmrisynth.data.cosines import cosines
+from fmrisynth.diffusion.neighbours import blend, neighbour_products
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.prior import Prior, frames_of, symmetric_root
 from fmrisynth.diffusion.prior_fit import FittedPrior, MomentAccumulator, add_courses, add_modes
@@ -241,14 +242,16 @@ def test_neighbours_vary_together_as_in_the_latents():
     )
     maps = torch.linalg.qr(randn(P, 2, seed=71)).Q.T
     cells = blend(randn(n, T, C, *GRID, seed=73), link, varying)
-    frames = cosines(T).T @ cells.flatten(2) + torch.einsum("ntr,rp->ntp", 3 * randn(n, T, 2, seed=72), maps)
+    frames = torch.from_numpy(cosines(T)).float().T @ cells.flatten(2) + torch.einsum(
+        "ntr,rp->ntp", 3 * randn(n, T, 2, seed=72), maps
+    )
     stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
     labels = torch.zeros(n, dtype=torch.int64)
     prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels), 2, T).prior
 
     def correlation(stack):
         frames = frames_of(stack / stack.std(0), T)
-        cells = (cosines(T) @ frames).reshape(len(frames), T, C, *GRID)
+        cells = (torch.from_numpy(cosines(T)).float() @ frames).reshape(len(frames), T, C, *GRID)
         return neighbour_products(cells) / len(cells) / neighbour_products(varying[None, None])
 
     drawn = prior.unwhiten(randn(n, F, *GRID, seed=74), labels)

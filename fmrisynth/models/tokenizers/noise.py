@@ -25,9 +25,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.fft import dct
 from scipy.ndimage import correlate1d
 from scipy.optimize import brentq
+
+from fmrisynth.data.cosines import cosines
 
 KERNEL_RADIUS = 3
 """Half width of the smoothing kernels, voxels."""
@@ -156,12 +157,6 @@ class NoiseMoments:
         own = self.n_blocks / (self.n_blocks + SHRINKAGE_BLOCKS)
         shrunk_FXYZ: np.ndarray = (own * self._squares_FXYZ + (1 - own) * shared_FXYZ).clip(min=0)
         return shrunk_FXYZ
-
-
-def cosines(n_frames: int) -> np.ndarray:
-    """Orthonormal cosines over the frames of a block (DCT-II), (F, T), from the constant to the fastest."""
-    basis: np.ndarray = dct(np.eye(n_frames), type=2, norm="ortho", axis=0)
-    return basis
 
 
 def _nearest_covariance(products_FF: np.ndarray) -> np.ndarray:
