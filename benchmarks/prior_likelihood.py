@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmrisynth.diffusion.neighbours import separate
 from fmrisynth.diffusion.prior import Prior
 from fmrisynth.diffusion.prior_fit import add_courses, add_modes
 from fmrisynth.models.distributed import World
@@ -37,16 +36,10 @@ class Split:
 
 
 def log_volume(prior: Prior, varying_FXYZ: Tensor, n_frames: int) -> float:
-    """Log determinant of what a prior does beside the standard deviations, over elements that vary."""
+    """Log determinant of what a prior does beside the standard deviations, over elements that vary (links have determinant 1)."""
     total = 0.0
     if prior.course_root_PTT is not None:  # unit matrices where nothing varies
         total += float(torch.linalg.slogdet(prior.course_root_PTT.double()).logabsdet.sum())
-    if prior.link_HACC is not None:
-        varying_CXYZ = varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1)
-        units_P1CXYZ = torch.eye(varying_CXYZ.numel())[varying_CXYZ.flatten()].unflatten(1, (1, *varying_CXYZ.shape))
-        for link_ACC in prior.link_HACC:
-            separated_PP = separate(units_P1CXYZ, link_ACC[None], varying_CXYZ)[:, 0, varying_CXYZ]
-            total -= float(torch.linalg.slogdet(separated_PP).logabsdet)
     if prior.mode_root_RTT is not None and prior.rest_root_TT is not None:
         n_rest = int(varying_FXYZ.sum()) // n_frames - len(prior.mode_root_RTT)
         total += float(torch.linalg.slogdet(prior.mode_root_RTT.double()).logabsdet.sum())

@@ -1,88 +1,104 @@
-"""Correlation of neighbouring cells that no mode holds: a simultaneous autoregression on the latent grid (Whittle 1954).
+"""Correlation of neighbouring cells that no mode holds: a sequential autoregression on the latent grid (Vecchia 1988).
 
 Modes span the brain, and a few hundred of them hold what is correlated over long distances. What they leave is nearly white, but
-neighbouring cells still go together a little, everywhere in the same way: a smooth channel with itself, and a channel that holds a slope
-with the step between the means beside it. So each cell is a share of its neighbours plus something new,
+neighbouring cells still go together a little: a smooth channel with itself, and a channel that holds a slope with the step between
+the means beside it. So each element is a share of those before it, in the order (x y z c), plus something new,
 
-    new_c(p) = x_c(p) - sum over axes a and channels d of  link[a, c, d] x_d(p + a) + link[a, d, c] x_d(p - a)
+    new_c(p) = x_c(p) - sum over offsets a and channels d of  link[a, c, d, p] x_d(p + a)
 
-This is a symmetric map. `separate` applies it, `blend` inverts it. Slow signal is smoother than fast noise, so each temporal frequency
-(`data.cosines`) has links of its own.
+where the offsets lead to the cells beside it that come before it, and to the cell itself (its channels before c). `separate` is this
+map, `blend` its inverse; both have determinant 1, whatever the links. Every cell has links of its own, and as slow signal is smoother than
+fast noise, so has every temporal frequency (`data.cosines`).
 
-Axis legend: N anything, T frames, H temporal frequencies, C D channels, X Y Z latent grid, A its three axes.
+Axis legend: N anything, H temporal frequencies, C D channels, X Y Z latent grid, Q cells, A offsets, J = A*D the channels of the cells
+before a cell and of itself.
 """
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-GREATEST_NORM = 0.8
-"""Bound of the norm of the sum over neighbours; the map can surely be inverted below 1."""
-
-INVERSE_ERROR = 1e-6
+OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 0))
+"""From a cell to those beside it that come before it; the last is the cell itself."""
 
 
-def separate(cells_NHCXYZ: Tensor, link_HACD: Tensor, varying_CXYZ: Tensor) -> Tensor:
-    """What is new in every cell; cells that never vary (``varying_CXYZ`` is 0) stay as they are and are nobody's neighbour."""
-    return cells_NHCXYZ - _neighbour_sum(cells_NHCXYZ, link_HACD, varying_CXYZ.to(cells_NHCXYZ))
+def separate(cells_NHCXYZ: Tensor, link_HACDXYZ: Tensor) -> Tensor:
+    """What is new in every element."""
+    new_NHCXYZ = cells_NHCXYZ.clone()
+    for a, offset in enumerate(OFFSETS):
+        before_NHDXYZ = _shifted(cells_NHCXYZ, offset)
+        for d in range(before_NHDXYZ.shape[2]):
+            new_NHCXYZ -= link_HACDXYZ[:, a, :, d].to(cells_NHCXYZ) * before_NHDXYZ[:, :, d, None]
+    return new_NHCXYZ
 
 
-def blend(cells_NHCXYZ: Tensor, link_HACD: Tensor, varying_CXYZ: Tensor) -> Tensor:
-    """The inverse of `separate`, by Chebyshev semi-iteration (Golub and Varga 1961)."""
-    norm = norm_bound(link_HACD)
-    if norm == 0:
-        return cells_NHCXYZ
-    rate = norm / (1 + math.sqrt(1 - norm**2))  # by which the error falls each time
-    varying_CXYZ = varying_CXYZ.to(cells_NHCXYZ)
-    before_NHCXYZ = found_NHCXYZ = cells_NHCXYZ
-    weight = 1.0
-    for step in range(math.ceil(math.log(INVERSE_ERROR / 2) / math.log(rate))):
-        again_NHCXYZ = cells_NHCXYZ + _neighbour_sum(found_NHCXYZ, link_HACD, varying_CXYZ)
-        if step > 0:
-            weight = 1 / (1 - norm**2 * weight / (2 if step == 1 else 4))
-        before_NHCXYZ, found_NHCXYZ = found_NHCXYZ, torch.lerp(before_NHCXYZ, again_NHCXYZ, weight)
-    return found_NHCXYZ
+def blend(new_NHCXYZ: Tensor, link_HACDXYZ: Tensor) -> Tensor:
+    """The inverse of `separate`: cells one after another, those that do not need one another at once."""
+    x, y, z = new_NHCXYZ.shape[3:]
+    link_QHACD = rearrange(link_HACDXYZ.to(new_NHCXYZ), "h a c d x y z -> (x y z) h a c d")
+    unit_CC = torch.eye(new_NHCXYZ.shape[2]).to(new_NHCXYZ)
+    within_QHCC = torch.linalg.solve_triangular(
+        unit_CC - link_QHACD[:, :, -1], unit_CC, upper=False, unitriangular=True
+    )
+    between_QHCJ = within_QHCC @ rearrange(link_QHACD[:, :, :-1], "q h a c d -> q h c (a d)")
+    found_QHCN = within_QHCC @ rearrange(new_NHCXYZ, "n h c x y z -> (x y z) h c n")
+    found_QHCN = torch.cat([found_QHCN, torch.zeros_like(found_QHCN[:1])])  # the last: outside the grid
+    for members, before in _waves((x, y, z)):
+        before_QHJN = rearrange(found_QHCN[before], "q a h d n -> q h (a d) n")
+        found_QHCN[members] += between_QHCJ[members] @ before_QHJN
+    return rearrange(found_QHCN[:-1], "(x y z) h c n -> n h c x y z", x=x, y=y, z=z)
 
 
-def norm_bound(link_HACD: Tensor) -> float:
-    """No less than the norm of the sum over neighbours: two of them along each axis."""
-    return float(_norm_bounds(link_HACD).max())
+def around(cells_NHCXYZ: Tensor, held_XYZ: Tensor) -> Tensor:
+    """Channels of the cells before each cell where ``held_XYZ`` and of itself, (H, Q, N, A, C)."""
+    return torch.stack([_shifted(cells_NHCXYZ, offset)[..., held_XYZ].permute(1, 3, 0, 2) for offset in OFFSETS], dim=3)
 
 
-def within_bound(link_HACD: Tensor) -> Tensor:
-    """Links, made smaller at frequencies where `blend` might not converge."""
-    factor_H = (GREATEST_NORM / _norm_bounds(link_HACD).clamp_min(1e-12)).clamp_max(1)
-    return link_HACD * factor_H[:, None, None, None]
+def local_products(cells_NHCXYZ: Tensor, held_XYZ: Tensor) -> Tensor:
+    """Products of what is `around` each cell, (H, Q, J, J), sum over N."""
+    around_HQNJ = around(cells_NHCXYZ, held_XYZ).flatten(3)
+    return around_HQNJ.mT @ around_HQNJ
 
 
-def _norm_bounds(link_HACD: Tensor) -> Tensor:
-    return 2 * torch.linalg.matrix_norm(link_HACD, ord=2).sum(-1)
+def regress(products_XJJ: Tensor, n_channels: int) -> Tensor:
+    """Links (..., A, C, D) of the least squares that `local_products` (..., J, J) describe; 0 from and to what never varies."""
+    n_before = products_XJJ.shape[-1] - n_channels
+    link_XCJ = products_XJJ.new_zeros(*products_XJJ.shape[:-2], n_channels, products_XJJ.shape[-1])
+    for c in range(n_channels):
+        known = n_before + c
+        covariance_XJJ = products_XJJ[..., :known, :known]
+        still_XJ = (covariance_XJJ.diagonal(dim1=-2, dim2=-1) <= 0).to(covariance_XJJ)
+        link_XCJ[..., c, :known] = torch.linalg.solve(
+            covariance_XJJ + torch.diag_embed(still_XJ), products_XJJ[..., :known, known]
+        )
+    return rearrange(link_XCJ, "... c (a d) -> ... a c d", d=n_channels)
 
 
-def neighbour_products(cells_NHCXYZ: Tensor) -> Tensor:
-    """Sums over N and all pairs of neighbours, ``sum of x_c(p) x_d(p + a)``, (H, A, C, C), float64."""
-    products = []
-    for axis in range(3):
-        low_NHCXYZ, high_NHCXYZ = _pairs(cells_NHCXYZ, axis)
-        products.append(torch.einsum("nhcxyz,nhdxyz->hcd", low_NHCXYZ, high_NHCXYZ).double())
-    return torch.stack(products, dim=1)
+def is_sound(link_HACDXYZ: Tensor) -> bool:
+    """Whether all are numbers, and no channel of a cell has anything from itself or from the channels after it."""
+    within_XYZHCD = link_HACDXYZ[:, -1].permute(3, 4, 5, 0, 1, 2)
+    return bool(link_HACDXYZ.isfinite().all()) and not bool(within_XYZHCD.triu().any())
 
 
-def _neighbour_sum(cells_NHCXYZ: Tensor, link_HACD: Tensor, varying_CXYZ: Tensor) -> Tensor:
-    cells_NHCXYZ = cells_NHCXYZ * varying_CXYZ
-    total_NHCXYZ = torch.zeros_like(cells_NHCXYZ)
-    for axis, link_HCD in enumerate(link_HACD.to(cells_NHCXYZ).unbind(1)):
-        low_NHCXYZ, high_NHCXYZ = _pairs(cells_NHCXYZ, axis)
-        to_low_NHCXYZ, to_high_NHCXYZ = _pairs(total_NHCXYZ, axis)
-        to_low_NHCXYZ += torch.einsum("hcd,nhdxyz->nhcxyz", link_HCD, high_NHCXYZ)
-        to_high_NHCXYZ += torch.einsum("hdc,nhdxyz->nhcxyz", link_HCD, low_NHCXYZ)
-    return total_NHCXYZ * varying_CXYZ
+@lru_cache(maxsize=8)
+def _waves(grid: tuple[int, int, int]) -> list[tuple[Tensor, Tensor]]:
+    """Numbers of the cells that can be found at once, and of the cells before each (A - 1), wave by wave; outside has the number Q."""
+    position_Q3 = torch.cartesian_prod(*map(torch.arange, grid))
+    before_QA3 = position_Q3[:, None] + torch.tensor(OFFSETS[:-1])
+    number_QA = (before_QA3[..., 0] * grid[1] + before_QA3[..., 1]) * grid[2] + before_QA3[..., 2]
+    number_QA[(before_QA3 < 0).any(-1)] = len(position_Q3)
+    wave_Q = position_Q3.sum(1)  # grows along the order, and cells of equal sums do not need one another
+    waves = (torch.nonzero(wave_Q == wave)[:, 0] for wave in range(1, int(wave_Q.max()) + 1))
+    return [(members, number_QA[members]) for members in waves]
 
 
-def _pairs(cells_NHCXYZ: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Views of the cells that have a neighbour above them along an axis, and of these neighbours."""
-    n_pairs = cells_NHCXYZ.shape[3 + axis] - 1
-    return cells_NHCXYZ.narrow(3 + axis, 0, n_pairs), cells_NHCXYZ.narrow(3 + axis, 1, n_pairs)
+def _shifted(cells_NHCXYZ: Tensor, offset: tuple[int, int, int]) -> Tensor:
+    """At each cell the value of the cell at an offset of -1 or 0 from it, and 0 outside the grid."""
+    shifted_NHCXYZ = torch.zeros_like(cells_NHCXYZ)
+    here, there = (tuple(slice(*ends) if step else slice(None) for step in offset) for ends in ((1, None), (None, -1)))
+    shifted_NHCXYZ[:, :, :, *here] = cells_NHCXYZ[:, :, :, *there]
+    return shifted_NHCXYZ

@@ -38,7 +38,7 @@ from einops import rearrange
 from torch import Tensor
 
 from fmrisynth.data.cosines import cosines
-from fmrisynth.diffusion.neighbours import blend, norm_bound, separate
+from fmrisynth.diffusion.neighbours import blend, is_sound, separate
 from fmrisynth.errors import FmrisynthError
 
 
@@ -57,8 +57,8 @@ class Prior:
         Symmetric square roots of the covariances over time, of each mode and of what no mode holds.
     course_root_PTT : Tensor or None
         R: a matrix over time for each channel and cell; None stands for unit matrices.
-    link_HACC : Tensor or None
-        K: what a channel of a cell has from those of its neighbours, per temporal frequency and axis; None stands for nothing.
+    link_HACCXYZ : Tensor or None
+        K: what a channel of a cell has from those before it, per temporal frequency; None stands for nothing.
     varying_FXYZ : Tensor or None
         1 where training latents differ at all, 0 where they are constant (cells without brain); None stands for 1.
     """
@@ -71,15 +71,15 @@ class Prior:
     rest_root_TT: Tensor | None = None
     varying_FXYZ: Tensor | None = None
     course_root_PTT: Tensor | None = None
-    link_HACC: Tensor | None = None
+    link_HACCXYZ: Tensor | None = None
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
         """The prior of stored tensors; see `tensors`. Raises FmrisynthError for links that no fit gives."""
-        link_HACC = tensors.get("link")
-        if link_HACC is not None and not (link_HACC.isfinite().all() and norm_bound(link_HACC) < 1):
+        link_HACCXYZ = tensors.get("link")
+        if link_HACCXYZ is not None and not is_sound(link_HACCXYZ):
             raise FmrisynthError(
-                "the links between neighbouring cells in the prior's file are too large; it is damaged, copy it again."
+                "the links between neighbouring cells in the prior's file are not those of a fit; it is damaged, copy it again."
             )
         return cls(kind, *(tensors.get(name) for name in _TENSORS))
 
@@ -93,7 +93,7 @@ class Prior:
             self.rest_root_TT,
             self.varying_FXYZ,
             self.course_root_PTT,
-            self.link_HACC,
+            self.link_HACCXYZ,
         )
         return {name: tensor for name, tensor in zip(_TENSORS, values, strict=True) if tensor is not None}
 
@@ -109,8 +109,8 @@ class Prior:
             stack_BFXYZ = stack_BFXYZ / self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
         if self.course_root_PTT is not None:
             stack_BFXYZ = _along_time(stack_BFXYZ, self._inverse_courses)
-        if self.link_HACC is not None:
-            stack_BFXYZ = self._between_neighbours(separate, stack_BFXYZ, self.link_HACC)
+        if self.link_HACCXYZ is not None:
+            stack_BFXYZ = self._between_neighbours(separate, stack_BFXYZ, self.link_HACCXYZ)
         if self.mode_root_RTT is not None and self.rest_root_TT is not None:
             stack_BFXYZ = self._mix(stack_BFXYZ, *self._inverse_modes)
         if self.varying_FXYZ is not None and filler_BFXYZ is not None:
@@ -121,8 +121,8 @@ class Prior:
         """z of u."""
         if self.mode_root_RTT is not None and self.rest_root_TT is not None:
             stack_BFXYZ = self._mix(stack_BFXYZ, self.mode_root_RTT, self.rest_root_TT)
-        if self.link_HACC is not None:
-            stack_BFXYZ = self._between_neighbours(blend, stack_BFXYZ, self.link_HACC)
+        if self.link_HACCXYZ is not None:
+            stack_BFXYZ = self._between_neighbours(blend, stack_BFXYZ, self.link_HACCXYZ)
         if self.course_root_PTT is not None:
             stack_BFXYZ = _along_time(stack_BFXYZ, self.course_root_PTT)
         if self.std_KFXYZ is not None:
@@ -156,17 +156,16 @@ class Prior:
         mixed_BTP = rest_BTP + torch.einsum("rst,btr->bsr", mode_RTT, course_BTR) @ modes_RP
         return stack_of(mixed_BTP, stack_BFXYZ)
 
+    @staticmethod
     def _between_neighbours(
-        self, change: Callable[[Tensor, Tensor, Tensor], Tensor], stack_BFXYZ: Tensor, link_HACC: Tensor
+        change: Callable[[Tensor, Tensor], Tensor], stack_BFXYZ: Tensor, link_HACCXYZ: Tensor
     ) -> Tensor:
         """Apply `blend` or `separate` to every frequency."""
-        assert self.varying_FXYZ is not None
-        n_frequencies, _, n_channels, _ = link_HACC.shape
+        n_frequencies, _, n_channels = link_HACCXYZ.shape[:3]
         cosines_HT = torch.from_numpy(cosines(n_frequencies)).to(stack_BFXYZ)
-        varying_CXYZ = rearrange(self.varying_FXYZ, "(c t) x y z -> c t x y z", c=n_channels).amax(1)
         cells_BCTXYZ = rearrange(stack_BFXYZ, "b (c t) x y z -> b c t x y z", c=n_channels)
         cells_BHCXYZ = torch.einsum("ht,bctxyz->bhcxyz", cosines_HT, cells_BCTXYZ)
-        changed_BHCXYZ = change(cells_BHCXYZ, link_HACC.to(stack_BFXYZ), varying_CXYZ.to(stack_BFXYZ))
+        changed_BHCXYZ = change(cells_BHCXYZ, link_HACCXYZ)
         return torch.einsum("ht,bhcxyz->bctxyz", cosines_HT, changed_BHCXYZ).flatten(1, 2)
 
     @cached_property

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from fmrisynth.data.cosines import cosines
-from fmrisynth.diffusion.neighbours import blend, neighbour_products, separate, within_bound
 from fmrisynth.diffusion.prior import Prior, frames_of, symmetric_root
+from fmrisynth.diffusion.rest_fit import SHRINKAGE_INSTANCES, Rest, RestMoments
 
-SHRINKAGE_INSTANCES = 32.0  # weight of the pooled variance, in instances
 STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
 POWER_PASSES = (3, 2, 2, 2)  # passes of subspace iteration over the instances; R is scaled anew after each group
-LEAST_SCALE = 0.05  # of a channel and cell: its own part of the standard deviation is not below
 EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
 N_FOLDS = 5  # groups of subjects that are left out in turn
 N_PROBES = 512  # frames of random signs from which the variance of blended noise is found
@@ -33,7 +31,7 @@ AddUp = Callable[[Tensor], object]
 """Sums a tensor over ranks in place."""
 
 Batches = Sequence[tuple[Tensor, int]]
-"""Whitened frames (B, T, P) of the elements that vary, and the fold of their subjects."""
+"""Whitened values (B, H, P) of the elements that vary, and the fold of their subjects."""
 
 
 class MomentAccumulator:
@@ -183,12 +181,13 @@ def add_modes(
     with one split Lam 2016). So is what the modes leave of each channel and cell, by which R is scaled, and of neighbouring cells, from which
     K comes: in turn with the modes, each a step towards what leaves white noise.
     """
-    cells = _Cells.of(prior, n_frames)
-    varying_P = cells.varying_CXYZ.flatten()
+    assert prior.varying_FXYZ is not None
+    varying_CXYZ = prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1) > 0.5
+    varying_P = varying_CXYZ.flatten()
     batches = list(_white_batches(prior, instances, varying_P, n_frames))
     count_K = torch.zeros(N_FOLDS, dtype=torch.float64)
-    for frames_BTP, fold in batches:
-        count_K[fold] += len(frames_BTP)
+    for values_BHP, fold in batches:
+        count_K[fold] += len(values_BHP)
     add_up(count_K)
     filled = [k for k in range(N_FOLDS) if count_K[k] > 0]
     if len(filled) < 2:  # one subject alone: nobody to leave out
@@ -198,21 +197,16 @@ def add_modes(
     n_kept = min(n_modes, n_varying - 1)
     n_carried = min(n_kept + EXTRA_MODES, n_varying)
     start_PR = torch.linalg.qr(torch.randn(n_varying, n_carried, generator=torch.Generator().manual_seed(0))).Q
-    bases, rest = [start_PR] * (N_FOLDS + 1), _Rest.white(cells, n_frames)
+    bases, rest = [start_PR] * (N_FOLDS + 1), Rest.white(varying_CXYZ, n_frames)
     for n_passes in POWER_PASSES:
         used = rest
-        white_batches = [(used.separate(frames_BTP / used.scale_P), fold) for frames_BTP, fold in batches]
+        white_batches = [(used.separate(values_BHP), fold) for values_BHP, fold in batches]
         for _ in range(n_passes):
             bases = _power_pass(white_batches, bases, add_up)
         *without, basis_PR = [basis_PR[:, :n_kept] for basis_PR in bases]
         if not filled:
             without = [basis_PR] * N_FOLDS
-        found = _left_out_moments(batches, white_batches, without, used, count_K, add_up)
-        rest = _Rest(
-            cells,
-            (used.scale_P * found.rest_P.sqrt().float()).clamp_min(LEAST_SCALE),
-            within_bound(used.link_HACC + found.neighbours_HACC.float() / 2),
-        )
+        found, rest = _left_out_moments(batches, white_batches, without, basis_PR, used, count_K, add_up)
     courses = _with_courses_of_latents(prior, found, basis_PR, used, float(count_K.sum()))
 
     def whole(basis_PR: Tensor) -> Tensor:
@@ -220,64 +214,19 @@ def add_modes(
         modes_RP[:, varying_P] = basis_PR.T
         return modes_RP
 
+    mode_RTT, rest_TT = _in_time(found.mode_RHH), _in_time(found.rest_HH)
     fitted = replace(
-        courses, kind="class_covariance", modes_RP=whole(basis_PR), link_HACC=used.link_HACC,
-        mode_root_RTT=symmetric_root(found.mode_RTT), rest_root_TT=symmetric_root(found.rest_TT),
+        courses, kind="class_covariance", modes_RP=whole(basis_PR), link_HACCXYZ=used.link_HACDXYZ,
+        mode_root_RTT=symmetric_root(mode_RTT), rest_root_TT=symmetric_root(rest_TT),
     )  # fmt: skip
     return FittedPrior(fitted, {k: replace(fitted, modes_RP=whole(without[k])) for k in filled})
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Where the varying elements of a frame lie on the latent grid."""
-
-    varying_CXYZ: Tensor
-
-    @classmethod
-    def of(cls, prior: Prior, n_frames: int) -> _Cells:
-        assert prior.varying_FXYZ is not None
-        return cls(prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1) > 0.5)
-
-    def on_grid(self, values_BHP: Tensor) -> Tensor:
-        """Values of the varying elements with zeros for the others, (B, H, C, X, Y, Z)."""
-        grid_BHCXYZ = values_BHP.new_zeros(*values_BHP.shape[:2], *self.varying_CXYZ.shape)
-        grid_BHCXYZ[:, :, self.varying_CXYZ] = values_BHP
-        return grid_BHCXYZ
-
-    def of_grid(self, grid_BHCXYZ: Tensor) -> Tensor:
-        """The inverse of `on_grid`."""
-        return grid_BHCXYZ[:, :, self.varying_CXYZ]
-
-
-@dataclass(frozen=True)
-class _Rest:
-    """How what the modes leave varies: R's scale of each varying element, and K."""
-
-    cells: _Cells
-    scale_P: Tensor
-    link_HACC: Tensor
-
-    @classmethod
-    def white(cls, cells: _Cells, n_frames: int) -> _Rest:
-        n_channels = len(cells.varying_CXYZ)
-        return cls(cells, torch.ones(int(cells.varying_CXYZ.sum())), torch.zeros(n_frames, 3, n_channels, n_channels))
-
-    def separate(self, frames_BTP: Tensor) -> Tensor:
-        """The inverse of K, for scaled frames."""
-        cosines_HT = torch.from_numpy(cosines(frames_BTP.shape[1])).to(frames_BTP)
-        cells_BHCXYZ = self.cells.on_grid(cosines_HT @ frames_BTP)
-        return cosines_HT.T @ self.cells.of_grid(separate(cells_BHCXYZ, self.link_HACC, self.cells.varying_CXYZ))
-
-    def blend(self, values_BHP: Tensor) -> Tensor:
-        """K, for what is given per frequency."""
-        return self.cells.of_grid(blend(self.cells.on_grid(values_BHP), self.link_HACC, self.cells.varying_CXYZ))
 
 
 def _power_pass(batches: Batches, bases: list[Tensor], add_up: AddUp) -> list[Tensor]:
     """One step of subspace iteration for each basis (P, R): those without one fold of subjects, and the last of all subjects."""
     images = [torch.zeros_like(basis_PR) for basis_PR in bases]
-    for frames_BTP, fold in batches:
-        rows_NP = frames_BTP.flatten(0, 1)
+    for values_BHP, fold in batches:
+        rows_NP = values_BHP.flatten(0, 1)
         for k, basis_PR in enumerate(bases):
             if k != fold:
                 images[k] += rows_NP.T @ (rows_NP @ basis_PR)
@@ -288,116 +237,105 @@ def _power_pass(batches: Batches, bases: list[Tensor], add_up: AddUp) -> list[Te
 
 @dataclass(frozen=True)
 class _Moments:
-    """Second moments per instance of left-out subjects' frames, along the modes and beside them.
+    """Second moments per instance of left-out subjects' values, along the modes and beside them.
 
     Attributes
     ----------
-    mode_RTT, rest_TT : Tensor
-        Covariances over time: of each mode, and of what the modes leave (mean over the other directions).
-    own_PTT : Tensor
-        Covariance over time of each element.
-    rest_P : Tensor
-        Variance of what the modes leave of each element, mean over frames.
-    neighbours_HACC : Tensor
-        Correlation of neighbours in it, per frequency.
+    mode_RHH, rest_HH : Tensor
+        Covariances of the frequencies: of each mode, and of what the modes leave (mean over the other directions).
+    own_PHH : Tensor
+        Covariance of the frequencies of each element, in units of the rest's scale.
     """
 
-    mode_RTT: Tensor
-    rest_TT: Tensor
-    own_PTT: Tensor
-    rest_P: Tensor
-    neighbours_HACC: Tensor
+    mode_RHH: Tensor
+    rest_HH: Tensor
+    own_PHH: Tensor
 
-    def drawn_by(self, basis_PR: Tensor, rest: _Rest) -> Tensor:
-        """Covariance over time (P, T, T) of each element in draws with these covariances along and beside a basis, after K."""
-        n_frequencies = len(self.rest_TT)
-        cosines_HT = torch.from_numpy(cosines(n_frequencies))
-        mode_RHH, rest_HH = (cosines_HT @ moment @ cosines_HT.T for moment in (self.mode_RTT, self.rest_TT))
+    def drawn_by(self, basis_PR: Tensor, rest: Rest) -> Tensor:
+        """Covariance (P, H, H) of each element in draws with these covariances along and beside a basis, after K."""
+        n_frequencies = len(self.rest_HH)
 
         def blended(values_NP: Tensor) -> Iterator[tuple[slice, Tensor]]:
             for start in range(0, len(values_NP), BATCH_INSTANCES):
                 part = slice(start, start + BATCH_INSTANCES)
-                yield part, rest.blend(values_NP[part, None].expand(-1, n_frequencies, -1))
+                values_BHP = values_NP[part, None].expand(-1, n_frequencies, -1)
+                yield part, rest.blend(values_BHP)[:, :, rest.varying_CXYZ]
 
         drawn_PHH = torch.zeros(len(basis_PR), n_frequencies, n_frequencies, dtype=torch.float64)
         generator = torch.Generator().manual_seed(0)
         signs_NP = torch.randint(0, 2, (N_PROBES, len(basis_PR)), generator=generator) * 2.0 - 1
         for _, noise_BHP in blended(signs_NP):  # random signs have the covariance of noise
-            drawn_PHH += torch.einsum("bhp,bgp->phg", noise_BHP, noise_BHP) / N_PROBES * rest_HH
+            drawn_PHH += torch.einsum("bhp,bgp->phg", noise_BHP, noise_BHP) / N_PROBES * self.rest_HH
         for part, mode_BHP in blended(basis_PR.T):
-            more_BHH = (mode_RHH[part] - rest_HH).float()
+            more_BHH = (self.mode_RHH[part] - self.rest_HH).float()
             drawn_PHH += torch.einsum("bhp,bhgp->phg", mode_BHP, more_BHH[..., None] * mode_BHP[:, None])
-        return cosines_HT.T @ drawn_PHH @ cosines_HT
+        return drawn_PHH
 
 
 def _left_out_moments(
-    batches: Batches, white_batches: Batches, without: list[Tensor], rest: _Rest, count_K: Tensor, add_up: AddUp
-) -> _Moments:
-    """Moments of every subject's frames along the basis (P, R) that was found without the subject's fold."""
-    (n_varying, n_kept), n_frames = without[0].shape, batches[0][0].shape[1]
-    cosines_HT, count = torch.from_numpy(cosines(n_frames)), count_K.sum()
-    mode_RTT = torch.zeros(n_kept, n_frames, n_frames, dtype=torch.float64)
-    all_TT = torch.zeros(n_frames, n_frames, dtype=torch.float64)
-    own_PTT = torch.zeros(n_varying, n_frames, n_frames, dtype=torch.float64)
-    rest_P = torch.zeros(n_varying, dtype=torch.float64)
-    products_KHACC = torch.zeros(N_FOLDS, *rest.link_HACC.shape, dtype=torch.float64)
-    for (frames_BTP, fold), (white_BTP, _) in zip(batches, white_batches, strict=True):
-        scaled_BTP = frames_BTP / rest.scale_P
-        course_BTR = white_BTP @ without[fold]
-        beside_BTP = white_BTP - course_BTR @ without[fold].T
-        mode_RTT += torch.einsum("bsr,btr->rst", course_BTR, course_BTR)
-        all_TT += torch.einsum("bsp,btp->st", white_BTP, white_BTP)
-        own_PTT += torch.einsum("bsp,btp->pst", scaled_BTP, scaled_BTP)
-        rest_P += beside_BTP.square().mean(1).sum(0)
-        products_KHACC[fold] += neighbour_products(rest.cells.on_grid(cosines_HT.float() @ beside_BTP))
-    for total in (mode_RTT, all_TT, own_PTT, rest_P, products_KHACC):
+    batches: Batches,
+    white_batches: Batches,
+    without: list[Tensor],
+    basis_PR: Tensor,
+    rest: Rest,
+    count_K: Tensor,
+    add_up: AddUp,
+) -> tuple[_Moments, Rest]:
+    """Moments of every subject's values along the basis (P, R) that was found without the subject's fold, and what they say of the rest."""
+    n_frequencies, n_varying = rest.scale_HP.shape
+    n_kept, count = basis_PR.shape[1], count_K.sum()
+    mode_RHH = torch.zeros(n_kept, n_frequencies, n_frequencies, dtype=torch.float64)
+    all_HH = torch.zeros(n_frequencies, n_frequencies, dtype=torch.float64)
+    own_PHH = torch.zeros(n_varying, n_frequencies, n_frequencies, dtype=torch.float64)
+    beside = RestMoments(rest)
+    for (values_BHP, fold), (white_BHP, _) in zip(batches, white_batches, strict=True):
+        scaled_BHP = values_BHP / rest.scale_HP
+        course_BHR = white_BHP @ without[fold]
+        mode_RHH += torch.einsum("bgr,bhr->rgh", course_BHR, course_BHR)
+        all_HH += torch.einsum("bgp,bhp->gh", white_BHP, white_BHP)
+        own_PHH += torch.einsum("bgp,bhp->pgh", scaled_BHP, scaled_BHP)
+        beside.add(white_BHP - course_BHR @ without[fold].T, fold)
+    for total in (mode_RHH, all_HH, own_PHH):
         add_up(total)
-    rest_TT = (all_TT - mode_RTT.sum(0)) / max(1, n_varying - n_kept) / count
-    # White noise beside modes is not white any more: what the modes have taken is put back.
-    level_H = (cosines_HT @ rest_TT @ cosines_HT.T).diagonal()
-    taken_1ACC = neighbour_products(rest.cells.on_grid(without[-1].T[:, None]))
-    pairs_1ACC = neighbour_products(rest.cells.varying_CXYZ[None, None].float()).clamp_min(1)
-    level_H111 = level_H[:, None, None, None]
-    neighbours_HACC = (products_KHACC.sum(0) / count / level_H111 + taken_1ACC) / pairs_1ACC
-    filled_K = count_K > 0
-    of_folds_KHACC = products_KHACC[filled_K] / count_K[filled_K, None, None, None, None] / level_H111 / pairs_1ACC
-    neighbours_HACC *= _trust(neighbours_HACC, of_folds_KHACC)
-    return _Moments(mode_RTT / count, rest_TT, own_PTT / count, rest_P / count, neighbours_HACC)
-
-
-def _trust(mean: Tensor, of_folds: Tensor) -> float:
-    """Factor that makes means over folds as large as what they estimate (James and Stein 1961): 0 if they may be chance, 1 if they are sure."""
-    if len(of_folds) < 2:
-        return 0.0
-    squared_error = float((of_folds.var(0) / len(of_folds)).sum())
-    return max(0.0, 1 - squared_error / max(float(mean.square().sum()), 1e-12))
+    beside.add_up(add_up)
+    rest_HH = (all_HH - mode_RHH.sum(0)) / max(1, n_varying - n_kept) / count
+    moments = _Moments(mode_RHH / count, rest_HH, own_PHH / count)
+    return moments, beside.update(basis_PR, rest_HH.diagonal(), count_K)
 
 
 def _white_batches(
     prior: Prior, instances: Instances, varying_P: Tensor, n_frames: int
 ) -> Iterator[tuple[Tensor, int]]:
-    """Frames (B, T, P) that varying elements have under a prior without modes, each batch from one fold of subjects."""
+    """Values (B, H, P) that varying elements have under a prior without modes, each batch from one fold of subjects."""
+    cosines_HT = torch.from_numpy(cosines(n_frames)).float()
     for fold, group in groupby(instances(), key=lambda instance: instance[2] % N_FOLDS):
         while part := list(islice(group, BATCH_INSTANCES)):
             stack_BFXYZ = torch.stack([stack.float() for stack, _, _ in part])
             white_BFXYZ = prior.whiten(stack_BFXYZ, torch.tensor([condition for _, condition, _ in part]))
-            yield frames_of(white_BFXYZ, n_frames)[:, :, varying_P].contiguous(), fold
+            yield cosines_HT @ frames_of(white_BFXYZ, n_frames)[:, :, varying_P], fold
 
 
-def _with_courses_of_latents(prior: Prior, found: _Moments, basis_PR: Tensor, rest: _Rest, count: float) -> Prior:
+def _with_courses_of_latents(prior: Prior, found: _Moments, basis_PR: Tensor, rest: Rest, count: float) -> Prior:
     """A prior with R such that draws have the latents' covariance over time in every channel and cell.
 
-    Modes alone do not give that: what they leave has one covariance for all elements, yet where slow modes are strong it is fast. So R begins
+    Modes and one covariance of what they leave alone do not give that. So R begins
     with the smallest linear change that turns what is drawn in an element into what was found there (shrunk towards the former).
     """
-    drawn_PTT = found.drawn_by(basis_PR, rest)
-    target_PTT = (count * found.own_PTT + SHRINKAGE_INSTANCES * drawn_PTT) / (count + SHRINKAGE_INSTANCES)
-    n_frames = drawn_PTT.shape[-1]
-    varying_P = rest.cells.varying_CXYZ.flatten()
+    drawn_PHH = found.drawn_by(basis_PR, rest)
+    target_PHH = (count * found.own_PHH + SHRINKAGE_INSTANCES * drawn_PHH) / (count + SHRINKAGE_INSTANCES)
+    varying_P = rest.varying_CXYZ.flatten()
+    n_frames = len(found.rest_HH)
     matrix_PTT = torch.eye(n_frames).repeat(len(varying_P), 1, 1)
-    matrix_PTT[varying_P] = rest.scale_P[:, None, None] * _transport(drawn_PTT, target_PTT)
+    change_PHH = _transport(drawn_PHH, target_PHH)
+    matrix_PTT[varying_P] = _in_time(rest.scale_HP.T[:, :, None] * change_PHH)
     root_PTT = prior.course_root_PTT
     return replace(prior, course_root_PTT=matrix_PTT if root_PTT is None else root_PTT @ matrix_PTT)
+
+
+def _in_time(matrix_HH: Tensor) -> Tensor:
+    """Matrices over frames of matrices over their frequencies."""
+    cosines_HT = torch.from_numpy(cosines(matrix_HH.shape[-1])).to(matrix_HH)
+    return cosines_HT.T @ matrix_HH @ cosines_HT
 
 
 def _transport(source: Tensor, target: Tensor) -> Tensor:

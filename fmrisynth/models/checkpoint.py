@@ -204,7 +204,7 @@ def _check_prior(path: Path, card: ModelCard) -> None:
         wanted |= {"std": (n_conditions, *cells), "varying": cells}
     if card.prior == "class_covariance":
         wanted |= {"modes": (n_modes, c * x * y * z), "mode_root": (n_modes, t, t), "rest_root": (t, t)}
-        later = {"course_root": (c * x * y * z, t, t), "link": (t, 3, c, c)}
+        later = {"course_root": (c * x * y * z, t, t), "link": (t, 4, c, c, x, y, z)}
         wanted |= {name: shape for name, shape in later.items() if name in found}
     _compare(path, wanted, found)
 

@@ -1,81 +1,91 @@
-"""Neighbours against sums written out, and the map against its inverse."""
+"""Links between neighbours against sums written out, against the inverse, and against links that data were made with."""
 
 import itertools
 
 import pytest
 import torch
 
-from fmrisynth.diffusion.neighbours import (
-    GREATEST_NORM,
-    blend,
-    neighbour_products,
-    norm_bound,
-    separate,
-    within_bound,
-)
+from fmrisynth.diffusion.neighbours import OFFSETS, blend, is_sound, local_products, regress, separate
 
 H, C, GRID = 2, 2, (5, 4, 3)
-LINK = torch.tensor([[[0.1, -0.05], [0.02, 0.0]], [[0.07, 0.03], [-0.04, 0.01]], [[0.0, 0.02], [0.05, -0.06]]])
-LINK = torch.stack([LINK, -0.5 * LINK.flip(0)])
 
 
 @pytest.fixture
-def cells():
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(6, H, C, *GRID, generator=generator), torch.rand(C, *GRID, generator=generator) < 0.7
+def varying():
+    return torch.rand(C, *GRID, generator=torch.Generator().manual_seed(1)) < 0.7
+
+
+@pytest.fixture
+def link(varying):
+    """Links of varying elements to varying ones before them."""
+    values = 0.2 * torch.randn(H, len(OFFSETS), C, C, *GRID, generator=torch.Generator().manual_seed(2))
+    link = torch.zeros_like(values)
+    for a, (c, *here), (d, *_) in pairs_of(varying):
+        if OFFSETS[a] != (0, 0, 0) or d < c:
+            link[:, a, c, d, *here] = values[:, a, c, d, *here]
+    return link
+
+
+@pytest.fixture
+def values():
+    return torch.randn(6, H, C, *GRID, generator=torch.Generator().manual_seed(3))
 
 
 def pairs_of(varying):
-    """Every pair of varying neighbours of one channel, found by looking at all positions."""
-    for c, x, y, z in itertools.product(range(C), *map(range, GRID)):
-        for axis in range(3):
-            other = [x, y, z]
-            other[axis] += 1
-            if other[axis] < GRID[axis] and varying[c, x, y, z] and varying[c, *other]:
-                yield axis, (c, x, y, z), (c, *other)
+    """Every varying element with every varying one of the cells before it and of its own, found by looking at all positions."""
+    for c, d, position, (a, offset) in itertools.product(
+        range(C), range(C), itertools.product(*map(range, GRID)), enumerate(OFFSETS)
+    ):
+        before = tuple(p + o for p, o in zip(position, offset, strict=True))
+        if min(before) >= 0 and varying[c, *position] and varying[d, *before]:
+            yield a, (c, *position), (d, *before)
 
 
-def test_every_cell_takes_from_its_varying_neighbours(cells):
-    values, varying = cells
+def test_every_element_takes_from_those_before_it(values, varying, link):
     wanted = values.clone()
-    for axis, (c, *low), (_, *high) in pairs_of(torch.ones_like(varying)):
-        for d in range(C):
-            if varying[c, *low] and varying[d, *high]:
-                wanted[:, :, c, *low] -= LINK[:, axis, c, d] * values[:, :, d, *high]
-                wanted[:, :, d, *high] -= LINK[:, axis, c, d] * values[:, :, c, *low]
-    torch.testing.assert_close(separate(values, LINK, varying), wanted)
+    for a, here, before in pairs_of(varying):
+        wanted[:, :, *here] -= link[:, a, here[0], before[0], *here[1:]] * values[:, :, *before]
+    torch.testing.assert_close(separate(values, link), wanted)
 
 
-def test_products_are_of_the_same_pairs(cells):
-    values, _ = cells
-    wanted = torch.zeros(H, 3, C, C, dtype=torch.float64)
-    for axis, (c, *low), (_, *high) in pairs_of(torch.ones(C, *GRID)):
-        for d in range(C):
-            wanted[:, axis, c, d] += (values[:, :, c, *low] * values[:, :, d, *high]).double().sum(0)
-    torch.testing.assert_close(neighbour_products(values), wanted, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("size", [0.0, 1.0, 5.0])
+def test_blend_is_the_inverse(values, link, size):
+    link, values = size * link, values.double()  # whatever the links
+    torch.testing.assert_close(blend(separate(values, link), link), values)
+    torch.testing.assert_close(separate(blend(values, link), link), values)
 
 
-@pytest.mark.parametrize("size", [0.0, 1.0, 100.0])
-def test_blend_is_the_inverse(cells, size):
-    values, varying = cells
-    link = within_bound(size * LINK)
-    assert norm_bound(link) <= GREATEST_NORM + 1e-6
-    torch.testing.assert_close(blend(separate(values, link, varying), link, varying), values, rtol=0, atol=2e-5)
+def test_the_determinant_is_one(link):
+    units = torch.eye(C * 60, dtype=torch.float64).unflatten(1, (1, C, *GRID)).repeat(1, H, 1, 1, 1, 1)
+    matrix_HPP = separate(units, link).flatten(2).transpose(0, 1)
+    torch.testing.assert_close(torch.linalg.det(matrix_HPP), torch.ones(H, dtype=torch.float64))
 
 
-@pytest.fixture
-def units():
-    """A unit in each cell in turn, at all frequencies."""
-    return torch.eye(C * 60).unflatten(1, (1, C, *GRID)).repeat(1, H, 1, 1, 1, 1)
+def test_products_are_of_the_same_pairs(values):
+    held = torch.rand(*GRID, generator=torch.Generator().manual_seed(4)) < 0.8
+    place = {position: q for q, position in enumerate(map(tuple, held.nonzero().tolist()))}
+    found = local_products(values, held)
+    wanted = torch.zeros_like(found)
+    own = (len(OFFSETS) - 1) * C
+    for a, (c, *here), before in pairs_of(torch.ones(C, *GRID)):
+        if tuple(here) in place:
+            wanted[:, place[tuple(here)], own + c, a * C + before[0]] = (
+                values[:, :, c, *here] * values[:, :, *before]
+            ).sum(0)
+    torch.testing.assert_close(found[:, :, own:], wanted[:, :, own:])
+    torch.testing.assert_close(found, found.mT)
 
 
-def test_the_norm_is_within_its_bound(units):
-    matrix_HPP = (units - separate(units, LINK, torch.ones(C, *GRID))).flatten(2).transpose(0, 1)
-    assert torch.linalg.matrix_norm(matrix_HPP, ord=2).max() <= norm_bound(LINK)
+def test_regression_finds_the_links_that_data_were_made_with(varying, link):
+    white = torch.randn(30_000, H, C, *GRID, generator=torch.Generator().manual_seed(5))
+    products_HQJJ = local_products(blend(white * varying, link), torch.ones(GRID, dtype=torch.bool))
+    found = regress(products_HQJJ.double(), C).movedim(1, -1).unflatten(-1, GRID)
+    assert is_sound(found)
+    torch.testing.assert_close(found, link.double(), atol=0.03, rtol=0)
+    assert not found[link == 0].any()
 
 
-def test_the_map_is_symmetric(cells, units):
-    _, varying = cells
-    for change in (separate, blend):
-        matrix_HPP = change(units, LINK, varying).flatten(2).transpose(0, 1)
-        torch.testing.assert_close(matrix_HPP, matrix_HPP.mT)
+def test_links_that_no_fit_gives_are_told(link):
+    assert is_sound(link)
+    assert not is_sound(torch.full_like(link, torch.nan))
+    assert not is_sound(link + 0.1)  # a channel that has something from itself
