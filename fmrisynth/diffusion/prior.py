@@ -13,18 +13,17 @@ strength of the response), each with its own course over the frames. It is kept 
 by taking space and time apart: orthonormal modes over channels and cells (principal components of single frames), a covariance
 over time for each mode, and one for all that is left.
 
-K blends neighbouring cells: they vary together beside the modes, everywhere in the same way (`neighbours`).
+K blends neighbouring cells: they vary together beside the modes (`neighbours`).
 
 R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in
 others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. R_p is also scaled such that what the
-modes leave is equally large everywhere: a smooth channel is nearly whole in the modes, a rough one is not. With that scale
-principal components are factor analysis. And it holds what is needed for draws to be as slow as the latents in every cell,
-because what the modes leave has one covariance over time for all.
+modes leave is equally large everywhere and at every temporal frequency: a smooth channel is nearly whole in the modes, a rough one is not.
+With that scale principal components are factor analysis. And it holds what is left to do for draws to be as slow as the latents in every cell.
 
-Here is what a prior does; `prior_fit` estimates one.
+Here is what a prior does; `prior_fit` and `rest_fit` estimate one.
 
-Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, H temporal frequencies, A axes of the grid, P = C*X*Y*Z,
-R modes.
+Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, H temporal frequencies, A offsets between cells,
+P = C*X*Y*Z, R modes.
 """
 
 from __future__ import annotations

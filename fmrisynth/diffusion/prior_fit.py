@@ -1,6 +1,6 @@
 """Estimating a `Prior` from training latents: moments per condition, courses of cells, and cross-fitted modes.
 
-Axis legend: K conditions or folds, F = C*T, X Y Z latent grid, B batch, N = B*T, T frames, H temporal frequencies, A axes of the grid,
+Axis legend: K conditions or folds, F = C*T, X Y Z latent grid, B batch, N = B*T, T frames, H temporal frequencies,
 P = C*X*Y*Z, R modes.
 """
 
@@ -178,8 +178,8 @@ def add_modes(
     Principal components vary more in the instances they were found in than in new ones, most where subjects are few, and what they
     leave varies less. So the modes are found again without each of ``N_FOLDS`` groups of subjects, and the covariances over time are those
     of the left-out subjects' courses along them, from largest to smallest mode (nonlinear shrinkage by cross-validation, Bartz 2016;
-    with one split Lam 2016). So is what the modes leave of each channel and cell, by which R is scaled, and of neighbouring cells, from which
-    K comes: in turn with the modes, each a step towards what leaves white noise.
+    with one split Lam 2016). So is what the modes leave (`rest_fit`), from which the scale of R and K
+    come: in turn with the modes, each a step towards what leaves white noise.
     """
     assert prior.varying_FXYZ is not None
     varying_CXYZ = prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1) > 0.5
@@ -318,8 +318,8 @@ def _white_batches(
 def _with_courses_of_latents(prior: Prior, found: _Moments, basis_PR: Tensor, rest: Rest, count: float) -> Prior:
     """A prior with R such that draws have the latents' covariance over time in every channel and cell.
 
-    Modes and one covariance of what they leave alone do not give that. So R begins
-    with the smallest linear change that turns what is drawn in an element into what was found there (shrunk towards the former).
+    Modes and what they leave nearly give that. R begins with the smallest linear change that turns what is drawn in an element into what was
+    found there (shrunk towards the former).
     """
     drawn_PHH = found.drawn_by(basis_PR, rest)
     target_PHH = (count * found.own_PHH + SHRINKAGE_INSTANCES * drawn_PHH) / (count + SHRINKAGE_INSTANCES)

@@ -273,6 +273,22 @@ def test_neighbours_vary_together_as_in_the_latents(everywhere):
     torch.testing.assert_close(drawn.var(0).mean(), stack.var(0).mean(), rtol=0.02, atol=0)
 
 
+def test_links_that_may_be_chance_are_not_believed():
+    stack, labels = people(10, 10, seed=81)
+    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels, 10), 3, T).prior
+    assert float(prior.link_HACCXYZ.abs().max()) < 0.1
+
+
+def test_channels_that_are_copies_of_one_another_stay_so():
+    """As in a cell with one voxel of brain."""
+    stack, labels = randn(2000, F, *GRID, seed=82), torch.zeros(2000, dtype=torch.int64)
+    stack.unflatten(1, (C, T))[:, 1, :, 1, 1, 1] = -2 * stack.unflatten(1, (C, T))[:, 0, :, 1, 1, 1]
+    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels), 2, T).prior
+    torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-3, rtol=1e-3)
+    drawn = prior.unwhiten(randn(*stack.shape, seed=83), labels).unflatten(1, (C, T))[:, :, :, 1, 1, 1]
+    assert torch.corrcoef(drawn.transpose(0, 1).flatten(1))[0, 1] < -0.99
+
+
 def test_stored_tensors_give_the_prior_back(prior, world):
     stack, labels = world
     again = Prior.from_tensors("class_covariance", prior.tensors())
