@@ -4,7 +4,7 @@
 
 Fits every prior to the training split and prints, for the validation split, the negative log-likelihood per latent element (nats,
 relative to the unit Gaussian; lower is better) and the mean square of the whitened latents, which is 1 where the prior has
-the right variance. Only elements that vary count.
+the right variance: over all, and the least and the greatest over channels and temporal frequencies. Only elements that vary count.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fmrisynth.data.cosines import cosines
 from fmrisynth.diffusion.prior import Prior
 from fmrisynth.diffusion.prior_fit import add_courses, add_modes
 from fmrisynth.models.distributed import World
@@ -47,18 +48,21 @@ def log_volume(prior: Prior, varying_FXYZ: Tensor, n_frames: int) -> float:
     return total
 
 
-def describe(prior: Prior, split: Split, varying_FXYZ: Tensor, n_frames: int) -> tuple[float, float]:
-    """Negative log-likelihood per element beyond that of a unit Gaussian's entropy constant, and mean square of whitened latents."""
-    n_elements, squares, volumes, count = int(varying_FXYZ.sum()), 0.0, 0.0, 0
+def describe(prior: Prior, split: Split, varying_FXYZ: Tensor, n_frames: int) -> tuple[float, Tensor]:
+    """Negative log-likelihood per element beyond that of a unit Gaussian's entropy constant, and mean squares of whitened latents (C, T)."""
+    n_elements, squares_CT, volumes, count = int(varying_FXYZ.sum()), torch.zeros(()), 0.0, 0
+    elements_CT = varying_FXYZ.unflatten(0, (-1, n_frames)).sum((2, 3, 4))
+    cosines_HT = torch.from_numpy(cosines(n_frames)).float()
     shared = log_volume(prior, varying_FXYZ, n_frames)
     for stack_FXYZ, condition, _ in split():
-        white = prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition]))[0]
-        squares += float(white[varying_FXYZ].double().square().sum()) / n_elements
+        white_FXYZ = prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition]))[0] * varying_FXYZ
+        white_CHXYZ = torch.einsum("ht,ctxyz->chxyz", cosines_HT, white_FXYZ.unflatten(0, (-1, n_frames)))
+        squares_CT = squares_CT + white_CHXYZ.double().square().sum((2, 3, 4))
         volumes += shared / n_elements
         if prior.std_KFXYZ is not None:
             volumes += float(prior.std_KFXYZ[condition][varying_FXYZ].double().log().sum()) / n_elements
         count += 1
-    return squares / count / 2 + volumes / count - 0.5, squares / count
+    return float(squares_CT.sum()) / n_elements / count / 2 + volumes / count - 0.5, squares_CT / elements_CT / count
 
 
 def main() -> None:
@@ -79,11 +83,14 @@ def main() -> None:
     assert gaussian.varying_FXYZ is not None
     varying_FXYZ = gaussian.varying_FXYZ > 0.5
 
-    print("| prior | nats per element | mean square, whitened |\n| --- | --- | --- |", flush=True)
+    print("| prior | nats per element | mean square, whitened | least | greatest |\n|" + " --- |" * 5, flush=True)
 
     def row(name: str, prior: Prior) -> None:
-        nats, square = describe(prior, validation, varying_FXYZ, n_frames)
-        print(f"| {name} | {nats:.4f} | {square:.3f} |", flush=True)
+        nats, squares_CT = describe(prior, validation, varying_FXYZ, n_frames)
+        print(
+            f"| {name} | {nats:.4f} | {squares_CT.mean():.3f} | {squares_CT.min():.2f} | {squares_CT.max():.2f} |",
+            flush=True,
+        )
 
     row("none", Prior())
     row("class mean", moments.prior("class_mean"))
