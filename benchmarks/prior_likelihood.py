@@ -43,7 +43,11 @@ def log_volume(prior: Prior, varying_FXYZ: Tensor, n_frames: int) -> float:
         total += float(torch.linalg.slogdet(prior.course_root_PTT.double()).logabsdet.sum())
     if prior.mode_root_RTT is not None and prior.rest_root_TT is not None:
         n_rest = int(varying_FXYZ.sum()) // n_frames - len(prior.mode_root_RTT)
-        total += float(torch.linalg.slogdet(prior.mode_root_RTT.double()).logabsdet.sum())
+        n_leading = 0
+        if prior.leading_root_LL is not None:
+            n_leading = len(prior.leading_root_LL) // n_frames
+            total += float(torch.linalg.slogdet(prior.leading_root_LL.double()).logabsdet)
+        total += float(torch.linalg.slogdet(prior.mode_root_RTT[n_leading:].double()).logabsdet.sum())
         total += n_rest * float(torch.linalg.slogdet(prior.rest_root_TT.double()).logabsdet)
     return total
 

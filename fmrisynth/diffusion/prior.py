@@ -10,8 +10,9 @@ prior is the unit Gaussian; training latents z of condition k are
 
 A is there because instances of a condition do not vary cell by cell but in modes that span the brain (networks, drift, the
 strength of the response), each with its own course over the frames. It is kept small enough to be estimated from few instances
-by taking space and time apart: orthonormal modes over channels and cells (principal components of single frames), a covariance
-over time for each mode, and one for all that is left.
+by taking space and time apart: orthonormal modes over channels and cells (principal components of single frames), one covariance over
+modes and frames for the leading ones, a covariance over time for each other mode, and one for all that is left. A network is no
+single mode, at some frequencies still less than at others, but some modes that go together.
 
 K blends neighbouring cells: they vary together beside the modes (`neighbours`).
 
@@ -23,7 +24,7 @@ With that scale principal components are factor analysis. And it holds what is l
 Here is what a prior does; `prior_fit` and `rest_fit` estimate one.
 
 Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, H temporal frequencies, A offsets between cells,
-P = C*X*Y*Z, R modes.
+P = C*X*Y*Z, R modes, L leading modes and frames.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Prior:
         Orthonormal rows.
     mode_root_RTT, rest_root_TT : Tensor or None
         Symmetric square roots of the covariances over time, of each mode and of what no mode holds.
+    leading_root_LL : Tensor or None
+        The same of the leading modes together, L = modes x T; it takes the place of theirs in ``mode_root_RTT``.
     course_root_PTT : Tensor or None
         R: a matrix over time for each channel and cell; None stands for unit matrices.
     link_HACCXYZ : Tensor or None
@@ -71,6 +74,7 @@ class Prior:
     varying_FXYZ: Tensor | None = None
     course_root_PTT: Tensor | None = None
     link_HACCXYZ: Tensor | None = None
+    leading_root_LL: Tensor | None = None
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
@@ -93,6 +97,7 @@ class Prior:
             self.varying_FXYZ,
             self.course_root_PTT,
             self.link_HACCXYZ,
+            self.leading_root_LL,
         )
         return {name: tensor for name, tensor in zip(_TENSORS, values, strict=True) if tensor is not None}
 
@@ -119,7 +124,7 @@ class Prior:
     def unwhiten(self, stack_BFXYZ: Tensor, condition_B: Tensor) -> Tensor:
         """z of u."""
         if self.mode_root_RTT is not None and self.rest_root_TT is not None:
-            stack_BFXYZ = self._mix(stack_BFXYZ, self.mode_root_RTT, self.rest_root_TT)
+            stack_BFXYZ = self._mix(stack_BFXYZ, self.mode_root_RTT, self.rest_root_TT, self.leading_root_LL)
         if self.link_HACCXYZ is not None:
             stack_BFXYZ = self._between_neighbours(blend, stack_BFXYZ, self.link_HACCXYZ)
         if self.course_root_PTT is not None:
@@ -144,16 +149,20 @@ class Prior:
         beyond_BTP = frames_BTP - (frames_BTP @ modes_RP.T) @ modes_RP
         return stack_of(beyond_BTP, stack_BFXYZ)
 
-    def _mix(self, stack_BFXYZ: Tensor, mode_RTT: Tensor, rest_TT: Tensor) -> Tensor:
-        """Multiply each mode's course by its matrix over time, and what no mode holds by another."""
+    def _mix(self, stack_BFXYZ: Tensor, mode_RTT: Tensor, rest_TT: Tensor, leading_LL: Tensor | None) -> Tensor:
+        """Multiply the courses of modes by their matrices, and what no mode holds by another."""
         assert self.modes_RP is not None
         modes_RP, mode_RTT, rest_TT = (m.to(stack_BFXYZ) for m in (self.modes_RP, mode_RTT, rest_TT))
         n_frames = len(rest_TT)
         frames_BTP = frames_of(stack_BFXYZ, n_frames)
         course_BTR = frames_BTP @ modes_RP.T
         rest_BTP = rest_TT @ (frames_BTP - course_BTR @ modes_RP)
-        mixed_BTP = rest_BTP + torch.einsum("rst,btr->bsr", mode_RTT, course_BTR) @ modes_RP
-        return stack_of(mixed_BTP, stack_BFXYZ)
+        mixed_BTR = torch.einsum("rst,btr->bsr", mode_RTT, course_BTR)
+        if leading_LL is not None:
+            n_leading = len(leading_LL) // n_frames
+            leading_BL = rearrange(course_BTR[..., :n_leading], "b t r -> b (r t)") @ leading_LL.T.to(course_BTR)
+            mixed_BTR[..., :n_leading] = rearrange(leading_BL, "b (r t) -> b t r", t=n_frames)
+        return stack_of(rest_BTP + mixed_BTR @ modes_RP, stack_BFXYZ)
 
     @staticmethod
     def _between_neighbours(
@@ -174,17 +183,18 @@ class Prior:
         return torch.linalg.inv(self.course_root_PTT)
 
     @cached_property
-    def _inverse_modes(self) -> tuple[Tensor, Tensor]:
+    def _inverse_modes(self) -> tuple[Tensor, Tensor, Tensor | None]:
         assert self.mode_root_RTT is not None
         assert self.rest_root_TT is not None
-        return torch.linalg.inv(self.mode_root_RTT), torch.linalg.inv(self.rest_root_TT)
+        leading_LL = None if self.leading_root_LL is None else torch.linalg.inv(self.leading_root_LL)
+        return torch.linalg.inv(self.mode_root_RTT), torch.linalg.inv(self.rest_root_TT), leading_LL
 
     @staticmethod
     def _pick(table_KFXYZ: Tensor, condition_B: Tensor, like: Tensor) -> Tensor:
         return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
 
 
-_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying", "course_root", "link")
+_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying", "course_root", "link", "leading_root")
 
 
 def frames_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:

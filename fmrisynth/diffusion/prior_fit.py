@@ -1,16 +1,19 @@
 """Estimating a `Prior` from training latents: moments per condition, courses of cells, and cross-fitted modes.
 
 Axis legend: K conditions or folds, F = C*T, X Y Z latent grid, B batch, N = B*T, T frames, H temporal frequencies,
-P = C*X*Y*Z, R modes.
+P = C*X*Y*Z, R modes,
+L leading modes and frequencies.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from fmrisynth.data.cosines import cosines
@@ -20,6 +23,8 @@ from fmrisynth.diffusion.rest_fit import SHRINKAGE_INSTANCES, Rest, RestMoments
 STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
 POWER_PASSES = (3, 2, 2, 2)  # passes of subspace iteration over the instances; R is scaled anew after each group
 EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
+LEADING_MODES = 64  # vary together; the others each on its own
+MODE_SHRINKAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of independence to choose from
 N_FOLDS = 5  # groups of subjects that are left out in turn
 N_PROBES = 512  # frames of random signs from which the variance of blended noise is found
 BATCH_INSTANCES = 16  # instances in one matrix product
@@ -207,7 +212,10 @@ def add_modes(
         if not filled:
             without = [basis_PR] * N_FOLDS
         found, rest = _left_out_moments(batches, white_batches, without, basis_PR, used, count_K, add_up)
-    courses = _with_courses_of_latents(prior, found, basis_PR, used, float(count_K.sum()))
+    n_leading = min(n_kept, LEADING_MODES)
+    without = [_aligned(fold_PR, basis_PR, n_leading) for fold_PR in without]
+    leading_LL = _leading_moments(white_batches, without, n_leading, count_K, add_up)
+    courses = _with_courses_of_latents(prior, found, leading_LL, basis_PR, used, float(count_K.sum()))
 
     def whole(basis_PR: Tensor) -> Tensor:
         modes_RP = torch.zeros(n_kept, len(varying_P))
@@ -215,9 +223,11 @@ def add_modes(
         return modes_RP
 
     mode_RTT, rest_TT = _in_time(found.mode_RHH), _in_time(found.rest_HH)
+    cosines_LL = torch.block_diag(*[torch.from_numpy(cosines(n_frames))] * n_leading)
     fitted = replace(
         courses, kind="class_covariance", modes_RP=whole(basis_PR), link_HACCXYZ=used.link_HACDXYZ,
         mode_root_RTT=symmetric_root(mode_RTT), rest_root_TT=symmetric_root(rest_TT),
+        leading_root_LL=symmetric_root(cosines_LL.T @ leading_LL @ cosines_LL),
     )  # fmt: skip
     return FittedPrior(fitted, {k: replace(fitted, modes_RP=whole(without[k])) for k in filled})
 
@@ -251,9 +261,10 @@ class _Moments:
     rest_HH: Tensor
     own_PHH: Tensor
 
-    def drawn_by(self, basis_PR: Tensor, rest: Rest) -> Tensor:
+    def drawn_by(self, leading_LL: Tensor, basis_PR: Tensor, rest: Rest) -> Tensor:
         """Covariance (P, H, H) of each element in draws with these covariances along and beside a basis, after K."""
         n_frequencies = len(self.rest_HH)
+        n_leading = len(leading_LL) // n_frequencies
 
         def blended(values_NP: Tensor) -> Iterator[tuple[slice, Tensor]]:
             for start in range(0, len(values_NP), BATCH_INSTANCES):
@@ -266,9 +277,14 @@ class _Moments:
         signs_NP = torch.randint(0, 2, (N_PROBES, len(basis_PR)), generator=generator) * 2.0 - 1
         for _, noise_BHP in blended(signs_NP):  # random signs have the covariance of noise
             drawn_PHH += torch.einsum("bhp,bgp->phg", noise_BHP, noise_BHP) / N_PROBES * self.rest_HH
+        more_RHH = (self.mode_RHH - self.rest_HH).float()
+        more_RHH[:n_leading] = -self.rest_HH.float()
         for part, mode_BHP in blended(basis_PR.T):
-            more_BHH = (self.mode_RHH[part] - self.rest_HH).float()
-            drawn_PHH += torch.einsum("bhp,bhgp->phg", mode_BHP, more_BHH[..., None] * mode_BHP[:, None])
+            drawn_PHH += torch.einsum("bhp,bhgp->phg", mode_BHP, more_RHH[part, ..., None] * mode_BHP[:, None])
+        leading_RHP = torch.cat([mode_BHP for _, mode_BHP in blended(basis_PR[:, :n_leading].T)])
+        leading_HHRR = rearrange(leading_LL, "(r h) (s g) -> h g r s", h=n_frequencies, g=n_frequencies).float()
+        for h, g in itertools.product(range(n_frequencies), repeat=2):
+            drawn_PHH[:, h, g] += (leading_RHP[:, h] * (leading_HHRR[h, g] @ leading_RHP[:, g])).sum(0)
         return drawn_PHH
 
 
@@ -303,6 +319,47 @@ def _left_out_moments(
     return moments, beside.update(basis_PR, rest_HH.diagonal(), count_K)
 
 
+def _aligned(fold_PR: Tensor, basis_PR: Tensor, n_leading: int) -> Tensor:
+    """A fold's basis with its leading modes turned towards those of all subjects (Schoenemann 1966): a covariance between modes needs the same ones."""
+    turn = torch.linalg.svd(fold_PR[:, :n_leading].T @ basis_PR[:, :n_leading])
+    return torch.cat([fold_PR[:, :n_leading] @ (turn.U @ turn.Vh), fold_PR[:, n_leading:]], dim=1)
+
+
+def _leading_moments(
+    white_batches: Batches, without: list[Tensor], n_leading: int, count_K: Tensor, add_up: AddUp
+) -> Tensor:
+    """Covariance (L, L) of the leading modes' courses in subjects who had no part in finding them, (r h) in order.
+
+    It is shrunk towards modes that are independent of each other, as is best for predicting each fold from the others.
+    """
+    n_frequencies = white_batches[0][0].shape[1]
+    sums_KLL = torch.zeros(N_FOLDS, *[n_leading * n_frequencies] * 2, dtype=torch.float64)
+    for white_BHP, fold in white_batches:
+        course_BL = rearrange(white_BHP @ without[fold][:, :n_leading], "b h r -> b (r h)").double()
+        sums_KLL[fold] += course_BL.T @ course_BL
+    add_up(sums_KLL)
+    same_mode_LL = torch.block_diag(*[torch.ones(n_frequencies, n_frequencies)] * n_leading)
+
+    def shrunk(total_LL: Tensor, count: Tensor, share: float) -> Tensor:
+        covariance_LL = total_LL / count
+        floor_LL = 1e-4 * covariance_LL.diagonal().mean() * torch.eye(len(covariance_LL))
+        return (1 - share) * covariance_LL + share * covariance_LL * same_mode_LL + floor_LL
+
+    total_LL, count = sums_KLL.sum(0), count_K.sum()
+    filled = [k for k in range(N_FOLDS) if 0 < count_K[k] < count]
+
+    def surprise(share: float) -> float:
+        """Negative log-likelihood of all folds."""
+        total = 0.0
+        for k in filled:
+            root_LL = torch.linalg.cholesky(shrunk(total_LL - sums_KLL[k], count - count_K[k], share))
+            total += float(count_K[k] * root_LL.diagonal().log().sum())
+            total += float(torch.cholesky_solve(sums_KLL[k], root_LL).trace()) / 2
+        return total
+
+    return shrunk(total_LL, count, min(MODE_SHRINKAGES, key=surprise) if filled else 1.0)
+
+
 def _white_batches(
     prior: Prior, instances: Instances, varying_P: Tensor, n_frames: int
 ) -> Iterator[tuple[Tensor, int]]:
@@ -315,13 +372,15 @@ def _white_batches(
             yield cosines_HT @ frames_of(white_BFXYZ, n_frames)[:, :, varying_P], fold
 
 
-def _with_courses_of_latents(prior: Prior, found: _Moments, basis_PR: Tensor, rest: Rest, count: float) -> Prior:
+def _with_courses_of_latents(
+    prior: Prior, found: _Moments, leading_LL: Tensor, basis_PR: Tensor, rest: Rest, count: float
+) -> Prior:
     """A prior with R such that draws have the latents' covariance over time in every channel and cell.
 
     Modes and what they leave nearly give that. R begins with the smallest linear change that turns what is drawn in an element into what was
     found there (shrunk towards the former).
     """
-    drawn_PHH = found.drawn_by(basis_PR, rest)
+    drawn_PHH = found.drawn_by(leading_LL, basis_PR, rest)
     target_PHH = (count * found.own_PHH + SHRINKAGE_INSTANCES * drawn_PHH) / (count + SHRINKAGE_INSTANCES)
     varying_P = rest.varying_CXYZ.flatten()
     n_frames = len(found.rest_HH)

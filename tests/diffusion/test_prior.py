@@ -233,6 +233,35 @@ def test_draws_are_as_slow_in_every_cell_as_the_latents():
     assert abs(float(ratio.mean()) - 1) < 0.02
 
 
+def test_modes_go_together_as_in_the_latents():
+    """Slow frames hold the sum of two maps and fast ones their difference: pooled over frames the maps are independent."""
+    n = 3000
+    maps = torch.linalg.qr(randn(P, 2, seed=91)).Q.T
+    turn = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2**0.5
+    values = torch.cat(  # frequencies, of the sum and of the difference of the maps
+        [
+            randn(n, T // 2, 2, seed=92) * torch.tensor([4.0, 1.0]),
+            randn(n, T // 2, 2, seed=93) * torch.tensor([1.0, 4.0]),
+        ],
+        1,
+    )
+    frames = torch.from_numpy(cosines(T)).float().T @ (
+        values @ turn * torch.tensor([1.5, 1.0]) @ maps + randn(n, T, P, seed=94)
+    )
+    stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
+    labels = torch.zeros(n, dtype=torch.int64)
+    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels), 2, T).prior
+
+    def together(prior):
+        drawn = prior.unwhiten(randn(*stack.shape, seed=95), labels)
+        values = torch.from_numpy(cosines(T)).float() @ (frames_of(drawn, T) @ maps.T)
+        return torch.stack([torch.corrcoef(values[:, h].T)[0, 1] for h in range(T)])
+
+    true = torch.tensor([1.0, 1.0, -1.0, -1.0]) * (17 - 2) / (17 + 2)
+    torch.testing.assert_close(together(prior), true, atol=0.1, rtol=0)
+    assert together(replace(prior, leading_root_LL=None)).abs().max() < 0.1
+
+
 def linked(link):
     """Instances of noise that is blended with links, beside two modes."""
     n = 3000

@@ -305,6 +305,7 @@ def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, t
         "varying",
         "course_root",
         "link",
+        "leading_root",
     }
     folds = load_file(tmp_path / "whole" / "folds.safetensors")
     assert len(folds) > 1
