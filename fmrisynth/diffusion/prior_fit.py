@@ -23,7 +23,7 @@ from fmrisynth.diffusion.rest_fit import SHRINKAGE_INSTANCES, Rest, RestMoments
 STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
 POWER_PASSES = (3, 2, 2, 2)  # passes of subspace iteration over the instances; R is scaled anew after each group
 EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
-LEADING_MODES = 64  # vary together; the others each on its own
+LEADING_NUMBERS = 768  # modes x frames that vary together: 64 modes of 12 frames; the other modes vary each on its own
 MODE_SHRINKAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of independence to choose from
 N_FOLDS = 5  # groups of subjects that are left out in turn
 N_PROBES = 512  # frames of random signs from which the variance of blended noise is found
@@ -212,7 +212,7 @@ def add_modes(
         if not filled:
             without = [basis_PR] * N_FOLDS
         found, rest = _left_out_moments(batches, white_batches, without, basis_PR, used, count_K, add_up)
-    n_leading = min(n_kept, LEADING_MODES)
+    n_leading = min(n_kept, max(1, LEADING_NUMBERS // n_frames))
     without = [_aligned(fold_PR, basis_PR, n_leading) for fold_PR in without]
     leading_LL = _leading_moments(white_batches, without, n_leading, count_K, add_up)
     courses = _with_courses_of_latents(prior, found, leading_LL, basis_PR, used, float(count_K.sum()))
