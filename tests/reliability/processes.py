@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -182,13 +183,11 @@ def _limit_memory(more_bytes: int) -> None:
 
 def _send_at_rename(number: int, what: int) -> None:
     replace = os.replace
-    left = number
+    renames = itertools.count()  # counts once, whichever threads rename
 
     def fatal(*names, **keywords):
-        nonlocal left
-        if left == 0:
+        if next(renames) == number:
             os.kill(os.getpid(), what)
-        left -= 1
         replace(*names, **keywords)
 
     os.replace = fatal
