@@ -204,7 +204,7 @@ def _check_prior(path: Path, card: ModelCard) -> None:
         wanted |= {"std": (n_conditions, *cells), "varying": cells}
     if card.prior == "class_covariance":
         wanted |= {"modes": (n_modes, c * x * y * z), "mode_root": (n_modes, t, t), "rest_root": (t, t)}
-        later = {"course_root": (c * x * y * z, t, t), "link": (t, 4, c, c, x, y, z)}
+        later = {"course_root": (c * x * y * z, t, t), "link": (t, 4, c, c, x, y, z)}  # 4: offsets of `neighbours`
         n_leading = found.get("leading_root", (0,))[0]
         if n_leading and n_leading % t == 0 and n_leading <= n_modes * t:
             later["leading_root"] = (n_leading, n_leading)
