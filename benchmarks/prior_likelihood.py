@@ -36,19 +36,15 @@ class Split:
             yield self.latents.read(i), self.latents.labels(i, self.vocabulary)[0], self.latents.subject_number(i)
 
 
-def log_volume(prior: Prior, varying_FXYZ: Tensor, n_frames: int) -> float:
-    """Log determinant of what a prior does beside the standard deviations, over elements that vary (links have determinant 1)."""
+def log_volume(prior: Prior) -> float:
+    """Log determinant of what a prior does beside the standard deviations (links have determinant 1)."""
     total = 0.0
-    if prior.course_root_PTT is not None:  # unit matrices where nothing varies
-        total += float(torch.linalg.slogdet(prior.course_root_PTT.double()).logabsdet.sum())
-    if prior.mode_root_RTT is not None and prior.rest_root_TT is not None:
-        n_rest = int(varying_FXYZ.sum()) // n_frames - len(prior.mode_root_RTT)
-        n_leading = 0
-        if prior.leading_root_LL is not None:
-            n_leading = len(prior.leading_root_LL) // n_frames
-            total += float(torch.linalg.slogdet(prior.leading_root_LL.double()).logabsdet)
-        total += float(torch.linalg.slogdet(prior.mode_root_RTT[n_leading:].double()).logabsdet.sum())
-        total += n_rest * float(torch.linalg.slogdet(prior.rest_root_TT.double()).logabsdet)
+    if prior.course_root_PHH is not None:  # unit matrices where nothing varies
+        total += float(torch.linalg.slogdet(prior.course_root_PHH.double()).logabsdet.sum())
+    if prior.new_HP is not None:
+        total += float(prior.new_HP.double().log().sum())
+    if prior.mode_gain_HRR is not None:
+        total += float(torch.linalg.slogdet(prior.mode_gain_HRR.double()).logabsdet.sum())
     return total
 
 
@@ -57,7 +53,7 @@ def describe(prior: Prior, split: Split, varying_FXYZ: Tensor, n_frames: int) ->
     n_elements, squares_CT, volumes, count = int(varying_FXYZ.sum()), torch.zeros(()), 0.0, 0
     elements_CT = varying_FXYZ.unflatten(0, (-1, n_frames)).sum((2, 3, 4))
     cosines_HT = torch.from_numpy(cosines(n_frames)).float()
-    shared = log_volume(prior, varying_FXYZ, n_frames)
+    shared = log_volume(prior)
     for stack_FXYZ, condition, _ in split():
         white_FXYZ = prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition]))[0] * varying_FXYZ
         white_CHXYZ = torch.einsum("ht,ctxyz->chxyz", cosines_HT, white_FXYZ.unflatten(0, (-1, n_frames)))

@@ -53,6 +53,14 @@ def blend(new_NHCXYZ: Tensor, link_HACDXYZ: Tensor) -> Tensor:
     return rearrange(found_QHCN[:-1], "(x y z) h c n -> n h c x y z", x=x, y=y, z=z)
 
 
+def blend_transposed(cells_NHCXYZ: Tensor, link_HACDXYZ: Tensor) -> Tensor:
+    """The transpose of `blend`: x . blend(y) is y . blend_transposed(x)."""
+    with torch.enable_grad():
+        new_NHCXYZ = torch.zeros_like(cells_NHCXYZ, requires_grad=True)
+        blended_NHCXYZ = blend(new_NHCXYZ, link_HACDXYZ)
+    return torch.autograd.grad(blended_NHCXYZ, new_NHCXYZ, cells_NHCXYZ)[0]
+
+
 def around(cells_NHCXYZ: Tensor, held_XYZ: Tensor) -> Tensor:
     """Channels of the cells before each cell where ``held_XYZ`` and of itself, (H, Q, N, A, C)."""
     return torch.stack([_shifted(cells_NHCXYZ, offset)[..., held_XYZ].permute(1, 3, 0, 2) for offset in OFFSETS], dim=3)

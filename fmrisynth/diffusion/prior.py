@@ -6,25 +6,26 @@ prior is the unit Gaussian; training latents z of condition k are
 ``none``              z = u
 ``class_mean``        z = mean_k + u
 ``class_gaussian``    z = mean_k + std_k * u, with the elementwise standard deviation, shrunk towards the one pooled over conditions
-``class_covariance``  z = mean_k + std_k * R K A u, where R, K and A are linear maps, the same for all conditions
+``class_covariance``  z = mean_k + std_k * R A K u, where R, A and K are linear maps, the same for all conditions
 
-A is there because instances of a condition do not vary cell by cell but in modes that span the brain (networks, drift, the
-strength of the response), each with its own course over the frames. It is kept small enough to be estimated from few instances
-by taking space and time apart: orthonormal modes over channels and cells (principal components of single frames), one covariance over
-modes and frames for the leading ones, a covariance over time for each other mode, and one for all that is left. A network is no
-single mode, at some frequencies still less than at others, but some modes that go together.
+R, A and K are taken apart by temporal frequency (`data.cosines`): a block is short and nearly stationary, so frequencies hardly vary
+together, and one needs fewer numbers for each than for all frames at once.
 
-K blends neighbouring cells: they vary together beside the modes (`neighbours`).
+K makes noise as large as what is new in each channel and cell, and blends neighbouring cells (`neighbours`).
 
-R gives every channel and cell p its own covariance over the frames, R_p R_p': signal is slow in some cells and nearly white in
-others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. R_p is also scaled such that what the
-modes leave is equally large everywhere and at every temporal frequency: a smooth channel is nearly whole in the modes, a rough one is not.
-With that scale principal components are factor analysis. And it holds what is left to do for draws to be as slow as the latents in every cell.
+A gives what spans the brain its covariance. Instances of a condition do not vary cell by cell but in modes (networks, drift, the
+strength of the response): orthonormal patterns over channels and cells, principal components of single frames. A multiplies the values
+along them by a matrix at each frequency, for a network is no single mode, at some frequencies still less than at others, but some modes
+that go together. What no mode holds stays as K made it.
 
-Here is what a prior does; `prior_fit` and `rest_fit` estimate one.
+R gives every channel and cell p its own covariance of the frequencies, R_p R_p': signal is slow in some cells and nearly white in
+others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. It
+holds what frequencies have in common.
+
+Here is what a prior does; `prior_fit`, with `mode_fit` and `rest_fit`, estimates one.
 
 Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, H temporal frequencies, A offsets between cells,
-P = C*X*Y*Z, R modes, L leading modes and frames.
+P = C*X*Y*Z, R modes.
 """
 
 from __future__ import annotations
@@ -53,12 +54,14 @@ class Prior:
         None stands for 0 and 1.
     modes_RP : Tensor or None
         Orthonormal rows.
-    mode_root_RTT, rest_root_TT : Tensor or None
-        Symmetric square roots of the covariances over time, of each mode and of what no mode holds.
-    leading_root_LL : Tensor or None
-        The same of the leading modes together, L = modes x T; it takes the place of theirs in ``mode_root_RTT``.
-    course_root_PTT : Tensor or None
-        R: a matrix over time for each channel and cell; None stands for unit matrices.
+    mode_gain_HRR : Tensor or None
+        A: symmetric matrices that multiply the values along the modes; None stands for unit matrices.
+    unasked_RP : Tensor or None
+        Orthonormal rows: where in u nearly all that the modes show comes from.
+    course_root_PHH : Tensor or None
+        R: a matrix over frequencies for each channel and cell; None stands for a prior without R, A and K.
+    new_HP : Tensor or None
+        K: standard deviation of what is new in each channel and cell; None stands for 1.
     link_HACCXYZ : Tensor or None
         K: what a channel of a cell has from those before it, per temporal frequency; None stands for nothing.
     varying_FXYZ : Tensor or None
@@ -69,12 +72,12 @@ class Prior:
     mean_KFXYZ: Tensor | None = None
     std_KFXYZ: Tensor | None = None
     modes_RP: Tensor | None = None
-    mode_root_RTT: Tensor | None = None
-    rest_root_TT: Tensor | None = None
+    mode_gain_HRR: Tensor | None = None
     varying_FXYZ: Tensor | None = None
-    course_root_PTT: Tensor | None = None
+    course_root_PHH: Tensor | None = None
+    new_HP: Tensor | None = None
     link_HACCXYZ: Tensor | None = None
-    leading_root_LL: Tensor | None = None
+    unasked_RP: Tensor | None = None
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
@@ -92,12 +95,12 @@ class Prior:
             self.mean_KFXYZ,
             self.std_KFXYZ,
             self.modes_RP,
-            self.mode_root_RTT,
-            self.rest_root_TT,
+            self.mode_gain_HRR,
             self.varying_FXYZ,
-            self.course_root_PTT,
+            self.course_root_PHH,
+            self.new_HP,
             self.link_HACCXYZ,
-            self.leading_root_LL,
+            self.unasked_RP,
         )
         return {name: tensor for name, tensor in zip(_TENSORS, values, strict=True) if tensor is not None}
 
@@ -111,24 +114,31 @@ class Prior:
             stack_BFXYZ = stack_BFXYZ - self._pick(self.mean_KFXYZ, condition_B, stack_BFXYZ)
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ / self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
-        if self.course_root_PTT is not None:
-            stack_BFXYZ = _along_time(stack_BFXYZ, self._inverse_courses)
-        if self.link_HACCXYZ is not None:
-            stack_BFXYZ = self._between_neighbours(separate, stack_BFXYZ, self.link_HACCXYZ)
-        if self.mode_root_RTT is not None and self.rest_root_TT is not None:
-            stack_BFXYZ = self._mix(stack_BFXYZ, *self._inverse_modes)
+        if self.course_root_PHH is not None:
+            values_BHP = frequencies_of(stack_BFXYZ, self.course_root_PHH.shape[-1])
+            values_BHP = _multiply(self._inverse_courses, values_BHP)
+            if self.mode_gain_HRR is not None:
+                values_BHP = self._along_modes(values_BHP, self._inverse_gain)
+            if self.link_HACCXYZ is not None:
+                values_BHP = _between_neighbours(separate, values_BHP, self.link_HACCXYZ)
+            if self.new_HP is not None:
+                values_BHP = values_BHP / self.new_HP.to(values_BHP)
+            stack_BFXYZ = stack_of(values_BHP, stack_BFXYZ)
         if self.varying_FXYZ is not None and filler_BFXYZ is not None:
             stack_BFXYZ = torch.where(self.varying_FXYZ.to(stack_BFXYZ.device) > 0.5, stack_BFXYZ, filler_BFXYZ)
         return stack_BFXYZ
 
     def unwhiten(self, stack_BFXYZ: Tensor, condition_B: Tensor) -> Tensor:
         """z of u."""
-        if self.mode_root_RTT is not None and self.rest_root_TT is not None:
-            stack_BFXYZ = self._mix(stack_BFXYZ, self.mode_root_RTT, self.rest_root_TT, self.leading_root_LL)
-        if self.link_HACCXYZ is not None:
-            stack_BFXYZ = self._between_neighbours(blend, stack_BFXYZ, self.link_HACCXYZ)
-        if self.course_root_PTT is not None:
-            stack_BFXYZ = _along_time(stack_BFXYZ, self.course_root_PTT)
+        if self.course_root_PHH is not None:
+            values_BHP = frequencies_of(stack_BFXYZ, self.course_root_PHH.shape[-1])
+            if self.new_HP is not None:
+                values_BHP = values_BHP * self.new_HP.to(values_BHP)
+            if self.link_HACCXYZ is not None:
+                values_BHP = _between_neighbours(blend, values_BHP, self.link_HACCXYZ)
+            if self.mode_gain_HRR is not None:
+                values_BHP = self._along_modes(values_BHP, self.mode_gain_HRR)
+            stack_BFXYZ = stack_of(_multiply(self.course_root_PHH, values_BHP), stack_BFXYZ)
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ * self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
         if self.mean_KFXYZ is not None:
@@ -136,86 +146,70 @@ class Prior:
         return stack_BFXYZ
 
     def beyond_modes(self, stack_BFXYZ: Tensor) -> Tensor:
-        """What no mode holds of a stack; all of it if there are no modes.
+        """What has no part in the modes of a whitened stack; all of it if there are no modes.
 
         The modes are few directions among a hundred thousand, so a squared error hardly sees them and a short training gets them
         wrong; yet evoked responses live in them. Their distribution is known from the left-out subjects, so a preconditioned
         network is not asked (see `Objective.answer`).
         """
-        if self.modes_RP is None or self.rest_root_TT is None:
+        if self.unasked_RP is None or self.course_root_PHH is None:
             return stack_BFXYZ
-        frames_BTP = frames_of(stack_BFXYZ.float(), len(self.rest_root_TT))
-        modes_RP = self.modes_RP.to(frames_BTP)
-        beyond_BTP = frames_BTP - (frames_BTP @ modes_RP.T) @ modes_RP
-        return stack_of(beyond_BTP, stack_BFXYZ)
+        values_BHP = frequencies_of(stack_BFXYZ.float(), self.course_root_PHH.shape[-1])
+        unasked_RP = self.unasked_RP.to(values_BHP)
+        return stack_of(values_BHP - (values_BHP @ unasked_RP.T) @ unasked_RP, stack_BFXYZ)
 
-    def _mix(self, stack_BFXYZ: Tensor, mode_RTT: Tensor, rest_TT: Tensor, leading_LL: Tensor | None) -> Tensor:
-        """Multiply the courses of modes by their matrices, and what no mode holds by another."""
+    def _along_modes(self, values_BHP: Tensor, gain_HRR: Tensor) -> Tensor:
+        """Multiply the values along the modes by a matrix at each frequency."""
         assert self.modes_RP is not None
-        modes_RP, mode_RTT, rest_TT = (m.to(stack_BFXYZ) for m in (self.modes_RP, mode_RTT, rest_TT))
-        n_frames = len(rest_TT)
-        frames_BTP = frames_of(stack_BFXYZ, n_frames)
-        course_BTR = frames_BTP @ modes_RP.T
-        rest_BTP = rest_TT @ (frames_BTP - course_BTR @ modes_RP)
-        mixed_BTR = torch.einsum("rst,btr->bsr", mode_RTT, course_BTR)
-        if leading_LL is not None:
-            n_leading = len(leading_LL) // n_frames
-            leading_BL = rearrange(course_BTR[..., :n_leading], "b t r -> b (r t)") @ leading_LL.T.to(course_BTR)
-            mixed_BTR[..., :n_leading] = rearrange(leading_BL, "b (r t) -> b t r", t=n_frames)
-        return stack_of(rest_BTP + mixed_BTR @ modes_RP, stack_BFXYZ)
-
-    @staticmethod
-    def _between_neighbours(
-        change: Callable[[Tensor, Tensor], Tensor], stack_BFXYZ: Tensor, link_HACCXYZ: Tensor
-    ) -> Tensor:
-        """Apply `blend` or `separate` to every frequency."""
-        n_frequencies, _, n_channels = link_HACCXYZ.shape[:3]
-        cosines_HT = torch.from_numpy(cosines(n_frequencies)).to(stack_BFXYZ)
-        cells_BCTXYZ = rearrange(stack_BFXYZ, "b (c t) x y z -> b c t x y z", c=n_channels)
-        cells_BHCXYZ = torch.einsum("ht,bctxyz->bhcxyz", cosines_HT, cells_BCTXYZ)
-        changed_BHCXYZ = change(cells_BHCXYZ, link_HACCXYZ)
-        return torch.einsum("ht,bhcxyz->bctxyz", cosines_HT, changed_BHCXYZ).flatten(1, 2)
+        modes_RP, gain_HRR = self.modes_RP.to(values_BHP), gain_HRR.to(values_BHP)
+        along_BHR = values_BHP @ modes_RP.T
+        return values_BHP + (torch.einsum("hrs,bhs->bhr", gain_HRR, along_BHR) - along_BHR) @ modes_RP
 
     @cached_property
     def _inverse_courses(self) -> Tensor:
         """Inverses of ten thousand small matrices, for every instance the same."""
-        assert self.course_root_PTT is not None
-        return torch.linalg.inv(self.course_root_PTT)
+        assert self.course_root_PHH is not None
+        return torch.linalg.inv(self.course_root_PHH)
 
     @cached_property
-    def _inverse_modes(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        assert self.mode_root_RTT is not None
-        assert self.rest_root_TT is not None
-        leading_LL = None if self.leading_root_LL is None else torch.linalg.inv(self.leading_root_LL)
-        return torch.linalg.inv(self.mode_root_RTT), torch.linalg.inv(self.rest_root_TT), leading_LL
+    def _inverse_gain(self) -> Tensor:
+        assert self.mode_gain_HRR is not None
+        return torch.linalg.inv(self.mode_gain_HRR)
 
     @staticmethod
     def _pick(table_KFXYZ: Tensor, condition_B: Tensor, like: Tensor) -> Tensor:
         return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
 
 
-_TENSORS = ("mean", "std", "modes", "mode_root", "rest_root", "varying", "course_root", "link", "leading_root")
+_TENSORS = ("mean", "std", "modes", "mode_gain", "varying", "course_root", "new", "link", "unasked")
 
 
-def frames_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:
-    """Frames as vectors, (B, T, P), of stacks whose second axis is (c t)."""
-    return rearrange(stack_BFXYZ, "b (c t) x y z -> b t (c x y z)", t=n_frames)
+def frequencies_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:
+    """Each channel and cell at each temporal frequency, (B, H, P), of stacks whose second axis is (c t)."""
+    frames_BTP = rearrange(stack_BFXYZ, "b (c t) x y z -> b t (c x y z)", t=n_frames)
+    return torch.from_numpy(cosines(n_frames)).to(frames_BTP) @ frames_BTP
 
 
-def stack_of(frames_BTP: Tensor, like_BFXYZ: Tensor) -> Tensor:
-    """The inverse of `frames_of`, for a latent grid like another stack's."""
+def stack_of(values_BHP: Tensor, like_BFXYZ: Tensor) -> Tensor:
+    """The inverse of `frequencies_of`, for a latent grid like another stack's."""
     x, y, z = like_BFXYZ.shape[2:]
+    frames_BTP = torch.from_numpy(cosines(values_BHP.shape[1])).to(values_BHP).T @ values_BHP
     return rearrange(frames_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
 
 
-def _along_time(stack_BFXYZ: Tensor, matrix_PTT: Tensor) -> Tensor:
-    """Multiply the course of each channel and cell by its own matrix."""
-    frames_BTP = frames_of(stack_BFXYZ, matrix_PTT.shape[-1])
-    return stack_of(torch.einsum("pst,btp->bsp", matrix_PTT.to(stack_BFXYZ), frames_BTP), stack_BFXYZ)
+def _multiply(matrix_PHH: Tensor, values_BHP: Tensor) -> Tensor:
+    """Each channel and cell times its own matrix."""
+    return torch.einsum("pgh,bhp->bgp", matrix_PHH.to(values_BHP), values_BHP)
+
+
+def _between_neighbours(change: Callable[[Tensor, Tensor], Tensor], values_BHP: Tensor, link_HACCXYZ: Tensor) -> Tensor:
+    """Apply `blend` or `separate`."""
+    cells_BHCXYZ = values_BHP.unflatten(2, (link_HACCXYZ.shape[2], *link_HACCXYZ.shape[4:]))
+    return change(cells_BHCXYZ, link_HACCXYZ).flatten(2)
 
 
 def symmetric_root(covariance: Tensor) -> Tensor:
-    """Symmetric square roots (..., T, T), float32, of covariances; eigenvalues below 1e-4 of the mean one are raised to it."""
+    """Symmetric square roots (..., N, N), float32, of covariances; eigenvalues below 1e-4 of the mean one are raised to it."""
     values, vectors = torch.linalg.eigh(covariance)
     floor = 1e-4 * values.mean(-1, keepdim=True).clamp_min(1e-12)
     return ((vectors * values.clamp_min(floor).sqrt().unsqueeze(-2)) @ vectors.transpose(-1, -2)).float()

@@ -13,29 +13,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fmrisynth.diffusion.neighbours import OFFSETS, around, blend, local_products, regress, separate
+from fmrisynth.diffusion.neighbours import OFFSETS, blend, blend_transposed, local_products, regress, separate
 
-SHRINKAGE_INSTANCES = 32.0  # weight of what is found in all cells against what is found in one, in instances
 LINK_SHRINKAGES = tuple(itertools.product((16.0, 128.0, 1024.0, 8192.0, 1e6), (0.0, 128.0, 1024.0, 8192.0)))
 """Weights to choose from, for links: of all cells against one, and of all frequencies against one."""
-LEAST_SCALE = 0.05  # of an element's standard deviation
-BATCH_MODES = 16
+LEAST_NEW = 0.01  # standard deviation of what is new in an element
+BATCH = 16  # maps in one call
 
 
 @dataclass(frozen=True)
 class Rest:
-    """What the modes leave, as a map from white noise: links between neighbours, then a scale for each element and frequency.
+    """What the modes leave, as a map from white noise: what is new in each element, then links between neighbours.
 
     Attributes
     ----------
     varying_CXYZ : bool Tensor
         Where the elements lie.
-    scale_HP : Tensor
+    new_HP : Tensor
+        Standard deviations.
     link_HACDXYZ : Tensor
     """
 
     varying_CXYZ: Tensor
-    scale_HP: Tensor
+    new_HP: Tensor
     link_HACDXYZ: Tensor
 
     @classmethod
@@ -46,12 +46,19 @@ class Rest:
         return cls(varying_CXYZ, torch.ones(n_frequencies, int(varying_CXYZ.sum())), link_HACDXYZ)
 
     def separate(self, values_BHP: Tensor) -> Tensor:
-        """White noise of values."""
-        return separate(self.on_grid(values_BHP / self.scale_HP), self.link_HACDXYZ)[:, :, self.varying_CXYZ]
+        """What is new in values."""
+        return separate(self.on_grid(values_BHP), self.link_HACDXYZ)[:, :, self.varying_CXYZ]
 
     def blend(self, white_BHP: Tensor) -> Tensor:
-        """The inverse of `separate`, before the scale, on the grid."""
-        return blend(self.on_grid(white_BHP), self.link_HACDXYZ)
+        """Values of white noise."""
+        parts = (blend(self.on_grid(self.new_HP * part), self.link_HACDXYZ) for part in white_BHP.split(BATCH))
+        return torch.cat([part[:, :, self.varying_CXYZ] for part in parts])
+
+    def before(self, basis_PR: Tensor) -> Tensor:
+        """Of which sums (R, H, P) of white noise the values along a basis are."""
+        modes_RHP = basis_PR.T[:, None].expand(-1, len(self.new_HP), -1)
+        parts = (blend_transposed(self.on_grid(part), self.link_HACDXYZ) for part in modes_RHP.split(BATCH))
+        return self.new_HP * torch.cat([part[:, :, self.varying_CXYZ] for part in parts])
 
     def on_grid(self, values_BHP: Tensor) -> Tensor:
         """Values of the varying elements with zeros for the others, (B, H, C, X, Y, Z)."""
@@ -65,81 +72,57 @@ class RestMoments:
 
     Parameters
     ----------
-    rest : Rest
-        With which the modes were found.
+    white : Rest
+        Where there are elements.
+    n_folds : int
+        Groups of subjects.
     """
 
-    def __init__(self, rest: Rest) -> None:
-        self._rest = rest
-        self._held_XYZ = rest.varying_CXYZ.any(0)
-        n_frequencies, n_elements = rest.scale_HP.shape
-        n_around = len(OFFSETS) * len(rest.varying_CXYZ)
-        self._squares_HP = torch.zeros(n_frequencies, n_elements, dtype=torch.float64)
-        self._products_SHQJJ = torch.zeros(2, n_frequencies, int(self._held_XYZ.sum()), n_around, n_around)
+    def __init__(self, white: Rest, n_folds: int) -> None:
+        self._white = white
+        self._held_XYZ = white.varying_CXYZ.any(0)
+        n_around = len(OFFSETS) * len(white.varying_CXYZ)
+        self._count_K = torch.zeros(n_folds, dtype=torch.float64)
+        self._products_KHQJJ = torch.zeros(n_folds, len(white.new_HP), int(self._held_XYZ.sum()), n_around, n_around)
 
     def add(self, beside_BHP: Tensor, fold: int) -> None:
-        """Add a batch of white values without their modes."""
-        self._squares_HP += beside_BHP.square().sum(0)
-        self._products_SHQJJ[fold % 2] += local_products(self._rest.blend(beside_BHP), self._held_XYZ)
+        """Add a batch of values without their modes."""
+        self._count_K[fold] += len(beside_BHP)
+        self._products_KHQJJ[fold] += local_products(self._white.on_grid(beside_BHP), self._held_XYZ)
 
     def add_up(self, add_up: Callable[[Tensor], object]) -> None:
         """Sum over ranks."""
-        add_up(self._squares_HP)
-        add_up(self._products_SHQJJ)
+        add_up(self._count_K)
+        add_up(self._products_KHQJJ)
 
-    def update(self, basis_PR: Tensor, level_H: Tensor, count_K: Tensor) -> Rest:
-        """Scale and links with which what the modes leave is whiter.
+    def rest(self, taken_RHP: Tensor, without: int | None = None) -> Rest:
+        """Fit links, and what is new beside them, to all folds or all but one.
 
-        Noise beside modes is not white: it lacks what the modes have taken, which is put back, as in factor analysis.
-
-        Parameters
-        ----------
-        basis_PR : Tensor
-            The modes.
-        level_H : Tensor
-            Variance of what they leave.
-        count_K : Tensor
-            Instances of each fold.
+        Values beside modes lack what the modes have taken. That is put back, as in factor analysis: ``taken_RHP`` has the covariance, sum
+        over R, that the rest has along the modes.
         """
-        count = count_K.sum()
-        squares_HP = self._squares_HP / count + level_H[:, None] * basis_PR.square().sum(1)
-        shared_H1 = squares_HP.mean(1, keepdim=True)
-        squares_HP = (count * squares_HP + SHRINKAGE_INSTANCES * shared_H1) / (count + SHRINKAGE_INSTANCES)
-        scale_HP = (self._rest.scale_HP * squares_HP.sqrt().float()).clamp_min(LEAST_SCALE)
-
-        taken_HQJJ = self._of_modes(basis_PR, level_H)
-        both_HQJJ = self._products_SHQJJ.sum(0) / count + taken_HQJJ
+        folds = [k for k in range(len(self._count_K)) if self._count_K[k] > 0 and k != without]
+        taken_HQJJ = local_products(self._white.on_grid(taken_RHP), self._held_XYZ)
+        both_HQJJ = self._products_KHQJJ[folds].sum(0) / self._count_K[folds].sum() + taken_HQJJ
         std_HQJ = both_HQJJ.diagonal(dim1=2, dim2=3).sqrt()
         unit_HQJ = torch.where(std_HQJ > 0, std_HQJ, 1.0)
-        n_channels = len(self._rest.varying_CXYZ)
+        n_channels = len(self._white.varying_CXYZ)
 
-        def local(products_HQJJ: Tensor, count: Tensor) -> _Local:
+        def local(folds: Sequence[int]) -> _Local:
+            count = float(self._count_K[folds].sum())
+            products_HQJJ = self._products_KHQJJ[folds].sum(0) / max(1.0, count) + taken_HQJJ
             correlation_HQJJ = products_HQJJ / unit_HQJ[..., None] / unit_HQJ[..., None, :]
-            return _Local(correlation_HQJJ.double(), float(count), n_channels)
+            return _Local(correlation_HQJJ.double(), count, n_channels)
 
-        count_S = torch.stack([count_K[half::2].sum() for half in range(2)])
-        halves = [
-            local(sums_HQJJ / half.clamp_min(1) + taken_HQJJ, half)
-            for sums_HQJJ, half in zip(self._products_SHQJJ, count_S, strict=True)
-        ]
-        link_HQACD = _links(local(both_HQJJ, count), halves).float()
-        # In units of the new scale.
-        ratio_HCXYZ = self._rest.on_grid((scale_HP / self._rest.scale_HP)[None])[0]
-        unit_HQAD = unit_HQJ.unflatten(-1, (-1, n_channels)) / around(ratio_HCXYZ[None], self._held_XYZ)[
-            :, :, 0
-        ].clamp_min(1e-12)
-        link_HQACD = link_HQACD * unit_HQAD[:, :, -1:, :, None] / unit_HQAD[:, :, :, None]
-        link_HACDXYZ = torch.zeros_like(self._rest.link_HACDXYZ)
+        link_HQACD, left_HQC = _links(local(folds), [local(folds[::2]), local(folds[1::2])])
+        unit_HQAD = unit_HQJ.unflatten(-1, (-1, n_channels))
+        link_HACDXYZ = torch.zeros_like(self._white.link_HACDXYZ)
+        link_HQACD = link_HQACD.float() * unit_HQAD[:, :, -1:, :, None] / unit_HQAD[:, :, :, None]
         link_HACDXYZ[..., self._held_XYZ] = link_HQACD.movedim(1, -1)
-        return replace(self._rest, scale_HP=scale_HP, link_HACDXYZ=link_HACDXYZ)
-
-    def _of_modes(self, basis_PR: Tensor, level_H: Tensor) -> Tensor:
-        """Local products of noise along the modes."""
-        total_HQJJ = torch.zeros_like(self._products_SHQJJ[0])
-        for mode_PB in basis_PR.split(BATCH_MODES, dim=1):
-            noise_BHP = level_H.sqrt().float()[:, None] * mode_PB.T[:, None]
-            total_HQJJ += local_products(self._rest.blend(noise_BHP), self._held_XYZ)
-        return total_HQJJ
+        new_HCXYZ = torch.zeros(len(unit_HQAD), *self._white.varying_CXYZ.shape)
+        new_HQC = (left_HQC.sqrt().float() * unit_HQAD[:, :, -1]).clamp_min(LEAST_NEW)
+        new_HCXYZ[..., self._held_XYZ] = new_HQC.transpose(1, 2)
+        return replace(self._white, new_HP=new_HCXYZ[:, self._white.varying_CXYZ], link_HACDXYZ=link_HACDXYZ)
 
 
 @dataclass(frozen=True)
@@ -161,26 +144,27 @@ class _Local:
         return regress(total_HQJJ / (self.n_instances + of_cells + of_frequencies), self.n_channels)
 
     def left_over(self, link_HQACD: Tensor) -> Tensor:
-        """Variance per frequency that is new in every element, sum over elements."""
+        """Variance of what is new in every element, (H, Q, C)."""
         link_HQCJ = link_HQACD.transpose(2, 3).flatten(3)
         new_HQCJ = torch.eye(link_HQCJ.shape[-1])[-self.n_channels :].to(link_HQCJ) - link_HQCJ
-        return torch.einsum("hqcj,hqjk,hqck->h", new_HQCJ, self.products_HQJJ, new_HQCJ)
+        return torch.einsum("hqcj,hqjk,hqck->hqc", new_HQCJ, self.products_HQJJ, new_HQCJ)
 
 
-def _links(both: _Local, halves: Sequence[_Local]) -> Tensor:
-    """Links (H, Q, A, C, D), shrunk at each frequency as is best for predicting each half of the subjects from the other."""
+def _links(both: _Local, halves: Sequence[_Local]) -> tuple[Tensor, Tensor]:
+    """Links (H, Q, A, C, D), shrunk at each frequency as is best for predicting each half of the subjects from the other, and what is left."""
     n_frequencies, n_cells = both.products_HQJJ.shape[:2]
-    none_HQACD = torch.zeros(
+    link_HQACD = torch.zeros(
         n_frequencies, n_cells, len(OFFSETS), both.n_channels, both.n_channels, dtype=torch.float64
     )
+    crossed_HQC = both.left_over(link_HQACD)
     if min(half.n_instances for half in halves) == 0:
-        return none_HQACD
-    first, second = halves
-    left_WH = [second.left_over(none_HQACD) + first.left_over(none_HQACD)]
-    left_WH += [second.left_over(first.links(*w)) + first.left_over(second.links(*w)) for w in LINK_SHRINKAGES]
-    best_H = torch.stack(left_WH).argmin(0)
-    link_HQACD = none_HQACD
-    for number, weights in enumerate(LINK_SHRINKAGES, start=1):
-        if (best_H == number).any():
-            link_HQACD[best_H == number] = both.links(*weights)[best_H == number]
-    return link_HQACD
+        return link_HQACD, crossed_HQC
+    share_S = torch.tensor([half.n_instances / both.n_instances for half in halves], dtype=torch.float64)
+    for weights in LINK_SHRINKAGES:
+        left_SHQC = torch.stack([one.left_over(other.links(*weights)) for one, other in itertools.permutations(halves)])
+        left_HQC = torch.einsum("s,shqc->hqc", share_S, left_SHQC)
+        better_H = left_HQC.sum((1, 2)) < crossed_HQC.sum((1, 2))
+        if better_H.any():
+            link_HQACD[better_H] = both.links(*weights)[better_H]
+            crossed_HQC[better_H] = left_HQC[better_H]
+    return link_HQACD, crossed_HQC

@@ -203,12 +203,16 @@ def _check_prior(path: Path, card: ModelCard) -> None:
     if card.prior != "class_mean":
         wanted |= {"std": (n_conditions, *cells), "varying": cells}
     if card.prior == "class_covariance":
-        wanted |= {"modes": (n_modes, c * x * y * z), "mode_root": (n_modes, t, t), "rest_root": (t, t)}
-        later = {"course_root": (c * x * y * z, t, t), "link": (t, 4, c, c, x, y, z)}  # 4: offsets of `neighbours`
-        n_leading = found.get("leading_root", (0,))[0]
-        if n_leading and n_leading % t == 0 and n_leading <= n_modes * t:
-            later["leading_root"] = (n_leading, n_leading)
-        wanted |= {name: shape for name, shape in later.items() if name in found}
+        wanted |= {
+            "modes": (n_modes, c * x * y * z),
+            "unasked": (n_modes, c * x * y * z),
+            "mode_gain": (t, n_modes, n_modes),
+        }
+        wanted |= {
+            "course_root": (c * x * y * z, t, t),
+            "new": (t, c * x * y * z),
+            "link": (t, 4, c, c, x, y, z),
+        }  # 4: offsets of `neighbours`
     _compare(path, wanted, found)
 
 

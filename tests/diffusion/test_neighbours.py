@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fmrisynth.diffusion.neighbours import OFFSETS, blend, is_sound, local_products, regress, separate
+from fmrisynth.diffusion.neighbours import OFFSETS, blend, blend_transposed, is_sound, local_products, regress, separate
 
 H, C, GRID = 2, 2, (5, 4, 3)
 
@@ -53,6 +53,12 @@ def test_blend_is_the_inverse(values, link, size):
     link, values = size * link, values.double()  # whatever the links
     torch.testing.assert_close(blend(separate(values, link), link), values)
     torch.testing.assert_close(separate(blend(values, link), link), values)
+
+
+def test_the_transpose_is_the_transpose(values, link):
+    values, others = values.double(), values.double().flip(0).sin()
+    there, back = (others * blend(values, link)).sum(), (values * blend_transposed(others, link)).sum()
+    torch.testing.assert_close(there, back)
 
 
 def test_the_determinant_is_one(link):

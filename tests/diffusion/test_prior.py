@@ -8,7 +8,7 @@ import torch
 from fmrisynth.data.cosines import cosines
 from fmrisynth.diffusion.neighbours import OFFSETS, blend, local_products
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import Prior, frames_of, symmetric_root
+from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_root
 from fmrisynth.diffusion.prior_fit import FittedPrior, MomentAccumulator, add_courses, add_modes
 from fmrisynth.diffusion.samplers import sample
 from fmrisynth.errors import FmrisynthError
@@ -56,7 +56,7 @@ def prior(world, elementwise):
 
 def without_modes(prior):
     """The part of a prior that knows single channels and cells only."""
-    return replace(prior, mode_root_RTT=None, rest_root_TT=None)
+    return replace(prior, mode_gain_HRR=None, link_HACCXYZ=None)
 
 
 def instances_of(stack, labels, n_subjects=100):
@@ -87,8 +87,8 @@ def test_whitening_is_inverted(world, prior):
 
 def test_white_latents_are_white(world, elementwise, prior):
     stack, labels = world
-    white = frames_of(prior.whiten(stack, labels), T)
-    before = frames_of(elementwise.whiten(stack, labels), T)
+    white = frequencies_of(prior.whiten(stack, labels), T)
+    before = frequencies_of(elementwise.whiten(stack, labels), T)
 
     def departure(frames):
         covariance = torch.cov(frames.flatten(1).T)
@@ -117,8 +117,11 @@ def test_ranks_that_share_the_reading_find_the_same_prior(world, elementwise, pr
 
     again = add_modes(elementwise, both, 3, T).prior
     for name, tensor in prior.tensors().items():
-        totals[name] = (tensor.abs() - again.tensors()[name].abs()).abs().max()
-    assert max(totals.values()) < 1e-3
+        other = again.tensors()[name]
+        if name == "unasked":  # a space, whatever spans it
+            tensor, other = tensor.T @ tensor, other.T @ other
+        totals[name] = float((tensor.abs() - other.abs()).abs().max())
+    assert max(totals.values()) < 1e-3, totals
 
 
 @pytest.mark.parametrize(("n_subjects", "error"), [(10, 0.25), (40, 0.12)])
@@ -129,10 +132,10 @@ def test_modes_vary_as_much_as_in_subjects_who_were_not_seen(n_subjects, error):
     prior = add_modes(plain, lambda: instances_of(seen, labels, n_subjects), 8, T).prior
 
     def power(stack, labels):
-        courses = frames_of(without_modes(prior).whiten(stack, labels), T) @ prior.modes_RP.T
+        courses = frequencies_of(without_modes(prior).whiten(stack, labels), T) @ prior.modes_RP.T
         return courses.square().mean((0, 1))
 
-    ours = prior.mode_root_RTT.square().sum((1, 2)) / T
+    ours = power(prior.unwhiten(randn(*unseen.shape, seed=12), unseen_labels), unseen_labels)
     assert (power(seen, labels) / power(unseen, unseen_labels)).mean() > 1.25  # what is to be mended
     ratio = (ours / power(unseen, unseen_labels)).mean()
     assert abs(float(ratio) - 1) < error
@@ -144,9 +147,15 @@ def test_a_preconditioned_network_is_not_asked_along_the_modes(prior):
     output, noisy, time_B = randn(3, F, *GRID), randn(3, F, *GRID, seed=1), torch.full((3,), 0.5, dtype=torch.float64)
     objective = Objective(prediction="flow", precondition=True)
     deviation = objective.answer(output, noisy, time_B, prior) - objective.gaussian_prediction(noisy, time_B)
-    assert (frames_of(deviation, T) @ prior.modes_RP.T).abs().max() < 1e-5
-    lost = frames_of(output - deviation, T)  # and nothing else is missing
-    torch.testing.assert_close((lost @ prior.modes_RP.T) @ prior.modes_RP, lost, atol=1e-5, rtol=0)
+    labels = torch.zeros(3, dtype=torch.int64)
+    flat = replace(prior, mean_KFXYZ=None, std_KFXYZ=None, course_root_PHH=torch.eye(T).repeat(P, 1, 1))
+
+    def along(stack):
+        return (frequencies_of(flat.unwhiten(stack, labels), T) @ prior.modes_RP.T).square().mean()
+
+    assert along(deviation) < 0.02 * along(output - objective.gaussian_prediction(noisy, time_B))
+    lost = frequencies_of(output - deviation, T)  # and little else is missing
+    assert (torch.linalg.svdvals(lost.flatten(0, 1))[3:] < 1e-4).all()
     plain = Objective(prediction="flow")
     assert torch.equal(plain.answer(output, noisy, time_B, prior), output)
 
@@ -162,7 +171,7 @@ def test_training_latents_are_whitened_as_if_they_had_not_been_seen():
     fitted = add_modes(gaussian_of(seen), lambda: instances_of(seen, labels, n_subjects), 10, T)
 
     def power(prior, white):
-        return frames_of(white, T) @ prior.modes_RP.T
+        return frequencies_of(white, T) @ prior.modes_RP.T
 
     new = power(fitted.prior, fitted.prior.whiten(unseen, unseen_labels)).square().mean()
     inside = power(fitted.prior, fitted.prior.whiten(seen, labels)).square().mean()
@@ -186,10 +195,13 @@ def test_one_subject_alone_is_not_shrunk():
     fitted = add_modes(plain, lambda: instances_of(values, labels, n_subjects=1), 5, T)
     prior = fitted.prior
     assert fitted.for_subject(0) is prior
-    courses = frames_of(without_modes(prior).whiten(values, labels), T) @ prior.modes_RP.T
-    torch.testing.assert_close(
-        prior.mode_root_RTT.square().sum((1, 2)) / T, courses.square().mean((0, 1)), rtol=0.1, atol=0
-    )
+    drawn = prior.unwhiten(randn(4000, F, *GRID, seed=1), torch.zeros(4000, dtype=torch.int64))
+
+    def power(stack):
+        along = frequencies_of(without_modes(prior).whiten(stack, torch.zeros(len(stack), dtype=torch.int64)), T)
+        return (along @ prior.modes_RP.T).square().mean((0, 1))
+
+    torch.testing.assert_close(power(drawn), power(values), rtol=0.1, atol=0)
 
 
 def test_smooth_and_rough_channels_both_vary_as_they_should():
@@ -204,7 +216,7 @@ def test_smooth_and_rough_channels_both_vary_as_they_should():
     drawn = prior.unwhiten(randn(n, F, *GRID, seed=55), labels)
     ratio = (drawn.var(0) / stack.var(0)).unflatten(0, (C, T)).mean(1)
     assert float((ratio - 1).abs().max()) < 0.1
-    rest = frames_of(drawn, T) - frames_of(stack.mean(0)[None], T)
+    rest = frequencies_of(drawn, T) - frequencies_of(stack.mean(0)[None], T)
     outside = rest[..., :24] - (rest[..., :24] @ maps.T) @ maps
     true = smooth / smooth.std(0)
     true_outside = true - (true @ maps.T) @ maps
@@ -226,7 +238,7 @@ def test_draws_are_as_slow_in_every_cell_as_the_latents():
     drawn = prior.unwhiten(randn(n, F, *GRID, seed=64), labels)
 
     def offset(stack):
-        return frames_of(stack - stack.mean(0), T).mean(1).square().mean(0)
+        return frequencies_of(stack - stack.mean(0), T)[:, 0].square().mean(0)
 
     ratio = offset(drawn) / offset(stack)
     assert float((ratio.log()).abs().mean()) < 0.04
@@ -254,12 +266,21 @@ def test_modes_go_together_as_in_the_latents():
 
     def together(prior):
         drawn = prior.unwhiten(randn(*stack.shape, seed=95), labels)
-        values = torch.from_numpy(cosines(T)).float() @ (frames_of(drawn, T) @ maps.T)
+        values = frequencies_of(drawn, T) @ maps.T
         return torch.stack([torch.corrcoef(values[:, h].T)[0, 1] for h in range(T)])
 
     true = torch.tensor([1.0, 1.0, -1.0, -1.0]) * (17 - 2) / (17 + 2)
     torch.testing.assert_close(together(prior), true, atol=0.1, rtol=0)
-    assert together(replace(prior, leading_root_LL=None)).abs().max() < 0.1
+    alone = torch.diag_embed(prior.mode_gain_HRR.square().sum(2).sqrt())
+    assert together(replace(prior, mode_gain_HRR=alone)).abs().max() < 0.1
+
+
+def test_more_modes_than_the_instances_span_are_harmless():
+    values, labels = people(6, 1, seed=96)
+    prior = add_modes(gaussian_of(values), lambda: instances_of(values, labels, 6), 40, T).prior
+    torch.testing.assert_close(prior.unwhiten(prior.whiten(values, labels), labels), values, atol=1e-2, rtol=1e-2)
+    drawn = prior.unwhiten(randn(500, F, *GRID, seed=97), torch.zeros(500, dtype=torch.int64))
+    assert 0.3 < float(drawn.var(0).mean() / values.var(0).mean()) < 3
 
 
 def linked(link):
@@ -275,8 +296,7 @@ def linked(link):
 
 def covariances_of_neighbours(stack):
     """Of each cell, per frequency."""
-    frames = frames_of(stack / stack.std(0), T)
-    cells = (torch.from_numpy(cosines(T)).float() @ frames).reshape(len(frames), T, C, *GRID)
+    cells = frequencies_of(stack / stack.std(0), T).reshape(len(stack), T, C, *GRID)
     return local_products(cells, torch.ones(GRID, dtype=torch.bool)) / len(cells)
 
 
@@ -297,8 +317,8 @@ def test_neighbours_vary_together_as_in_the_latents(everywhere):
     drawn = prior.unwhiten(randn(*stack.shape, seed=74), labels)
     without = replace(prior, link_HACCXYZ=None).unwhiten(randn(*stack.shape, seed=74), labels)
     true, ours, theirs = (covariances_of_neighbours(values) for values in (stack, drawn, without))
-    assert float((ours - true).square().mean().sqrt()) < 0.03  # chance is sqrt(2 / 3000)
-    assert float((theirs - true).square().mean().sqrt()) > 0.04
+    assert float((ours - true).square().mean().sqrt()) < 0.026
+    assert float((theirs - true).square().mean().sqrt()) > 0.034
     torch.testing.assert_close(drawn.var(0).mean(), stack.var(0).mean(), rtol=0.02, atol=0)
 
 

@@ -1,0 +1,92 @@
+"""Finding the modes of a `Prior`, once of all subjects and once without each fold of them, and their covariances.
+
+Axis legend: K folds of subjects, B batch, H temporal frequencies, N = B*H, P the elements of a frame that vary, R modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+N_FOLDS = 5  # groups of subjects that are left out in turn
+POWER_PASSES = 10  # of subspace iteration over the instances
+LEAST_VARIANCE = 1e-6  # of a mode, in units of the mean one
+EXTRA_MODES = 8  # directions carried along in the iteration beside those asked for
+
+AddUp = Callable[[Tensor], object]
+"""Sums a tensor over ranks in place."""
+
+Batches = Sequence[tuple[Tensor, int]]
+"""Values (B, H, P) of the elements that vary, and the fold of their subjects."""
+
+
+def find_modes(batches: Batches, n_modes: int, n_elements: int, add_up: AddUp) -> list[Tensor]:
+    """Principal components (P, R) of single frequencies: without each fold of subjects, and at the end of all.
+
+    Subspace iteration (Halko et al. 2011, algorithm 4.4), from the same random start on every rank.
+    """
+    n_carried = min(n_modes + EXTRA_MODES, n_elements)
+    start_PR = torch.linalg.qr(torch.randn(n_elements, n_carried, generator=torch.Generator().manual_seed(0))).Q
+    bases = [start_PR] * (N_FOLDS + 1)
+    for _ in range(POWER_PASSES):
+        bases = _power_pass(batches, bases, add_up)
+    return [basis_PR[:, :n_modes] for basis_PR in bases]
+
+
+def mode_covariances(batches: Batches, bases: list[Tensor], count_K: Tensor, add_up: AddUp) -> list[Tensor]:
+    """Covariances (H, R, R) of the modes of each basis (P, R), those without one fold of subjects and the last.
+
+    Each begins with the covariance in the subjects who found the basis. They overstate some of it, so the standard deviations of the
+    modes, and then the eigenvalues in units of these, are made as large as they are in the subjects left out.
+    """
+    n_frequencies, n_kept = batches[0][0].shape[1], bases[0].shape[1]
+    inside_KHRR, outside_KHRR = (
+        torch.zeros(len(bases), n_frequencies, n_kept, n_kept, dtype=torch.float64) for _ in range(2)
+    )
+    for values_BHP, fold in batches:
+        for k, basis_PR in enumerate(bases):
+            along_BHR = values_BHP @ basis_PR
+            sums_KHRR = outside_KHRR if k == fold else inside_KHRR
+            sums_KHRR[k] += torch.einsum("bhr,bhs->hrs", along_BHR, along_BHR)
+    add_up(inside_KHRR)
+    add_up(outside_KHRR)
+    if (count_K > 0).sum() < 2:  # nobody is left out
+        return [inside_KHRR[-1] / count_K.sum()] * len(bases)
+    inside_K = count_K.sum() - torch.cat([count_K, count_K.new_zeros(1)])
+    inside_KHRR /= inside_K[:, None, None, None]
+    expected_HR = (count_K[:, None, None] * _variances(inside_KHRR[:-1])).sum(0)
+    shrinkage_HR = _variances(outside_KHRR).sum(0) / expected_HR
+    std_KHR = (_variances(inside_KHRR) * shrinkage_HR).sqrt()
+    vectors_KHRR = torch.linalg.eigh(_over(inside_KHRR, std_KHR * shrinkage_HR**-0.5)).eigenvectors
+    values_KHR = _variances(vectors_KHRR.mT @ _over(outside_KHRR, std_KHR) @ vectors_KHRR)
+    values_HR = (values_KHR.sum(0) / count_K.sum()).numpy()
+    rising_HR = torch.stack([torch.from_numpy(isotonic_regression(values_R).x) for values_R in values_HR])
+    shape_KHRR = (vectors_KHRR * rising_HR[:, None]) @ vectors_KHRR.mT
+    return list(_over(shape_KHRR, _variances(shape_KHRR).sqrt() / std_KHR))
+
+
+def _power_pass(batches: Batches, bases: list[Tensor], add_up: AddUp) -> list[Tensor]:
+    """One step of subspace iteration for each basis (P, R): those without one fold of subjects, and the last of all subjects."""
+    images = [torch.zeros_like(basis_PR) for basis_PR in bases]
+    for values_BHP, fold in batches:
+        rows_NP = values_BHP.flatten(0, 1)
+        for k, basis_PR in enumerate(bases):
+            if k != fold:
+                images[k] += rows_NP.T @ (rows_NP @ basis_PR)
+    for total in images:
+        add_up(total)
+    return [torch.linalg.svd(image, full_matrices=False).U for image in images]
+
+
+def _variances(covariance: Tensor) -> Tensor:
+    """The diagonal (..., R), above 0 also where instances are too few for so many modes."""
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    return variance.clamp_min(LEAST_VARIANCE * float(variance.mean()))
+
+
+def _over(covariance: Tensor, std: Tensor) -> Tensor:
+    """A covariance (..., R, R) in units of standard deviations."""
+    return covariance / std[..., None] / std[..., None, :]
