@@ -59,8 +59,9 @@ def mode_covariances(batches: Batches, bases: list[Tensor], count_K: Tensor, add
     inside_KHRR /= inside_K[:, None, None, None]
     expected_HR = (count_K[:, None, None] * _variances(inside_KHRR[:-1])).sum(0)
     shrinkage_HR = _variances(outside_KHRR).sum(0) / expected_HR
-    std_KHR = (_variances(inside_KHRR) * shrinkage_HR).sqrt()
-    vectors_KHRR = torch.linalg.eigh(_over(inside_KHRR, std_KHR * shrinkage_HR**-0.5)).eigenvectors
+    inside_std_KHR = _variances(inside_KHRR).sqrt()
+    vectors_KHRR = torch.linalg.eigh(_over(inside_KHRR, inside_std_KHR)).eigenvectors
+    std_KHR = inside_std_KHR * shrinkage_HR.sqrt()
     values_KHR = _variances(vectors_KHRR.mT @ _over(outside_KHRR, std_KHR) @ vectors_KHRR)
     values_HR = (values_KHR.sum(0) / count_K.sum()).numpy()
     rising_HR = torch.stack([torch.from_numpy(isotonic_regression(values_R).x) for values_R in values_HR])

@@ -61,14 +61,12 @@ def blend_transposed(cells_NHCXYZ: Tensor, link_HACDXYZ: Tensor) -> Tensor:
     return torch.autograd.grad(blended_NHCXYZ, new_NHCXYZ, cells_NHCXYZ)[0]
 
 
-def around(cells_NHCXYZ: Tensor, held_XYZ: Tensor) -> Tensor:
-    """Channels of the cells before each cell where ``held_XYZ`` and of itself, (H, Q, N, A, C)."""
-    return torch.stack([_shifted(cells_NHCXYZ, offset)[..., held_XYZ].permute(1, 3, 0, 2) for offset in OFFSETS], dim=3)
-
-
 def local_products(cells_NHCXYZ: Tensor, held_XYZ: Tensor) -> Tensor:
-    """Products of what is `around` each cell, (H, Q, J, J), sum over N."""
-    around_HQNJ = around(cells_NHCXYZ, held_XYZ).flatten(3)
+    """Products of the channels of the cells before each cell where ``held_XYZ`` and of itself, (H, Q, J, J), sum over N."""
+    around_HQNAC = torch.stack(
+        [_shifted(cells_NHCXYZ, offset)[..., held_XYZ].permute(1, 3, 0, 2) for offset in OFFSETS], dim=3
+    )
+    around_HQNJ = around_HQNAC.flatten(3)
     return around_HQNJ.mT @ around_HQNJ
 
 

@@ -19,8 +19,8 @@ along them by a matrix at each frequency, for a network is no single mode, at so
 that go together. What no mode holds stays as K made it.
 
 R gives every channel and cell p its own covariance of the frequencies, R_p R_p': signal is slow in some cells and nearly white in
-others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. It
-holds what frequencies have in common.
+others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. What
+frequencies have in common is there, too.
 
 Here is what a prior does; `prior_fit`, with `mode_fit` and `rest_fit`, estimates one.
 
@@ -81,12 +81,12 @@ class Prior:
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
-        """The prior of stored tensors; see `tensors`. Raises FmrisynthError for links that no fit gives."""
-        link_HACCXYZ = tensors.get("link")
-        if link_HACCXYZ is not None and not is_sound(link_HACCXYZ):
-            raise FmrisynthError(
-                "the links between neighbouring cells in the prior's file are not those of a fit; it is damaged, copy it again."
-            )
+        """The prior of stored tensors; see `tensors`. Raises FmrisynthError for values that no fit gives."""
+        link_HACCXYZ, new_HP = tensors.get("link"), tensors.get("new")
+        sound = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+        sound = sound and (link_HACCXYZ is None or is_sound(link_HACCXYZ))
+        if not sound or (new_HP is not None and float(new_HP.min()) <= 0):
+            raise FmrisynthError("the prior's file holds values that no fit gives; it is damaged, copy it again.")
         return cls(kind, *(tensors.get(name) for name in _TENSORS))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -289,13 +289,15 @@ def _drawn(basis_PR: Tensor, gain_HRR: Tensor, rest: Rest) -> Tensor:
     """Variance (H, P) of each element in draws, after K and A."""
     generator = torch.Generator().manual_seed(0)
     signs_NP = torch.randint(0, 2, (N_PROBES, len(basis_PR)), generator=generator) * 2.0 - 1
-    noise_NHP = rest.blend(signs_NP[:, None].expand(-1, len(gain_HRR), -1))  # signs have the covariance of noise
-    along_NHR = noise_NHP @ basis_PR
-    beside_NHP = noise_NHP - along_NHR @ basis_PR.T
-    more_NHP = torch.einsum("hrs,nhs->nhr", gain_HRR, along_NHR) @ basis_PR.T
     mode_HRR = gain_HRR @ _gram(rest.before(basis_PR)) @ gain_HRR
-    mode_HP = torch.stack([((basis_PR @ mode_RR) * basis_PR).sum(1) for mode_RR in mode_HRR])
-    return (beside_NHP * (beside_NHP + 2 * more_NHP)).mean(0).double() + mode_HP
+    drawn_HP = torch.stack([((basis_PR @ mode_RR) * basis_PR).sum(1) for mode_RR in mode_HRR]).double()
+    for part_BP in signs_NP.split(BATCH_INSTANCES):  # signs have the covariance of noise
+        noise_BHP = rest.blend(part_BP[:, None].expand(-1, len(gain_HRR), -1))
+        along_BHR = noise_BHP @ basis_PR
+        beside_BHP = noise_BHP - along_BHR @ basis_PR.T
+        more_BHP = torch.einsum("hrs,bhs->bhr", gain_HRR, along_BHR) @ basis_PR.T
+        drawn_HP += (beside_BHP * (beside_BHP + 2 * more_BHP)).sum(0) / N_PROBES
+    return drawn_HP
 
 
 def _white_batches(

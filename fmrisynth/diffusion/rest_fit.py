@@ -103,7 +103,7 @@ class RestMoments:
         """
         folds = [k for k in range(len(self._count_K)) if self._count_K[k] > 0 and k != without]
         taken_HQJJ = local_products(self._white.on_grid(taken_RHP), self._held_XYZ)
-        both_HQJJ = self._products_KHQJJ[folds].sum(0) / self._count_K[folds].sum() + taken_HQJJ
+        both_HQJJ = self._products_KHQJJ[folds].sum(0) / self._count_K[folds].sum().clamp_min(1) + taken_HQJJ
         std_HQJ = both_HQJJ.diagonal(dim1=2, dim2=3).sqrt()
         unit_HQJ = torch.where(std_HQJ > 0, std_HQJ, 1.0)
         n_channels = len(self._white.varying_CXYZ)

@@ -205,14 +205,12 @@ def _check_prior(path: Path, card: ModelCard) -> None:
     if card.prior == "class_covariance":
         wanted |= {
             "modes": (n_modes, c * x * y * z),
-            "unasked": (n_modes, c * x * y * z),
             "mode_gain": (t, n_modes, n_modes),
-        }
-        wanted |= {
+            "unasked": (n_modes, c * x * y * z),
             "course_root": (c * x * y * z, t, t),
             "new": (t, c * x * y * z),
-            "link": (t, 4, c, c, x, y, z),
-        }  # 4: offsets of `neighbours`
+            "link": (t, 4, c, c, x, y, z),  # 4: offsets of `neighbours`
+        }
     _compare(path, wanted, found)
 
 
