@@ -98,7 +98,9 @@ def main() -> None:
     courses = add_courses(gaussian, train, n_frames)
     row("class Gaussian, covariance over time of each cell", courses)
     for n_modes in arguments.modes:
-        row(f"class covariance, {n_modes} modes", add_modes(courses, train, n_modes, n_frames).prior)
+        fitted = add_modes(courses, train, n_modes, n_frames)
+        row(f"class covariance, {n_modes} modes, to whiten new subjects", fitted.for_new_subjects())
+        row(f"class covariance, {n_modes} modes, to draw around", fitted.prior)
 
 
 if __name__ == "__main__":

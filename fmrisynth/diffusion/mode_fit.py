@@ -39,8 +39,9 @@ def find_modes(batches: Batches, n_modes: int, n_elements: int, add_up: AddUp) -
 def mode_covariances(batches: Batches, bases: list[Tensor], count_K: Tensor, add_up: AddUp) -> list[Tensor]:
     """Covariances (H, R, R) of the modes of each basis (P, R), those without one fold of subjects and the last.
 
-    Each begins with the covariance in the subjects who found the basis. They overstate some of it, so the standard deviations of the
-    modes, and then the eigenvalues in units of these, are made as large as they are in the subjects left out.
+    The last is the covariance in all subjects. The others are to describe the subjects left out: the subjects who found a basis overstate
+    some of what is along it, so the standard deviations of the modes, and then the eigenvalues in units of these, are made as large as
+    they are in those left out.
     """
     n_frequencies, n_kept = batches[0][0].shape[1], bases[0].shape[1]
     inside_KHRR, outside_KHRR = (
@@ -49,15 +50,16 @@ def mode_covariances(batches: Batches, bases: list[Tensor], count_K: Tensor, add
     for values_BHP, fold in batches:
         for k, basis_PR in enumerate(bases):
             along_BHR = values_BHP @ basis_PR
-            sums_KHRR = outside_KHRR if k == fold else inside_KHRR
+            sums_KHRR = outside_KHRR if k == fold else inside_KHRR  # nobody is outside the last
             sums_KHRR[k] += torch.einsum("bhr,bhs->hrs", along_BHR, along_BHR)
     add_up(inside_KHRR)
     add_up(outside_KHRR)
+    sample_HRR = inside_KHRR[-1] / count_K.sum()
     if (count_K > 0).sum() < 2:  # nobody is left out
-        return [inside_KHRR[-1] / count_K.sum()] * len(bases)
-    inside_K = count_K.sum() - torch.cat([count_K, count_K.new_zeros(1)])
-    inside_KHRR /= inside_K[:, None, None, None]
-    expected_HR = (count_K[:, None, None] * _variances(inside_KHRR[:-1])).sum(0)
+        return [sample_HRR] * len(bases)
+    inside_KHRR = inside_KHRR[:-1] / (count_K.sum() - count_K)[:, None, None, None]
+    outside_KHRR = outside_KHRR[:-1]
+    expected_HR = (count_K[:, None, None] * _variances(inside_KHRR)).sum(0)
     shrinkage_HR = _variances(outside_KHRR).sum(0) / expected_HR
     inside_std_KHR = _variances(inside_KHRR).sqrt()
     vectors_KHRR = torch.linalg.eigh(_over(inside_KHRR, inside_std_KHR)).eigenvectors
@@ -66,7 +68,7 @@ def mode_covariances(batches: Batches, bases: list[Tensor], count_K: Tensor, add
     values_HR = (values_KHR.sum(0) / count_K.sum()).numpy()
     rising_HR = torch.stack([torch.from_numpy(isotonic_regression(values_R).x) for values_R in values_HR])
     shape_KHRR = (vectors_KHRR * rising_HR[:, None]) @ vectors_KHRR.mT
-    return list(_over(shape_KHRR, _variances(shape_KHRR).sqrt() / std_KHR))
+    return [*_over(shape_KHRR, _variances(shape_KHRR).sqrt() / std_KHR), sample_HRR]
 
 
 def _power_pass(batches: Batches, bases: list[Tensor], add_up: AddUp) -> list[Tensor]:

@@ -1,5 +1,11 @@
 """Estimating a `Prior` from training latents: moments per condition, courses of cells, then modes and what they leave.
 
+A prior has two uses, and they need different estimates. Samples should vary as people do: whatever one measures in them, a variance or a
+correlation, should on average be as in new subjects. For that there is the sample covariance, which is unbiased. Whitening should make
+unit Gaussians of subjects who are not in the fit; for them the sample covariance is too large along its own modes and too small
+elsewhere, and what is left is as large as it is in subjects left out. So `FittedPrior` holds one prior to draw around and some to whiten
+with.
+
 Axis legend: K conditions or folds, F = C*T, X Y Z latent grid, B batch, N anything, T frames, H temporal frequencies,
 P = C*X*Y*Z or those of them that vary, R modes.
 """
@@ -8,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby, islice
 
 import torch
@@ -15,9 +22,8 @@ from torch import Tensor
 
 from fmrisynth.diffusion.mode_fit import N_FOLDS, AddUp, Batches, find_modes, mode_covariances
 from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_root
-from fmrisynth.diffusion.rest_fit import LEAST_NEW, Rest, RestMoments
+from fmrisynth.diffusion.rest_fit import LEAST_NEW, SHRINKAGE_INSTANCES, Rest, RestMoments
 
-SHRINKAGE_INSTANCES = 32.0  # weight of what is found in all cells against what is found in one, in instances
 STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
 REST_PASSES = 2  # over what is put back of the modes
 NEW_PASSES = 2  # over the instances: what is new and what multiplies values along the modes depend on one another
@@ -74,7 +80,7 @@ class MomentAccumulator:
 
 @dataclass(frozen=True)
 class FittedPrior:
-    """A prior, and those that training whitens with.
+    """A prior to draw around, and those to whiten with.
 
     Training latents look whiter under a prior that was fitted to them than new ones do, and a network trained on them would learn to
     undo that. So each subject is whitened with the prior that was fitted without the subject's fold (cross-fitting).
@@ -82,9 +88,9 @@ class FittedPrior:
     Attributes
     ----------
     prior : Prior
-        Of all training subjects: samples are drawn around it.
+        Of all training subjects, with their sample covariance.
     without : dict of int to Prior
-        The prior without each fold; empty if the kind needs none, or if there is one subject only.
+        The prior without each fold, fitted to describe subjects left out; empty if the kind needs none, or if there is one subject only.
     """
 
     prior: Prior
@@ -93,6 +99,10 @@ class FittedPrior:
     def for_subject(self, number: int) -> Prior:
         """What to whiten a training subject with; ``number`` as given to `add_modes`."""
         return self.without.get(number % N_FOLDS, self.prior)
+
+    def for_new_subjects(self) -> Prior:
+        """What to whiten subjects with who are not in training."""
+        return next(iter(self.without.values()), self.prior)
 
     def fold_tensors(self) -> dict[str, Tensor]:
         """What differs between the folds, to store: modes and what they leave."""
@@ -185,9 +195,9 @@ def add_modes(
     Memory is six times P x R, and twice the instances' frames.
 
     Principal components vary more in the instances they were found in than in new ones, most where subjects are few, and what they
-    leave varies less. So the modes are found again without each of ``N_FOLDS`` groups of subjects, and their covariances are those
-    of the left-out subjects' values along them (`mode_fit`; nonlinear shrinkage by cross-validation, Bartz 2016). So is what the modes
-    leave, from which K comes (`rest_fit`).
+    leave varies less. So for whitening the modes are found again without each of ``N_FOLDS`` groups of subjects, and their covariances are
+    those of the left-out subjects' values along them (`mode_fit`; nonlinear shrinkage by cross-validation, Bartz 2016). So is what the
+    modes leave, from which K comes (`rest_fit`). The prior to draw around has the covariances of all subjects as they are.
     """
     assert prior.varying_FXYZ is not None
     varying_CXYZ = prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1) > 0.5
@@ -239,19 +249,20 @@ def add_modes(
 def _rests(batches: Batches, bases: list[Tensor], covariances: list[Tensor], white: Rest, add_up: AddUp) -> list[Rest]:
     """What each basis (P, R) leaves, those without one fold of subjects and the last.
 
-    Links come from what is beside the modes of subjects who had no part in finding them. What is new is then measured in subjects who had
-    no part in either.
+    The last is as in all subjects. For the others, links come from what is beside the modes of subjects who had no part in finding them,
+    and what is new is then measured in subjects who had no part in either.
     """
     moments = RestMoments(white, N_FOLDS)
     for values_BHP, fold in batches:
-        moments.add(values_BHP - (values_BHP @ bases[fold]) @ bases[fold].T, fold)
+        moments.add(values_BHP, bases[fold], fold)
+        moments.add(values_BHP, bases[-1], -1)
     moments.add_up(add_up)
     rests = []
     for k, basis_PR in enumerate(bases):
-        rest = moments.rest(torch.zeros(1, *white.new_HP.shape), k)
+        fit = moments.sample if k == N_FOLDS else partial(moments.cross_fitted, without=k)
+        rest = fit()
         for _ in range(REST_PASSES):
-            taken_RHP = torch.einsum("hrs,pr->shp", symmetric_root(_gram(rest.before(basis_PR))), basis_PR)
-            rest = moments.rest(taken_RHP, k)
+            rest = fit(moments.taken(rest, basis_PR))
         rests.append(rest)
     for _ in range(NEW_PASSES):
         less_KHRR = torch.stack(
@@ -268,7 +279,7 @@ def _rests(batches: Batches, bases: list[Tensor], covariances: list[Tensor], whi
         add_up(squares_HP)
         add_up(count)
         new_HP = (squares_HP / count).sqrt().float().clamp_min(LEAST_NEW)
-        rests = [replace(rest, new_HP=new_HP) for rest in rests]
+        rests = [*(replace(rest, new_HP=new_HP) for rest in rests[:-1]), rests[-1]]
     return rests
 
 

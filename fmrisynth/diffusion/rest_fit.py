@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fmrisynth.diffusion.neighbours import OFFSETS, blend, blend_transposed, local_products, regress, separate
 
+SHRINKAGE_INSTANCES = 32.0  # weight of what is found in all cells against what is found in one, in instances
 LINK_SHRINKAGES = tuple(itertools.product((16.0, 128.0, 1024.0, 8192.0, 1e6), (0.0, 128.0, 1024.0, 8192.0)))
-"""Weights to choose from, for links: of all cells against one, and of all frequencies against one."""
+"""Weights to choose from, for links that predict: of all cells against one, and of all frequencies against one."""
 LEAST_NEW = 0.01  # standard deviation of what is new in an element
 BATCH = 16  # maps in one call
 
@@ -68,7 +69,10 @@ class Rest:
 
 
 class RestMoments:
-    """Second moments of what the modes leave of subjects who had no part in finding them, and the `Rest` that follows.
+    """Second moments of what the modes leave, and the `Rest` that follows.
+
+    Of each fold of subjects what is beside the modes that it had no part in finding, and at the end of all subjects what is beside the
+    modes of all.
 
     Parameters
     ----------
@@ -82,45 +86,72 @@ class RestMoments:
         self._white = white
         self._held_XYZ = white.varying_CXYZ.any(0)
         n_around = len(OFFSETS) * len(white.varying_CXYZ)
-        self._count_K = torch.zeros(n_folds, dtype=torch.float64)
-        self._products_KHQJJ = torch.zeros(n_folds, len(white.new_HP), int(self._held_XYZ.sum()), n_around, n_around)
+        self._count_K = torch.zeros(n_folds + 1, dtype=torch.float64)
+        self._products_KHQJJ = torch.zeros(
+            n_folds + 1, len(white.new_HP), int(self._held_XYZ.sum()), n_around, n_around
+        )
 
-    def add(self, beside_BHP: Tensor, fold: int) -> None:
-        """Add a batch of values without their modes."""
-        self._count_K[fold] += len(beside_BHP)
-        self._products_KHQJJ[fold] += local_products(self._white.on_grid(beside_BHP), self._held_XYZ)
+    def add(self, values_BHP: Tensor, basis_PR: Tensor, k: int) -> None:
+        """Add what is beside modes in a batch of a fold, or of all subjects (-1)."""
+        self._count_K[k] += len(values_BHP)
+        self._products_KHQJJ[k] += self._products(values_BHP - (values_BHP @ basis_PR) @ basis_PR.T)
 
     def add_up(self, add_up: Callable[[Tensor], object]) -> None:
         """Sum over ranks."""
         add_up(self._count_K)
         add_up(self._products_KHQJJ)
 
-    def rest(self, taken_RHP: Tensor, without: int | None = None) -> Rest:
-        """Fit links, and what is new beside them, to all folds or all but one.
+    def taken(self, rest: Rest, basis_PR: Tensor) -> Tensor:
+        """Products (H, Q, J, J) that the values of a `Rest` lose when their modes are taken away.
 
-        Values beside modes lack what the modes have taken. That is put back, as in factor analysis: ``taken_RHP`` has the covariance, sum
-        over R, that the rest has along the modes.
+        With S the covariance of the values and B the basis, S - (1 - BB') S (1 - BB') = B D' + D B', where D = SB - BB'SB / 2.
         """
-        folds = [k for k in range(len(self._count_K)) if self._count_K[k] > 0 and k != without]
-        taken_HQJJ = local_products(self._white.on_grid(taken_RHP), self._held_XYZ)
-        both_HQJJ = self._products_KHQJJ[folds].sum(0) / self._count_K[folds].sum().clamp_min(1) + taken_HQJJ
-        std_HQJ = both_HQJJ.diagonal(dim1=2, dim2=3).sqrt()
-        unit_HQJ = torch.where(std_HQJ > 0, std_HQJ, 1.0)
-        n_channels = len(self._white.varying_CXYZ)
+        before_RHP = rest.before(basis_PR)
+        basis_RHP = basis_PR.T[:, None].expand_as(before_RHP)
+        along_HRR = torch.einsum("rhp,shp->hrs", before_RHP, before_RHP)
+        other_RHP = rest.blend(before_RHP) - torch.einsum("pr,hrs->shp", basis_PR, along_HRR) / 2
+        lost_HQJJ = (self._products(basis_RHP + other_RHP) - self._products(basis_RHP - other_RHP)) / 2
+        lost_HQJJ.diagonal(dim1=2, dim2=3).clamp_(min=0)
+        return lost_HQJJ
 
-        def local(folds: Sequence[int]) -> _Local:
-            count = float(self._count_K[folds].sum())
-            products_HQJJ = self._products_KHQJJ[folds].sum(0) / max(1.0, count) + taken_HQJJ
-            correlation_HQJJ = products_HQJJ / unit_HQJ[..., None] / unit_HQJ[..., None, :]
-            return _Local(correlation_HQJJ.double(), count, n_channels)
+    def cross_fitted(self, taken_HQJJ: Tensor | float = 0.0, *, without: int) -> Rest:
+        """Links from all folds but one, shrunk as is best for predicting others, and what is new beside them in those others."""
+        folds = [k for k in range(len(self._count_K) - 1) if self._count_K[k] > 0 and k != without]
+        unit_HQJ = self._std(folds, taken_HQJJ)
+        halves = [self._local(half, taken_HQJJ, unit_HQJ) for half in (folds[::2], folds[1::2])]
+        return self._rest(*_links(self._local(folds, taken_HQJJ, unit_HQJ), halves), unit_HQJ)
 
-        link_HQACD, left_HQC = _links(local(folds), [local(folds[::2]), local(folds[1::2])])
-        unit_HQAD = unit_HQJ.unflatten(-1, (-1, n_channels))
-        link_HACDXYZ = torch.zeros_like(self._white.link_HACDXYZ)
+    def sample(self, taken_HQJJ: Tensor | float = 0.0) -> Rest:
+        """Links, and what is new beside them, as they are in all subjects."""
+        unit_HQJ = self._std([-1], taken_HQJJ)
+        local = self._local([-1], taken_HQJJ, unit_HQJ)
+        link_HQACD = local.links(SHRINKAGE_INSTANCES, 0.0)
+        return self._rest(link_HQACD, local.left_over(link_HQACD), unit_HQJ)
+
+    def _products(self, values_BHP: Tensor) -> Tensor:
+        return local_products(self._white.on_grid(values_BHP), self._held_XYZ)
+
+    def _mean(self, folds: Sequence[int], taken_HQJJ: Tensor | float) -> Tensor:
+        """What is beside the modes, with what they have taken put back, as in factor analysis."""
+        return self._products_KHQJJ[folds].sum(0) / self._count_K[folds].sum().clamp_min(1) + taken_HQJJ
+
+    def _std(self, folds: Sequence[int], taken_HQJJ: Tensor | float) -> Tensor:
+        """Standard deviations (H, Q, J), or 1."""
+        std_HQJ = self._mean(folds, taken_HQJJ).diagonal(dim1=2, dim2=3).clamp_min(0).sqrt()
+        return torch.where(std_HQJ > 0, std_HQJ, 1.0)
+
+    def _local(self, folds: Sequence[int], taken_HQJJ: Tensor | float, unit_HQJ: Tensor) -> _Local:
+        correlation_HQJJ = self._mean(folds, taken_HQJJ) / unit_HQJ[..., None] / unit_HQJ[..., None, :]
+        return _Local(correlation_HQJJ.double(), float(self._count_K[folds].sum()), len(self._white.varying_CXYZ))
+
+    def _rest(self, link_HQACD: Tensor, left_HQC: Tensor, unit_HQJ: Tensor) -> Rest:
+        """Links and variances of what is new, on the grid and in the units of the values."""
+        unit_HQAD = unit_HQJ.unflatten(-1, (len(OFFSETS), -1))
         link_HQACD = link_HQACD.float() * unit_HQAD[:, :, -1:, :, None] / unit_HQAD[:, :, :, None]
+        link_HACDXYZ = torch.zeros_like(self._white.link_HACDXYZ)
         link_HACDXYZ[..., self._held_XYZ] = link_HQACD.movedim(1, -1)
-        new_HCXYZ = torch.zeros(len(unit_HQAD), *self._white.varying_CXYZ.shape)
-        new_HQC = (left_HQC.sqrt().float() * unit_HQAD[:, :, -1]).clamp_min(LEAST_NEW)
+        new_HQC = (left_HQC.clamp_min(0).sqrt().float() * unit_HQAD[:, :, -1]).clamp_min(LEAST_NEW)
+        new_HCXYZ = torch.zeros(len(unit_HQJ), *self._white.varying_CXYZ.shape)
         new_HCXYZ[..., self._held_XYZ] = new_HQC.transpose(1, 2)
         return replace(self._white, new_HP=new_HCXYZ[:, self._white.varying_CXYZ], link_HACDXYZ=link_HACDXYZ)
 

@@ -112,7 +112,7 @@ class Trainer:
             self.val_set,
             self.vocabulary,
             self.objective,
-            self.prior,
+            self.fitted.for_new_subjects(),
             n=config.val_instances,
             seed=config.seed,
             batch_size=self.micro_batch_size,
