@@ -30,7 +30,8 @@ NEW_PASSES = 2  # over the instances: what is new and what multiplies values alo
 N_PROBES = 512  # frames of random signs from which the variance of blended noise is found
 BATCH_INSTANCES = 16  # instances in one matrix product
 
-_OF_FOLDS = ("modes", "mode_gain", "unasked", "new", "link")
+_OF_FOLD = ("modes", "mode_gain", "unasked", "new", "link")
+_OF_ALL_FOLDS = ("course_root",)
 
 Instances = Callable[[], Iterable[tuple[Tensor, int, int]]]
 """Starts an iteration over normalised latents (F, X, Y, Z), their condition and the number of their subject."""
@@ -105,26 +106,28 @@ class FittedPrior:
         return next(iter(self.without.values()), self.prior)
 
     def fold_tensors(self) -> dict[str, Tensor]:
-        """What differs between the folds, to store: modes and what they leave."""
+        """What differs from the prior to draw around, to store."""
         return {
-            f"{k}.{name}": tensor
+            name if name in _OF_ALL_FOLDS else f"{k}.{name}": tensor
             for k, prior in self.without.items()
             for name, tensor in prior.tensors().items()
-            if name in _OF_FOLDS
+            if name in _OF_FOLD + _OF_ALL_FOLDS
         }
 
     @classmethod
     def from_fold_tensors(cls, prior: Prior, tensors: Mapping[str, Tensor]) -> FittedPrior:
         """The inverse of `fold_tensors`; raises ValueError for tensors of another prior."""
-        shared = prior.tensors()
-        folds = sorted({name.partition(".")[0] for name in tensors})
-        shapes = {f"{k}.{name}": shared[name].shape for k in folds for name in _OF_FOLDS if name in shared}
+        drawing = prior.tensors()
+        folds = sorted({name.partition(".")[0] for name in tensors if name not in _OF_ALL_FOLDS})
+        shapes = {f"{k}.{name}": drawing[name].shape for k in folds for name in _OF_FOLD if name in drawing}
+        shapes |= {name: drawing[name].shape for name in _OF_ALL_FOLDS if folds and name in drawing}
         if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
             raise ValueError("the modes do not fit the prior")
+        shared = drawing | {name: tensors[name] for name in _OF_ALL_FOLDS if name in tensors}
         return cls(
             prior,
             {
-                int(k): Prior.from_tensors(prior.kind, shared | {name: tensors[f"{k}.{name}"] for name in _OF_FOLDS})
+                int(k): Prior.from_tensors(prior.kind, shared | {name: tensors[f"{k}.{name}"] for name in _OF_FOLD})
                 for k in folds
             },
         )
@@ -202,6 +205,8 @@ def add_modes(
     assert prior.varying_FXYZ is not None
     varying_CXYZ = prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1) > 0.5
     varying_P = varying_CXYZ.flatten()
+    if prior.course_root_PHH is None:
+        prior = replace(prior, course_root_PHH=torch.eye(n_frames).repeat(len(varying_P), 1, 1))
     batches = list(_white_batches(prior, instances, varying_P, n_frames))
     count_K = torch.zeros(N_FOLDS, dtype=torch.float64)
     for values_BHP, fold in batches:
@@ -225,7 +230,7 @@ def add_modes(
         modes_RP[:, varying_P] = basis_PR.T
         return modes_RP
 
-    def with_modes(prior: Prior, basis_PR: Tensor, covariance_HRR: Tensor, rest: Rest) -> Prior:
+    def with_modes(basis_PR: Tensor, covariance_HRR: Tensor, rest: Rest) -> Prior:
         before_RHP = rest.before(basis_PR)
         new_HP = torch.ones(n_frames, len(varying_P))
         new_HP[:, varying_P] = rest.new_HP
@@ -239,11 +244,13 @@ def add_modes(
             link_HACCXYZ=rest.link_HACDXYZ,
         )
 
-    fitted = with_modes(prior, basis_PR, covariance_HRR, rest)
+    fitted = with_modes(basis_PR, covariance_HRR, rest)
     assert fitted.mode_gain_HRR is not None
     drawn_HP = _drawn(basis_PR, fitted.mode_gain_HRR, rest)
-    fitted = _with_courses_of_latents(fitted, batches, drawn_HP, varying_P, add_up)
-    return FittedPrior(fitted, {k: with_modes(fitted, without[k], covariances[k], rests[k]) for k in filled})
+    return FittedPrior(
+        _with_courses_of_latents(fitted, batches, drawn_HP, varying_P, add_up),
+        {k: with_modes(without[k], covariances[k], rests[k]) for k in filled},
+    )
 
 
 def _rests(batches: Batches, bases: list[Tensor], covariances: list[Tensor], white: Rest, add_up: AddUp) -> list[Rest]:
@@ -330,6 +337,7 @@ def _with_courses_of_latents(
     Modes and what they leave nearly give that. R begins with the smallest linear change that turns what is drawn in an element into what
     is found there (shrunk towards the former).
     """
+    assert prior.course_root_PHH is not None
     n_frequencies, n_varying = drawn_HP.shape
     found_PHH = torch.zeros(n_varying, n_frequencies, n_frequencies, dtype=torch.float64)
     count = torch.zeros((), dtype=torch.float64)
@@ -342,8 +350,7 @@ def _with_courses_of_latents(
     target_PHH = (found_PHH + SHRINKAGE_INSTANCES * drawn_PHH) / (count + SHRINKAGE_INSTANCES)
     matrix_PHH = torch.eye(n_frequencies).repeat(len(varying_P), 1, 1)
     matrix_PHH[varying_P] = _transport(drawn_PHH, target_PHH)
-    root_PHH = prior.course_root_PHH
-    return replace(prior, course_root_PHH=matrix_PHH if root_PHH is None else root_PHH @ matrix_PHH)
+    return replace(prior, course_root_PHH=prior.course_root_PHH @ matrix_PHH)
 
 
 def _transport(source: Tensor, target: Tensor) -> Tensor:
