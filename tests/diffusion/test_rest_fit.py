@@ -17,7 +17,7 @@ def a_rest():
     link = 0.2 * randn(H, len(OFFSETS), C, C, *GRID)
     link[:, 0, :, :, 0] = link[:, 1, ..., 0, :] = link[:, 2, ..., 0] = 0  # nobody is there
     link[:, -1] = torch.tril(link[:, -1].movedim((1, 2), (-2, -1)), -1).movedim((-2, -1), (1, 2))
-    return Rest(torch.ones(C, *GRID, dtype=torch.bool), 0.5 + torch.rand(H, P), link)
+    return Rest(torch.ones(C, *GRID, dtype=torch.bool), 1 + 0.1 * randn(H, P, seed=2), link)
 
 
 def values_of(rest):
