@@ -131,7 +131,8 @@ class TestOwnerOnAnotherMachine:
             number = 0
             while not stop.wait(0.1):
                 number += 1
-                (tmp_path / ".work.owner").write_text(f"0000abcd-77-123 node7 {number:010d}")
+                with (tmp_path / ".work.owner").open("r+") as file:  # in place: never empty
+                    file.write(f"0000abcd-77-123 node7 {number:010d}")
 
         (tmp_path / ".work.owner").write_text("0000abcd-77-123 node7 0000000000")
         thread = threading.Thread(target=beat)
