@@ -180,7 +180,9 @@ def write_image(
     tr_s: float | None = None,
     mni: bool = True,
 ) -> None:
-    """Write ``.nii`` or ``.nii.gz`` atomically; equal input gives equal bytes.
+    """Write ``.nii`` or ``.nii.gz`` atomically; equal input gives equal bytes once inflated.
+
+    The compressed bytes are equal, too, but for a rare other choice of the compressor (ISA-L).
 
     Parameters
     ----------

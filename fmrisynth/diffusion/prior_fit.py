@@ -2,9 +2,8 @@
 
 A prior has two uses, and they need different estimates. Samples should vary as people do: whatever one measures in them, a variance or a
 correlation, should on average be as in new subjects. For that there is the sample covariance, which is unbiased. Whitening should make
-unit Gaussians of subjects who are not in the fit; for them the sample covariance is too large along its own modes and too small
-elsewhere, and what is left is as large as it is in subjects left out. So `FittedPrior` holds one prior to draw around and some to whiten
-with.
+unit Gaussians of subjects who are not in the fit. For them the sample covariance is too large along its own modes and too small
+elsewhere; there, variances are taken from subjects left out. So `FittedPrior` holds one prior to draw around and some to whiten with.
 
 Axis legend: K conditions or folds, F = C*T, X Y Z latent grid, B batch, N anything, T frames, H temporal frequencies,
 P = C*X*Y*Z or those of them that vary, R modes.
@@ -195,7 +194,7 @@ def add_modes(
 
     Notes
     -----
-    Memory is six times P x R, and twice the instances' frames.
+    Memory is six times P x R, twice the instances' frames, and the products of neighbours: 6 H (4C)^2 numbers for each cell.
 
     Principal components vary more in the instances they were found in than in new ones, most where subjects are few, and what they
     leave varies less. So for whitening the modes are found again without each of ``N_FOLDS`` groups of subjects, and their covariances are

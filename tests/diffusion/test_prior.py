@@ -149,9 +149,9 @@ def test_draws_vary_as_all_training_subjects():
     prior = add_modes(gaussian_of(seen), lambda: instances_of(seen, labels, 10), 8, T).prior
     drawn = prior.unwhiten(randn(4000, F, *GRID, seed=12), torch.zeros(4000, dtype=torch.int64))
     seen, drawn = (frequencies_of(stack - stack.mean(0), T) for stack in (seen, drawn))
-    for patterns, error in ((prior.modes_RP.T, 0.1), (torch.linalg.qr(randn(P, 8, seed=13)).Q, 0.1)):
+    for patterns in (prior.modes_RP.T, torch.linalg.qr(randn(P, 8, seed=13)).Q):
         ratio = (drawn @ patterns).square().mean((0, 1)) / (seen @ patterns).square().mean((0, 1))
-        assert abs(float(ratio.log().mean())) < error
+        assert abs(float(ratio.log().mean())) < 0.1
 
 
 def test_a_preconditioned_network_is_not_asked_along_the_modes(prior):
@@ -164,7 +164,7 @@ def test_a_preconditioned_network_is_not_asked_along_the_modes(prior):
     def along(stack):
         return (frequencies_of(flat.unwhiten(stack, labels), T) @ prior.modes_RP.T).square().mean()
 
-    assert along(deviation) < 0.01 * along(output - objective.gaussian_prediction(noisy, time_B))
+    assert along(deviation) < 0.004 * along(output - objective.gaussian_prediction(noisy, time_B))
     lost = frequencies_of(output - deviation, T)  # and little else is missing
     assert (torch.linalg.svdvals(lost.flatten(0, 1))[3:] < 1e-4).all()
     plain = Objective(prediction="flow")
