@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
 
 from fmrisynth.bids.atomic import atomic_path
 from fmrisynth.simulate.phantom import PhantomRun
@@ -51,7 +51,7 @@ def write_run(path: Path, run: PhantomRun) -> np.ndarray:
     with (
         atomic_path(path) as temporary,
         open(temporary, "wb") as raw,
-        igzip.IGzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as stream,  # no file name: equal bytes
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as stream,  # no file name: equal bytes
     ):
         stream.write(header.binaryblock + b"\0" * (352 - len(header.binaryblock)))
         for first, frames_FV in run.chunks():
