@@ -259,11 +259,11 @@ def ridge_correction(moments: Tensor, config: PatchConfig) -> Tensor:
     latent_KJJ, cross_KJP = moments[..., :n_latents], moments[..., n_latents:]
     values, vectors = torch.linalg.eigh(0.5 * (latent_KJJ + latent_KJJ.transpose(1, 2)))
     # a covariance between different frames can have negative eigenvalues by chance
-    latent_KJJ = (vectors * values.clamp(min=0)[:, None]) @ vectors.transpose(1, 2)
+    values = values.clamp(min=0)
     own = slice(13 * config.channels, 14 * config.channels)
-    ridge_K = config.ridge * _trace(latent_KJJ[:, own, own]) / config.channels
-    eye_JJ = torch.eye(n_latents, dtype=moments.dtype)
-    return torch.linalg.solve(latent_KJJ + (ridge_K + 1e-9)[:, None, None] * eye_JJ, cross_KJP)
+    own_power_K = (vectors[:, own].square() * values[:, None]).sum((1, 2)) / config.channels
+    scale_KJ = values + (config.ridge * own_power_K + 1e-9)[:, None]
+    return vectors @ (vectors.transpose(1, 2) @ cross_KJP / scale_KJ[..., None])
 
 
 def local_correction(moments: Tensor, inside_KP: Tensor, n_blocks: int, config: PatchConfig) -> Tensor:
