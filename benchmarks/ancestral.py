@@ -1,6 +1,6 @@
 """Twenty steps of the default sampler against ancestral sampling over 1000: does it change the group maps?
 
-    python benchmarks/ancestral.py COHORT FOLDER [--checkpoint MODEL] [--n 8] [--also heun:10 dpmpp2m:5]
+    python benchmarks/ancestral.py COHORT FOLDER [--checkpoint MODEL] [--n 8] [--also heun:10 dpmpp2m:20]
 
 Both draw samples from the same seeds, and the same observation noise; window-GLM effects as in benchmarks/study/score.py. Samples
 advance eight at a time, which is faster on a CPU. Prints Corr of both with the test subjects' group maps, and a bootstrap interval over
@@ -22,7 +22,7 @@ from score import RealMaps, brain, real_maps, sample_effects, score
 
 from fmrisynth.sample.run import load_model
 
-SETTINGS = (("dpmpp2m", 20), ("ddpm", 1000))
+SETTINGS = (("ab2", 10), ("ddpm", 1000))
 REPEATS = 100
 
 

@@ -131,7 +131,7 @@ def main() -> None:
     print("Processor seconds per sample (wall seconds in brackets), one thread\n")
     print("| sampler | steps | denoise | decode | write | together |\n|---|---|---|---|---|---|")
     denoising = []
-    for sampler, steps in (("dpmpp2m", None), ("ddpm", arguments.full_steps)):
+    for sampler, steps in (("ab2", None), ("ddpm", arguments.full_steps)):
         n_steps, denoise, decode, write = time_samples(arguments.checkpoint, sampler, steps, arguments.n)
         whole = denoise + decode + write
         cells = " | ".join(clock.each(arguments.n) for clock in (denoise, decode, write, whole))

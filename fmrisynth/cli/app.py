@@ -213,7 +213,7 @@ def sample(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Your own model; default: the bundled one, trained on phantom data.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, dpmpp2m, euler or heun.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ab2, ddpm, ddim, dpmpp2m, euler or heun.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="1 conditional; above 1 sharper; 0 unconditional.")

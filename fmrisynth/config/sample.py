@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fmrisynth.config.base import StageConfig
 
-SamplerName = Literal["ddpm", "ddim", "dpmpp2m", "euler", "heun"]
+SamplerName = Literal["ab2", "ddpm", "ddim", "dpmpp2m", "euler", "heun"]
 
 
 class SampleConfig(StageConfig):
@@ -22,10 +22,11 @@ class SampleConfig(StageConfig):
         (1, 1), description="(k, n): of all samples, make the k-th of n interleaved shares; for job arrays."
     )
     sampler: SamplerName = Field(
-        "dpmpp2m", description="ddpm (ancestral), ddim, dpmpp2m (DPM-Solver++ 2M), euler, heun."
+        "ab2",
+        description="ab2 (Adams-Bashforth in the angle), ddpm (ancestral), ddim, dpmpp2m (DPM-Solver++ 2M), euler, heun.",
     )
     steps: int | None = Field(
-        None, ge=1, le=1000, description="Solver steps; default 20 (every step of the schedule for ddpm)."
+        None, ge=1, le=1000, description="Solver steps; default 10 (every step of the schedule for ddpm)."
     )
     eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM stochasticity: 0 deterministic, 1 ancestral.")
     guidance: float = Field(

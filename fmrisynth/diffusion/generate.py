@@ -104,8 +104,8 @@ def generate_latents(
     attributes: Mapping[str, str] | None = None,
     *,
     seeds: Sequence[int],
-    sampler: str = "dpmpp2m",
-    n_steps: int = 20,
+    sampler: str = "ab2",
+    n_steps: int = 10,
     guidance: float | Mapping[str, float] = 1.0,
     guidance_interval: tuple[float, float] | None = None,
     eta: float = 0.0,
@@ -125,7 +125,7 @@ def generate_latents(
         Further attribute -> label; those left out are "null".
     seeds : sequence of int
         One seed per sample. A sample is the same whatever other seeds stand beside it.
-    sampler : {"ddpm", "ddim", "dpmpp2m", "euler", "heun"}
+    sampler : {"ab2", "ddpm", "ddim", "dpmpp2m", "euler", "heun"}
     n_steps : int
         Sampler steps.
     guidance : float or mapping

@@ -42,7 +42,7 @@ from fmrisynth.sample.report import write_report
 A = TypeVar("A")
 B = TypeVar("B")
 
-DEFAULT_STEPS = 20
+DEFAULT_STEPS = 10
 PARTICIPANTS_COLUMNS = ("participant_id", "condition", "seed", "synthetic")
 
 _README = """Every subject of this dataset is synthetic: made by a generative model, measured on no one.

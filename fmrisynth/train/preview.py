@@ -67,7 +67,7 @@ def draw_preview(trainer: Trainer, runlog: RunLog | None) -> None:
                 condition,
                 seeds=seeds,
                 n_steps=config.sample_steps,
-                sampler="dpmpp2m",
+                sampler="ab2",
                 device=world.device,
             )
     if runlog is None:

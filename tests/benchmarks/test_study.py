@@ -42,7 +42,7 @@ def test_effects_of_samples_equal_those_of_written_samples(tmp_path):
     written = np.stack([fit_one(w, config).effect for w in iterate_windows(blocks, mask_XYZ, grid, config)])
     model, tokenizer = load_model(None)
     direct = sample_effects(
-        model, tokenizer, "motor_rh", mask_XYZ, n=2, seed=5, sampler="dpmpp2m", steps=2, guidance=1.0, observation_noise=False
+        model, tokenizer, "motor_rh", mask_XYZ, n=2, seed=5, sampler="ab2", steps=2, guidance=1.0, observation_noise=False
     )  # fmt: skip
     # files hold 16-bit integers
     np.testing.assert_allclose(direct, written, atol=0.02)

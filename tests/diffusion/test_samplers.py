@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fmrisynth.diffusion.guidance import branch_coefficients, guided
 from fmrisynth.diffusion.objectives import Objective, expand
-from fmrisynth.diffusion.samplers import ddim, ddpm, dpmpp2m, euler, heun, posterior_std, sample
+from fmrisynth.diffusion.samplers import ab2, ddim, ddpm, dpmpp2m, euler, heun, posterior_std, sample
 from fmrisynth.errors import UsageError
 
 DIFFUSION = [Objective("epsilon"), Objective("v", "scaled_linear")]
@@ -76,6 +76,9 @@ def test_an_oracle_is_inverted_exactly(sampler, objective, n_steps):
 @pytest.mark.parametrize(
     ("solver", "objective", "start", "end", "order"),
     [
+        (ab2, DIFFUSION[0], 900.0, 20.0, 2),
+        (ab2, DIFFUSION[1], 900.0, 20.0, 2),
+        (ab2, FLOW, 1.0, 0.0, 2),
         (ddim, DIFFUSION[0], 900.0, 20.0, 1),
         (ddim, DIFFUSION[1], 900.0, 20.0, 1),
         (dpmpp2m, DIFFUSION[0], 900.0, 20.0, 2),
@@ -185,7 +188,7 @@ def test_nothing_is_clipped():
 def test_combinations_that_make_no_sense_are_refused():
     with pytest.raises(UsageError, match="integrates a flow"):
         sample("heun", lambda x, t: x, randn(1, 2), DIFFUSION[0], 5)
-    with pytest.raises(UsageError, match="known: ddpm"):
+    with pytest.raises(UsageError, match="known: ab2, ddpm"):
         sample("plms", lambda x, t: x, randn(1, 2), FLOW, 5)
     with pytest.raises(UsageError, match="draw_noise"):
         ddpm(lambda x, t: x, randn(1, 2), DIFFUSION[0], DIFFUSION[0].path.times(5))
@@ -233,3 +236,26 @@ def test_guidance_interval():
 def test_guidance_needs_a_scale_for_each_attribute():
     with pytest.raises(UsageError, match="one for each"):
         guided(Recorder(), torch.tensor([[1, 2]]), torch.tensor([5, 7]), (3.0,))
+
+
+@pytest.mark.parametrize("std", [0.1, 0.3])
+def test_ab2_is_nearer_than_dpm_solver_on_a_mixture_of_narrow_gaussians(std):
+    """The answer is known: posterior means of the components, weighted by how likely each is."""
+    means = torch.tensor([-1.2, 0.3, 1.0], dtype=torch.float64)
+
+    def denoise(x, time_B):
+        alpha, sigma = (expand(c, x) for c in FLOW.path.alpha_sigma(time_B))
+        away = x[..., None] - alpha[..., None] * means
+        variance = ((alpha * std) ** 2 + sigma**2)[..., None]
+        share = (-(away**2) / variance / 2).softmax(-1)
+        clean = (share * (means + alpha[..., None] * std**2 / variance * away)).sum(-1)
+        return FLOW.target(clean, (x - alpha * clean) / sigma, time_B)
+
+    noise = randn(1, 2000)
+    exact = sample("ab2", denoise, noise, FLOW, 1000)
+    torch.testing.assert_close(exact, sample("heun", denoise, noise, FLOW, 1000), atol=2e-3, rtol=0)
+    for n_steps in (10, 20):
+        ours, theirs = (
+            (sample(name, denoise, noise, FLOW, n_steps) - exact).square().mean().sqrt() for name in ("ab2", "dpmpp2m")
+        )
+        assert ours < 0.85 * theirs

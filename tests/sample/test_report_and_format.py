@@ -86,7 +86,7 @@ def test_report_is_complete_in_itself_and_says_what_was_asked(packed):
     text = re.sub(r'"data:[^"]*"', '""', html)
     assert not re.search(r'(src|href)="(?!#|"|data:)', text)
     assert "http" not in text
-    for words in ("motor_rh", "language_story", "2 of 2", "dpmpp2m", "Activation maps", "Time courses", "Provenance"):
+    for words in ("motor_rh", "language_story", "2 of 2", "ab2", "Activation maps", "Time courses", "Provenance"):
         assert words in text
     assert html.count("data:image/") >= 7  # two glass brains, slices, correlations, courses, two previews
 

@@ -1,0 +1,68 @@
+"""How far each sampler is from the solution of its equation, by the number of times it asks the network.
+
+    python benchmarks/sampler_error.py [--checkpoint MODEL] [--n 4] [--steps 5 10 20 40]
+
+Samples of whitened latents from the same noise. Prints the root-mean-square difference from `ab2` with 200 steps, and the share by
+which the variance differs from that solution's; whitened latents have about unit variance.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from fmrisynth.diffusion.generate import encode_labels
+from fmrisynth.diffusion.guidance import guided
+from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.diffusion.prior import Prior
+from fmrisynth.diffusion.samplers import sample
+from fmrisynth.sample.run import load_model
+
+REFERENCE_STEPS = 200
+EVALUATIONS = {"heun": 2}  # a step; others ask once
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--n", type=int, default=4)
+    parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 20, 40])
+    parser.add_argument("--samplers", nargs="*", default=["ab2", "dpmpp2m", "heun", "euler", "ddim"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model, _ = load_model(arguments.checkpoint)
+    objective = Objective(**model.objective)
+    prior = Prior.from_tensors(model.prior_kind, model.prior_tensors)
+    n_channels, n_frames, *grid = model.latent_shape
+    conditions, nobody_A = model.labels["condition"], torch.tensor([len(labels) for labels in model.labels.values()])
+
+    def solve(sampler: str, n_steps: int, number: int) -> torch.Tensor:
+        labels_BA = encode_labels(model.labels, conditions[number % len(conditions)])[None]
+        predict = guided(model.network, labels_BA, nobody_A, [1.0] * len(nobody_A))
+        noise = torch.randn(1, n_channels * n_frames, *grid, generator=torch.Generator().manual_seed(number))
+
+        def denoise(x: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
+            return objective.answer(predict(x, objective.path.network_time(time_B).float()), x, time_B, prior)
+
+        return sample(sampler, denoise, noise, objective, n_steps)
+
+    print("| sampler | steps | evaluations | difference | variance |\n" + "|" + " --- |" * 5, flush=True)
+    with torch.inference_mode():
+        exact = [solve("ab2", REFERENCE_STEPS, number) for number in range(arguments.n)]
+        for sampler in arguments.samplers:
+            for n_steps in arguments.steps:
+                found = [solve(sampler, n_steps, number) for number in range(arguments.n)]
+                pairs = list(zip(found, exact, strict=True))
+                difference = sum(float((x - y).square().mean()) for x, y in pairs) / len(pairs)
+                variance = sum(float(x.square().mean() / y.square().mean()) - 1 for x, y in pairs) / len(pairs)
+                evaluations = EVALUATIONS.get(sampler, 1) * n_steps
+                print(
+                    f"| {sampler} | {n_steps} | {evaluations} | {difference**0.5:.4f} | {variance:+.2%} |", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()
