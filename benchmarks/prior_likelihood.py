@@ -36,15 +36,18 @@ class Split:
             yield self.latents.read(i), self.latents.labels(i, self.vocabulary)[0], self.latents.subject_number(i)
 
 
-def log_volume(prior: Prior) -> float:
-    """Log determinant of what a prior does beside the standard deviations (links have determinant 1)."""
-    total = 0.0
-    if prior.course_root_PHH is not None:  # unit matrices where nothing varies
-        total += float(torch.linalg.slogdet(prior.course_root_PHH.double()).logabsdet.sum())
+def log_volume(prior: Prior, varying_FXYZ: Tensor, n_frames: int) -> Tensor:
+    """Log determinant (K) of what a prior does beside the standard deviations (links have determinant 1)."""
+    total = torch.zeros(1 if prior.mean_KFXYZ is None else len(prior.mean_KFXYZ), dtype=torch.float64)
+    if prior.course_root_PHH is not None:
+        varying_P = varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1).flatten()
+        total += float(torch.linalg.slogdet(prior.course_root_PHH[varying_P].double()).logabsdet.sum())
     if prior.new_HP is not None:
         total += float(prior.new_HP.double().log().sum())
     if prior.mode_gain_HRR is not None:
         total += float(torch.linalg.slogdet(prior.mode_gain_HRR.double()).logabsdet.sum())
+    if prior.response_gain_KSS is not None:
+        total += torch.linalg.slogdet(prior.response_gain_KSS.double()).logabsdet
     return total
 
 
@@ -53,12 +56,12 @@ def describe(prior: Prior, split: Split, varying_FXYZ: Tensor, n_frames: int) ->
     n_elements, squares_CT, volumes, count = int(varying_FXYZ.sum()), torch.zeros(()), 0.0, 0
     elements_CT = varying_FXYZ.unflatten(0, (-1, n_frames)).sum((2, 3, 4))
     cosines_HT = torch.from_numpy(cosines(n_frames)).float()
-    shared = log_volume(prior)
+    shared_K = log_volume(prior, varying_FXYZ, n_frames)
     for stack_FXYZ, condition, _ in split():
         white_FXYZ = prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition]))[0] * varying_FXYZ
         white_CHXYZ = torch.einsum("ht,ctxyz->chxyz", cosines_HT, white_FXYZ.unflatten(0, (-1, n_frames)))
         squares_CT = squares_CT + white_CHXYZ.double().square().sum((2, 3, 4))
-        volumes += shared / n_elements
+        volumes += float(shared_K[condition if len(shared_K) > 1 else 0]) / n_elements
         if prior.std_KFXYZ is not None:
             volumes += float(prior.std_KFXYZ[condition][varying_FXYZ].double().log().sum()) / n_elements
         count += 1
@@ -95,8 +98,8 @@ def main() -> None:
     row("none", Prior())
     row("class mean", moments.prior("class_mean"))
     row("class Gaussian", gaussian)
-    courses = add_courses(gaussian, train, n_frames)
-    row("class Gaussian, covariance over time of each cell", courses)
+    courses = add_courses(moments.prior("class_covariance"), train, n_frames)
+    row("class mean, covariance over time of each cell", courses)
     for n_modes in arguments.modes:
         fitted = add_modes(courses, train, n_modes, n_frames)
         row(f"class covariance, {n_modes} modes, to whiten new subjects", fitted.for_new_subjects())

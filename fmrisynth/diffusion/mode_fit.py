@@ -23,17 +23,18 @@ Batches = Sequence[tuple[Tensor, int]]
 """Values (B, H, P) of the elements that vary, and the fold of their subjects."""
 
 
-def find_modes(batches: Batches, n_modes: int, n_elements: int, add_up: AddUp) -> list[Tensor]:
-    """Principal components (P, R) of single frequencies: without each fold of subjects, and at the end of all.
+def find_modes(batches: Batches, n_modes: int, response_PK: Tensor, add_up: AddUp) -> list[Tensor]:
+    """Orthonormal modes (P, R): patterns of responses, and principal components of single frequencies.
 
-    Subspace iteration (Halko et al. 2011, algorithm 4.4), from the same random start on every rank.
+    One basis without each fold of subjects, and at the end one of all. The components are found by subspace iteration (Halko et al. 2011, algorithm 4.4), from the same random start on every rank.
     """
+    n_elements = len(response_PK)
     n_carried = min(n_modes + EXTRA_MODES, n_elements)
     start_PR = torch.linalg.qr(torch.randn(n_elements, n_carried, generator=torch.Generator().manual_seed(0))).Q
     bases = [start_PR] * (N_FOLDS + 1)
     for _ in range(POWER_PASSES):
         bases = _power_pass(batches, bases, add_up)
-    return [basis_PR[:, :n_modes] for basis_PR in bases]
+    return [torch.linalg.qr(torch.cat([response_PK, basis_PR[:, :n_modes]], 1)).Q for basis_PR in bases]
 
 
 def mode_covariances(batches: Batches, bases: list[Tensor], count_K: Tensor, add_up: AddUp) -> list[Tensor]:

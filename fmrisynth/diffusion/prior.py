@@ -6,10 +6,14 @@ prior is the unit Gaussian; training latents z of condition k are
 ``none``              z = u
 ``class_mean``        z = mean_k + u
 ``class_gaussian``    z = mean_k + std_k * u, with the elementwise standard deviation, shrunk towards the one pooled over conditions
-``class_covariance``  z = mean_k + std_k * R A K u, where R, A and K are linear maps, the same for all conditions
+``class_covariance``  z = mean_k + R C_k A K u, where R, A and K are linear maps, the same for all conditions
 
 R, A and K are taken apart by temporal frequency (`data.cosines`): a block is short and nearly stationary, so frequencies hardly vary
 together, and one needs fewer numbers for each than for all frames at once.
+
+C_k is how conditions differ in more than their mean. People respond more or less strongly, so instances of a condition vary most along
+its own response, and where one condition responds another may hardly vary at all. C_k multiplies what the modes hold of a few directions by a
+matrix.
 
 K makes noise as large as what is new in each channel and cell, and blends neighbouring cells (`neighbours`).
 
@@ -64,8 +68,14 @@ class Prior:
         K: standard deviation of what is new in each channel and cell; None stands for 1.
     link_HACCXYZ : Tensor or None
         K: what a channel of a cell has from those before it, per temporal frequency; None stands for nothing.
+    response_weight_SHR : Tensor or None
+        Weights of the values along the modes, at all frequencies, whose sums say how strong responses are.
+    response_load_SHR : Tensor or None
+        What a unit of each of these sums is in the values along the modes; weights times loads is the unit matrix.
+    response_gain_KSS : Tensor or None
+        C_k: symmetric matrices that multiply the sums.
     varying_FXYZ : Tensor or None
-        1 where training latents differ at all, 0 where they are constant (cells without brain); None stands for 1.
+        1 where training latents differ, 0 where they are nearly constant (cells with hardly any brain); None stands for 1.
     """
 
     kind: str = "none"
@@ -78,6 +88,9 @@ class Prior:
     new_HP: Tensor | None = None
     link_HACCXYZ: Tensor | None = None
     unasked_RP: Tensor | None = None
+    response_weight_SHR: Tensor | None = None
+    response_load_SHR: Tensor | None = None
+    response_gain_KSS: Tensor | None = None
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
@@ -85,6 +98,8 @@ class Prior:
         link_HACCXYZ, new_HP = tensors.get("link"), tensors.get("new")
         sound = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
         sound = sound and (link_HACCXYZ is None or is_sound(link_HACCXYZ))
+        gains = (tensors[name].float() for name in ("mode_gain", "response_gain") if name in tensors)
+        sound = sound and not any(bool(torch.linalg.cholesky_ex(gain).info.any()) for gain in gains)
         if not sound or (new_HP is not None and float(new_HP.min()) <= 0):
             raise FmrisynthError("the prior's file holds values that no fit gives; it is damaged, copy it again.")
         return cls(kind, *(tensors.get(name) for name in _TENSORS))
@@ -101,6 +116,9 @@ class Prior:
             self.new_HP,
             self.link_HACCXYZ,
             self.unasked_RP,
+            self.response_weight_SHR,
+            self.response_load_SHR,
+            self.response_gain_KSS,
         )
         return {name: tensor for name, tensor in zip(_TENSORS, values, strict=True) if tensor is not None}
 
@@ -117,6 +135,8 @@ class Prior:
         if self.course_root_PHH is not None:
             values_BHP = frequencies_of(stack_BFXYZ, self.course_root_PHH.shape[-1])
             values_BHP = _multiply(self._inverse_courses, values_BHP)
+            if self.response_gain_KSS is not None:
+                values_BHP = self._along_responses(values_BHP, self._inverse_response_gain[condition_B.cpu()])
             if self.mode_gain_HRR is not None:
                 values_BHP = self._along_modes(values_BHP, self._inverse_gain)
             if self.link_HACCXYZ is not None:
@@ -138,6 +158,8 @@ class Prior:
                 values_BHP = _between_neighbours(blend, values_BHP, self.link_HACCXYZ)
             if self.mode_gain_HRR is not None:
                 values_BHP = self._along_modes(values_BHP, self.mode_gain_HRR)
+            if self.response_gain_KSS is not None:
+                values_BHP = self._along_responses(values_BHP, self.response_gain_KSS[condition_B.cpu()])
             stack_BFXYZ = stack_of(_multiply(self.course_root_PHH, values_BHP), stack_BFXYZ)
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ * self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
@@ -165,6 +187,17 @@ class Prior:
         along_BHR = values_BHP @ modes_RP.T
         return values_BHP + (torch.einsum("hrs,bhs->bhr", gain_HRR, along_BHR) - along_BHR) @ modes_RP
 
+    def _along_responses(self, values_BHP: Tensor, gain_BSS: Tensor) -> Tensor:
+        """Multiply how strong responses are by a matrix for each instance."""
+        assert self.modes_RP is not None
+        assert self.response_weight_SHR is not None
+        assert self.response_load_SHR is not None
+        modes_RP, gain_BSS = self.modes_RP.to(values_BHP), gain_BSS.to(values_BHP)
+        weight_SHR, load_SHR = self.response_weight_SHR.to(values_BHP), self.response_load_SHR.to(values_BHP)
+        strength_BS = torch.einsum("shr,bhr->bs", weight_SHR, values_BHP @ modes_RP.T)
+        more_BS = torch.einsum("bst,bt->bs", gain_BSS, strength_BS) - strength_BS
+        return values_BHP + torch.einsum("bs,shr->bhr", more_BS, load_SHR) @ modes_RP
+
     @cached_property
     def _inverse_courses(self) -> Tensor:
         """Inverses of ten thousand small matrices, for every instance the same."""
@@ -174,14 +207,32 @@ class Prior:
     @cached_property
     def _inverse_gain(self) -> Tensor:
         assert self.mode_gain_HRR is not None
-        return torch.linalg.inv(self.mode_gain_HRR)
+        return symmetric_inverse(self.mode_gain_HRR)
+
+    @cached_property
+    def _inverse_response_gain(self) -> Tensor:
+        assert self.response_gain_KSS is not None
+        return symmetric_inverse(self.response_gain_KSS)
 
     @staticmethod
     def _pick(table_KFXYZ: Tensor, condition_B: Tensor, like: Tensor) -> Tensor:
         return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
 
 
-_TENSORS = ("mean", "std", "modes", "mode_gain", "varying", "course_root", "new", "link", "unasked")
+_TENSORS = (
+    "mean",
+    "std",
+    "modes",
+    "mode_gain",
+    "varying",
+    "course_root",
+    "new",
+    "link",
+    "unasked",
+    "response_weight",
+    "response_load",
+    "response_gain",
+)
 
 
 def frequencies_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:
@@ -213,3 +264,11 @@ def symmetric_root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     floor = 1e-4 * values.mean(-1, keepdim=True).clamp_min(1e-12)
     return ((vectors * values.clamp_min(floor).sqrt().unsqueeze(-2)) @ vectors.transpose(-1, -2)).float()
+
+
+def symmetric_inverse(matrix: Tensor) -> Tensor:
+    """Inverses of symmetric positive definite matrices (..., N, N), of their type.
+
+    By Cholesky: `torch.linalg.inv` of a batch of more than about 128 rows fails on a CPU where it has several threads (PyTorch 2.13 with oneMKL 2024.2).
+    """
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))

@@ -20,17 +20,18 @@ import torch
 from torch import Tensor
 
 from fmrisynth.diffusion.mode_fit import N_FOLDS, AddUp, Batches, find_modes, mode_covariances
-from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_root
+from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_inverse, symmetric_root
+from fmrisynth.diffusion.response_fit import MeanResponses, ResponseDirections, ResponseMoments
 from fmrisynth.diffusion.rest_fit import LEAST_NEW, SHRINKAGE_INSTANCES, Rest, RestMoments
 
-STD_FLOOR = 0.05  # in units of the pooled root-mean-square deviation
+STD_FLOOR = 0.05  # what varies less, in units of the root-mean-square deviation, is held constant
 REST_PASSES = 2  # over what is put back of the modes
 NEW_PASSES = 2  # over the instances: what is new and what multiplies values along the modes depend on one another
 N_PROBES = 512  # frames of random signs from which the variance of blended noise is found
 BATCH_INSTANCES = 16  # instances in one matrix product
 
-_OF_FOLD = ("modes", "mode_gain", "unasked", "new", "link")
-_OF_ALL_FOLDS = ("course_root",)
+_OF_FOLD = ("modes", "mode_gain", "unasked", "new", "link", "response_weight", "response_load")
+_OF_ALL_FOLDS = ("course_root", "response_gain")
 
 Instances = Callable[[], Iterable[tuple[Tensor, int, int]]]
 """Starts an iteration over normalised latents (F, X, Y, Z), their condition and the number of their subject."""
@@ -60,7 +61,7 @@ class MomentAccumulator:
         return (self.sum_of_squares / self._counts() - self.mean().square()).clamp_min(0)
 
     def prior(self, kind: str) -> Prior:
-        """Finish the statistics as a `Prior`: of its kind, or ``class_gaussian``, which `add_modes` makes ``class_covariance``."""
+        """Finish the statistics as a `Prior`; ``class_covariance`` has its means, and `add_courses` and `add_modes` give it the rest."""
         if kind == "none":
             return Prior()
         mean = self.mean()
@@ -69,10 +70,12 @@ class MomentAccumulator:
         counts = self._counts()
         variance = self.variance()
         pooled = (counts * variance).sum(0) / counts.sum()
+        varying = (pooled > STD_FLOOR**2 * pooled.mean()).float()
+        if kind == "class_covariance":
+            return Prior(kind, mean.float(), varying_FXYZ=varying)
         shrunk = (counts * variance + SHRINKAGE_INSTANCES * pooled) / (counts + SHRINKAGE_INSTANCES)
         floor = STD_FLOOR * pooled.mean().sqrt().clamp_min(1e-6)
-        varying = (pooled > 1e-8 * pooled.mean()).float()
-        return Prior("class_gaussian", mean.float(), shrunk.sqrt().clamp_min(floor).float(), varying_FXYZ=varying)
+        return Prior(kind, mean.float(), shrunk.sqrt().clamp_min(floor).float(), varying_FXYZ=varying)
 
     def _counts(self) -> Tensor:
         return self.count_K.clamp_min(1).reshape(-1, *[1] * (self.sum.ndim - 1))
@@ -139,10 +142,10 @@ def add_courses(
     *,
     add_up: AddUp = lambda total: None,
 ) -> Prior:
-    """Give a prior that has mean and standard deviation the covariance of the frequencies of each channel and cell.
+    """Give a prior that has means the covariance of the frequencies of each channel and cell.
 
-    Parameters as for `add_modes`, which comes after it. Covariances are shrunk towards their mean over all that varies; cells that never
-    vary get the unit matrix.
+    Parameters as for `add_modes`, which comes after it. Their shapes are shrunk towards the mean one over all that varies; what does not
+    vary gets a little noise.
     """
     sums_PHH: Tensor | None = None
     count = torch.zeros((), dtype=torch.float64)
@@ -157,10 +160,12 @@ def add_courses(
     add_up(count)
     own_PHH = sums_PHH.double() / count
     power_P = own_PHH.diagonal(dim1=1, dim2=2).mean(1)
-    varies_P = power_P > 1e-6 * power_P.max()
-    shared_HH = own_PHH[varies_P].mean(0)
-    shrunk_PHH = (count * own_PHH + SHRINKAGE_INSTANCES * shared_HH) / (count + SHRINKAGE_INSTANCES)
-    shrunk_PHH[~varies_P] = torch.eye(n_frames, dtype=torch.float64)
+    assert prior.varying_FXYZ is not None
+    varies_P = prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1).flatten() > 0.5
+    shape_PHH = own_PHH / power_P.clamp_min(1e-12)[:, None, None]
+    shape_PHH = (count * shape_PHH + SHRINKAGE_INSTANCES * shape_PHH[varies_P].mean(0)) / (count + SHRINKAGE_INSTANCES)
+    shrunk_PHH = power_P[:, None, None] * shape_PHH
+    shrunk_PHH[~varies_P] = STD_FLOOR**2 * power_P.mean().clamp_min(1e-6) * torch.eye(n_frames, dtype=torch.float64)
     return replace(prior, course_root_PHH=symmetric_root(shrunk_PHH))
 
 
@@ -172,16 +177,17 @@ def add_modes(
     *,
     add_up: AddUp = lambda total: None,
 ) -> FittedPrior:
-    """Fit the modes of ``class_covariance`` to a prior that has mean and standard deviation.
+    """Fit K, A and C_k of ``class_covariance`` to a prior that has means.
 
     Parameters
     ----------
     prior : Prior
-        ``class_gaussian``, from `MomentAccumulator`.
+        From `MomentAccumulator` and `add_courses`.
     instances : callable
         Returns an iterator over normalised latents (F, X, Y, Z), their condition and the number of their subject.
     n_modes : int
-        R; fewer are kept if the latents have fewer dimensions, or there are fewer instances without a fold.
+        Principal components; fewer are kept if the latents have fewer dimensions, or there are fewer instances without a fold. The pattern
+        of each condition's mean is kept beside them.
     n_frames : int
         T.
     add_up : callable, optional
@@ -190,7 +196,7 @@ def add_modes(
     Returns
     -------
     FittedPrior
-        Of kind ``class_covariance``, with R, A and K.
+        Of kind ``class_covariance``.
 
     Notes
     -----
@@ -206,7 +212,8 @@ def add_modes(
     varying_P = varying_CXYZ.flatten()
     if prior.course_root_PHH is None:
         prior = replace(prior, course_root_PHH=torch.eye(n_frames).repeat(len(varying_P), 1, 1))
-    batches = list(_white_batches(prior, instances, varying_P, n_frames))
+    read = list(_white_batches(prior, instances, varying_P, n_frames))
+    batches, conditions = [(values_BHP, fold) for values_BHP, fold, _ in read], [batch[2] for batch in read]
     count_K = torch.zeros(N_FOLDS, dtype=torch.float64)
     for values_BHP, fold in batches:
         count_K[fold] += len(values_BHP)
@@ -217,38 +224,51 @@ def add_modes(
 
     n_varying = int(varying_P.sum())
     n_fewest = int((count_K.sum() - count_K).min()) if filled else int(count_K.sum())
-    n_kept = max(1, min(n_modes, n_varying - 1, n_fewest))
-    *without, basis_PR = find_modes(batches, n_kept, n_varying, add_up)
-    if not filled:
-        without = [basis_PR] * N_FOLDS
-    *covariances, covariance_HRR = mode_covariances(batches, [*without, basis_PR], count_K, add_up)
-    *rests, rest = _rests(batches, [*without, basis_PR], covariances, Rest.white(varying_CXYZ, n_frames), add_up)
+    n_components = max(1, min(n_modes, n_varying - 1, n_fewest))
+    means = MeanResponses.of(prior, varying_P)
+    *without, basis_PR = find_modes(batches, n_components, means.patterns(), add_up)
+    bases = [*(without if filled else [basis_PR] * N_FOLDS), basis_PR]
+    covariances = mode_covariances(batches, bases, count_K, add_up)
+    rests = _rests(batches, bases, covariances, Rest.white(varying_CXYZ, n_frames), add_up)
+    directions = [ResponseDirections.of(means, *pair) for pair in zip(bases, covariances, strict=True)]
+    left_out, sample = (ResponseMoments(len(means.white_KHP), len(directions[0].weight_SHR)) for _ in range(2))
+    for (values_BHP, fold), condition_B in zip(batches, conditions, strict=True):
+        left_out.add(values_BHP @ bases[fold], directions[fold], condition_B)
+        sample.add(values_BHP @ basis_PR, directions[-1], condition_B)
+    for moments in (left_out, sample):
+        moments.add_up(add_up)
 
     def whole(basis_PR: Tensor) -> Tensor:
-        modes_RP = torch.zeros(n_kept, len(varying_P))
+        modes_RP = torch.zeros(basis_PR.shape[1], len(varying_P))
         modes_RP[:, varying_P] = basis_PR.T
         return modes_RP
 
-    def with_modes(basis_PR: Tensor, covariance_HRR: Tensor, rest: Rest) -> Prior:
-        before_RHP = rest.before(basis_PR)
+    def with_modes(k: int, response_gain_KSS: Tensor) -> Prior:
+        before_RHP = rests[k].before(bases[k])
         new_HP = torch.ones(n_frames, len(varying_P))
-        new_HP[:, varying_P] = rest.new_HP
+        new_HP[:, varying_P] = rests[k].new_HP
         return replace(
             prior,
             kind="class_covariance",
-            modes_RP=whole(basis_PR),
-            mode_gain_HRR=_transport(_gram(before_RHP), covariance_HRR),
+            modes_RP=whole(bases[k]),
+            mode_gain_HRR=_transport(_gram(before_RHP), covariances[k]),
             unasked_RP=whole(_unasked(before_RHP)),
             new_HP=new_HP,
-            link_HACCXYZ=rest.link_HACDXYZ,
+            link_HACCXYZ=rests[k].link_HACDXYZ,
+            response_weight_SHR=directions[k].weight_SHR,
+            response_load_SHR=directions[k].load_SHR,
+            response_gain_KSS=response_gain_KSS,
         )
 
-    fitted = with_modes(basis_PR, covariance_HRR, rest)
+    fitted = with_modes(-1, sample.gains())
     assert fitted.mode_gain_HRR is not None
-    drawn_HP = _drawn(basis_PR, fitted.mode_gain_HRR, rest)
+    assert fitted.response_gain_KSS is not None
+    load_SHP = directions[-1].load_SHR @ basis_PR.T
+    more_PHH = torch.einsum("sgp,st,thp->pgh", load_SHP, sample.more(fitted.response_gain_KSS), load_SHP)
+    drawn_PHH = torch.diag_embed(_drawn(basis_PR, fitted.mode_gain_HRR, rests[-1]).T) + more_PHH
     return FittedPrior(
-        _with_courses_of_latents(fitted, batches, drawn_HP, varying_P, add_up),
-        {k: with_modes(without[k], covariances[k], rests[k]) for k in filled},
+        _with_courses_of_latents(fitted, batches, drawn_PHH, varying_P, add_up),
+        {k: with_modes(k, left_out.gains()) for k in filled},
     )
 
 
@@ -273,8 +293,8 @@ def _rests(batches: Batches, bases: list[Tensor], covariances: list[Tensor], whi
     for _ in range(NEW_PASSES):
         less_KHRR = torch.stack(
             [
-                torch.linalg.inv(_transport(_gram(rest.before(basis_PR)), covariance_HRR))
-                for rest, basis_PR, covariance_HRR in zip(rests[:-1], bases[:-1], covariances, strict=True)
+                symmetric_inverse(_transport(_gram(rest.before(basis_PR)), covariance_HRR))
+                for rest, basis_PR, covariance_HRR in zip(rests[:-1], bases[:-1], covariances[:-1], strict=True)
             ]
         ) - torch.eye(bases[0].shape[1])
         squares_HP, count = torch.zeros_like(white.new_HP, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -319,17 +339,17 @@ def _drawn(basis_PR: Tensor, gain_HRR: Tensor, rest: Rest) -> Tensor:
 
 def _white_batches(
     prior: Prior, instances: Instances, varying_P: Tensor, n_frames: int
-) -> Iterator[tuple[Tensor, int]]:
-    """Values (B, H, P) that varying elements have under a prior without modes, each batch from one fold of subjects."""
+) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Values (B, H, P) that varying elements have under a prior without modes, each batch from one fold of subjects; fold, conditions."""
     for fold, group in groupby(instances(), key=lambda instance: instance[2] % N_FOLDS):
         while part := list(islice(group, BATCH_INSTANCES)):
             stack_BFXYZ = torch.stack([stack.float() for stack, _, _ in part])
-            white_BFXYZ = prior.whiten(stack_BFXYZ, torch.tensor([condition for _, condition, _ in part]))
-            yield frequencies_of(white_BFXYZ, n_frames)[:, :, varying_P], fold
+            condition_B = torch.tensor([condition for _, condition, _ in part])
+            yield frequencies_of(prior.whiten(stack_BFXYZ, condition_B), n_frames)[:, :, varying_P], fold, condition_B
 
 
 def _with_courses_of_latents(
-    prior: Prior, batches: Batches, drawn_HP: Tensor, varying_P: Tensor, add_up: AddUp
+    prior: Prior, batches: Batches, drawn_PHH: Tensor, varying_P: Tensor, add_up: AddUp
 ) -> Prior:
     """A prior with R such that draws have the latents' covariance of the frequencies in every channel and cell.
 
@@ -337,7 +357,7 @@ def _with_courses_of_latents(
     is found there (shrunk towards the former).
     """
     assert prior.course_root_PHH is not None
-    n_frequencies, n_varying = drawn_HP.shape
+    n_varying, n_frequencies, _ = drawn_PHH.shape
     found_PHH = torch.zeros(n_varying, n_frequencies, n_frequencies, dtype=torch.float64)
     count = torch.zeros((), dtype=torch.float64)
     for values_BHP, _ in batches:
@@ -345,7 +365,6 @@ def _with_courses_of_latents(
         count += len(values_BHP)
     add_up(found_PHH)
     add_up(count)
-    drawn_PHH = torch.diag_embed(drawn_HP.T)
     target_PHH = (found_PHH + SHRINKAGE_INSTANCES * drawn_PHH) / (count + SHRINKAGE_INSTANCES)
     matrix_PHH = torch.eye(n_frequencies).repeat(len(varying_P), 1, 1)
     matrix_PHH[varying_P] = _transport(drawn_PHH, target_PHH)
@@ -355,5 +374,5 @@ def _with_courses_of_latents(
 def _transport(source: Tensor, target: Tensor) -> Tensor:
     """The symmetric maps (..., H, H), float32, that give Gaussians of one covariance another and move them least (Olkin and Pukelsheim 1982)."""
     root = symmetric_root(source).double()
-    inverse = torch.linalg.inv(root)
+    inverse = symmetric_inverse(root)
     return (inverse @ symmetric_root(root @ target @ root).double() @ inverse).float()

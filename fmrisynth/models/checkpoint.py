@@ -194,22 +194,27 @@ def _check_weights(path: Path, card: ModelCard) -> None:
 
 
 def _check_prior(path: Path, card: ModelCard) -> None:
-    """The same for the tensors of a prior (see ``diffusion.prior``); the number of modes is the file's own."""
+    """The same for the tensors of a prior (see ``diffusion.prior``); the numbers of modes and of directions of responses are the file's own."""
     found = _stored_shapes(path)
     c, t, x, y, z = card.latent_shape
     cells = (c * t, x, y, z)
     n_conditions, n_modes = len(card.labels["condition"]), found.get("modes", (0,))[0]
     wanted: dict[str, tuple[int, ...]] = {"mean": (n_conditions, *cells)}
-    if card.prior != "class_mean":
+    if card.prior == "class_gaussian":
         wanted |= {"std": (n_conditions, *cells), "varying": cells}
     if card.prior == "class_covariance":
+        n_responses = found.get("response_weight", (0,))[0]
         wanted |= {
+            "varying": cells,
             "modes": (n_modes, c * x * y * z),
             "mode_gain": (t, n_modes, n_modes),
             "unasked": (n_modes, c * x * y * z),
             "course_root": (c * x * y * z, t, t),
             "new": (t, c * x * y * z),
             "link": (t, 4, c, c, x, y, z),  # 4: offsets of `neighbours`
+            "response_weight": (n_responses, t, n_modes),
+            "response_load": (n_responses, t, n_modes),
+            "response_gain": (n_conditions, n_responses, n_responses),
         }
     _compare(path, wanted, found)
 

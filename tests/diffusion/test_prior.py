@@ -8,7 +8,7 @@ import torch
 from fmrisynth.data.cosines import cosines
 from fmrisynth.diffusion.neighbours import OFFSETS, blend, local_products
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_root
+from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_inverse, symmetric_root
 from fmrisynth.diffusion.prior_fit import FittedPrior, MomentAccumulator, add_courses, add_modes
 from fmrisynth.diffusion.samplers import sample
 from fmrisynth.errors import FmrisynthError
@@ -42,10 +42,7 @@ def world():
 def elementwise(world):
     """The prior before it has modes."""
     stack, labels = world
-    moments = MomentAccumulator(N_CONDITIONS, (F, *GRID))
-    for value, label in zip(stack, labels, strict=True):
-        moments.add(value, int(label))
-    return moments.prior("class_covariance")
+    return courses_of(stack, labels)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +68,13 @@ def people(n_subjects, per_subject, seed):
     return own.flatten(0, 1), torch.zeros(n_subjects * per_subject, dtype=torch.int64)
 
 
-def gaussian_of(stack):
-    """Prior of one condition, before it has modes."""
-    moments = MomentAccumulator(1, (F, *GRID))
-    for value in stack:
-        moments.add(value, 0)
-    return moments.prior("class_gaussian")
+def courses_of(stack, labels=None):
+    """Prior of one condition, or more, before it has modes."""
+    labels = torch.zeros(len(stack), dtype=torch.int64) if labels is None else labels
+    moments = MomentAccumulator(int(labels.max()) + 1, (F, *GRID))
+    for value, label in zip(stack, labels, strict=True):
+        moments.add(value, int(label))
+    return add_courses(moments.prior("class_covariance"), lambda: instances_of(stack, labels), T)
 
 
 def test_whitening_is_inverted(world, prior):
@@ -128,7 +126,7 @@ def test_ranks_that_share_the_reading_find_the_same_prior(world, elementwise, pr
 def test_modes_of_whitening_vary_as_much_as_in_subjects_who_were_not_seen(n_subjects, error):
     """Few subjects, each with patterns of their own: components found in them vary too much, and what they leave too little."""
     (seen, labels), (unseen, unseen_labels) = people(n_subjects, 10, seed=11), people(400, 10, seed=21)
-    plain = add_courses(gaussian_of(seen), lambda: instances_of(seen, labels, n_subjects), T)
+    plain = courses_of(seen)
     prior = add_modes(plain, lambda: instances_of(seen, labels, n_subjects), 8, T).for_new_subjects()
 
     def power(stack, labels):
@@ -146,7 +144,7 @@ def test_modes_of_whitening_vary_as_much_as_in_subjects_who_were_not_seen(n_subj
 def test_draws_vary_as_all_training_subjects():
     """Also in patterns that were not sought in them, where new subjects do as well, on average."""
     seen, labels = people(10, 10, seed=11)
-    prior = add_modes(gaussian_of(seen), lambda: instances_of(seen, labels, 10), 8, T).prior
+    prior = add_modes(courses_of(seen), lambda: instances_of(seen, labels, 10), 8, T).prior
     drawn = prior.unwhiten(randn(4000, F, *GRID, seed=12), torch.zeros(4000, dtype=torch.int64))
     seen, drawn = (frequencies_of(stack - stack.mean(0), T) for stack in (seen, drawn))
     for patterns in (prior.modes_RP.T, torch.linalg.qr(randn(P, 8, seed=13)).Q):
@@ -159,14 +157,14 @@ def test_a_preconditioned_network_is_not_asked_along_the_modes(prior):
     objective = Objective(prediction="flow", precondition=True)
     deviation = objective.answer(output, noisy, time_B, prior) - objective.gaussian_prediction(noisy, time_B)
     labels = torch.zeros(3, dtype=torch.int64)
-    flat = replace(prior, mean_KFXYZ=None, std_KFXYZ=None, course_root_PHH=torch.eye(T).repeat(P, 1, 1))
+    flat = replace(prior, mean_KFXYZ=None, response_gain_KSS=None, course_root_PHH=torch.eye(T).repeat(P, 1, 1))
 
     def along(stack):
         return (frequencies_of(flat.unwhiten(stack, labels), T) @ prior.modes_RP.T).square().mean()
 
-    assert along(deviation) < 0.004 * along(output - objective.gaussian_prediction(noisy, time_B))
+    assert along(deviation) < 0.02 * along(output - objective.gaussian_prediction(noisy, time_B))
     lost = frequencies_of(output - deviation, T)  # and little else is missing
-    assert (torch.linalg.svdvals(lost.flatten(0, 1))[3:] < 1e-4).all()
+    assert (torch.linalg.svdvals(lost.flatten(0, 1))[len(prior.modes_RP) :] < 1e-4).all()
     plain = Objective(prediction="flow")
     assert torch.equal(plain.answer(output, noisy, time_B, prior), output)
 
@@ -179,7 +177,7 @@ def test_training_latents_are_whitened_as_if_they_had_not_been_seen():
         people(n_subjects, per_subject, seed=31),
         people(300, per_subject, seed=41),
     )
-    fitted = add_modes(gaussian_of(seen), lambda: instances_of(seen, labels, n_subjects), 10, T)
+    fitted = add_modes(courses_of(seen), lambda: instances_of(seen, labels, n_subjects), 10, T)
 
     def power(prior, white):
         return frequencies_of(white, T) @ prior.modes_RP.T
@@ -203,7 +201,7 @@ def test_training_latents_are_whitened_as_if_they_had_not_been_seen():
 
 def test_one_subject_alone_is_not_shrunk():
     values, labels = randn(60, F, *GRID), torch.zeros(60, dtype=torch.int64)
-    plain = gaussian_of(values)
+    plain = courses_of(values)
     fitted = add_modes(plain, lambda: instances_of(values, labels, n_subjects=1), 5, T)
     prior = fitted.prior
     assert fitted.for_subject(0) is prior
@@ -224,7 +222,7 @@ def test_smooth_and_rough_channels_both_vary_as_they_should():
     frames = torch.cat([smooth / smooth.std(0), randn(n, T, 24, seed=54)], dim=2)
     stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
     labels = torch.zeros(n, dtype=torch.int64)
-    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels), 2, T).prior
+    prior = add_modes(courses_of(stack), lambda: instances_of(stack, labels), 2, T).prior
     drawn = prior.unwhiten(randn(n, F, *GRID, seed=55), labels)
     ratio = (drawn.var(0) / stack.var(0)).unflatten(0, (C, T)).mean(1)
     assert float((ratio - 1).abs().max()) < 0.1
@@ -244,7 +242,7 @@ def test_draws_are_as_slow_in_every_cell_as_the_latents():
     frames = frames + randn(n, T, P, seed=63)
     stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
     labels = torch.zeros(n, dtype=torch.int64)
-    courses = add_courses(gaussian_of(stack), lambda: instances_of(stack, labels), T)
+    courses = courses_of(stack)
     # Half of the modes: the others stay in what is left.
     prior = add_modes(courses, lambda: instances_of(stack, labels), 3, T).prior
     drawn = prior.unwhiten(randn(n, F, *GRID, seed=64), labels)
@@ -274,7 +272,7 @@ def test_modes_go_together_as_in_the_latents():
     )
     stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
     labels = torch.zeros(n, dtype=torch.int64)
-    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels), 2, T).prior
+    prior = add_modes(courses_of(stack), lambda: instances_of(stack, labels), 2, T).prior
 
     def together(prior):
         drawn = prior.unwhiten(randn(*stack.shape, seed=95), labels)
@@ -284,12 +282,50 @@ def test_modes_go_together_as_in_the_latents():
     true = torch.tensor([1.0, 1.0, -1.0, -1.0]) * (17 - 2) / (17 + 2)
     torch.testing.assert_close(together(prior), true, atol=0.1, rtol=0)
     alone = torch.diag_embed(prior.mode_gain_HRR.square().sum(2).sqrt())
-    assert together(replace(prior, mode_gain_HRR=alone)).abs().max() < 0.1
+    assert together(replace(prior, mode_gain_HRR=alone)).abs().max() < 0.15
+
+
+def test_only_the_condition_that_responds_varies_along_its_response():
+    """Two conditions with responses of their own, one of varying strength, in the noise of two networks."""
+    n = 4000
+    response = torch.einsum("kt,kp->ktp", randn(2, T, seed=101), randn(2, P, seed=102))
+    labels = torch.arange(n) % 2
+    strength = 1 + torch.tensor([0.2, 0.0])[labels] * randn(n, seed=103)
+    networks = torch.einsum("ntr,rp->ntp", 1.5 * randn(n, T, 2, seed=104), torch.linalg.qr(randn(P, 2, seed=105)).Q.T)
+    frames = strength[:, None, None] * response[labels] + networks + randn(n, T, P, seed=106)
+    stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
+    prior = add_modes(courses_of(stack, labels), lambda: instances_of(stack, labels), 2, T).prior
+    changing = frequencies_of(prior.mean_KFXYZ, T)
+    changing[:, 0] = 0
+
+    def variance(values):  # condition, response
+        along = torch.einsum("nhp,khp->nk", frequencies_of(values, T), changing)
+        return torch.stack([along[labels == k].var(0) for k in range(2)])
+
+    def drawn(prior):
+        return variance(prior.unwhiten(randn(*stack.shape, seed=107), labels)) / variance(stack)
+
+    assert float((drawn(prior) - 1).abs().max()) < 0.1
+    shared = drawn(replace(prior, response_gain_KSS=None))
+    assert float(shared[0, 0]) < 0.8
+    assert float(shared[1, 0]) > 1.5
+    torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-3, rtol=1e-3)
+
+
+def test_inverses_of_many_modes_hold_on_several_threads():
+    roots = randn(3, 200, 200)
+    matrices, before = roots @ roots.mT / 200 + torch.eye(200), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        inverses = symmetric_inverse(matrices)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(inverses @ matrices, torch.eye(200).expand(3, -1, -1), atol=1e-4, rtol=0)
 
 
 def test_more_modes_than_the_instances_span_are_harmless():
     values, labels = people(6, 1, seed=96)
-    prior = add_modes(gaussian_of(values), lambda: instances_of(values, labels, 6), 40, T).prior
+    prior = add_modes(courses_of(values), lambda: instances_of(values, labels, 6), 40, T).prior
     torch.testing.assert_close(prior.unwhiten(prior.whiten(values, labels), labels), values, atol=1e-2, rtol=1e-2)
     drawn = prior.unwhiten(randn(500, F, *GRID, seed=97), torch.zeros(500, dtype=torch.int64))
     assert 0.3 < float(drawn.var(0).mean() / values.var(0).mean()) < 3
@@ -325,7 +361,7 @@ def test_neighbours_vary_together_as_in_the_latents(everywhere):
         link[..., 2:, :] *= -1
     stack = linked(link)
     labels = torch.zeros(len(stack), dtype=torch.int64)
-    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels), 2, T).prior
+    prior = add_modes(courses_of(stack), lambda: instances_of(stack, labels), 2, T).prior
     drawn = prior.unwhiten(randn(*stack.shape, seed=74), labels)
     without = replace(prior, link_HACCXYZ=None).unwhiten(randn(*stack.shape, seed=74), labels)
     true, ours, theirs = (covariances_of_neighbours(values) for values in (stack, drawn, without))
@@ -336,7 +372,7 @@ def test_neighbours_vary_together_as_in_the_latents(everywhere):
 
 def test_links_that_may_be_chance_are_not_believed():
     stack, labels = people(10, 10, seed=81)
-    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels, 10), 3, T).for_new_subjects()
+    prior = add_modes(courses_of(stack), lambda: instances_of(stack, labels, 10), 3, T).for_new_subjects()
     assert float(prior.link_HACCXYZ.abs().max()) < 0.1
 
 
@@ -344,7 +380,7 @@ def test_channels_that_are_copies_of_one_another_stay_so():
     """As in a cell with one voxel of brain."""
     stack, labels = randn(2000, F, *GRID, seed=82), torch.zeros(2000, dtype=torch.int64)
     stack.unflatten(1, (C, T))[:, 1, :, 1, 1, 1] = -2 * stack.unflatten(1, (C, T))[:, 0, :, 1, 1, 1]
-    prior = add_modes(gaussian_of(stack), lambda: instances_of(stack, labels), 2, T).prior
+    prior = add_modes(courses_of(stack), lambda: instances_of(stack, labels), 2, T).prior
     torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-3, rtol=1e-3)
     drawn = prior.unwhiten(randn(*stack.shape, seed=83), labels).unflatten(1, (C, T))[:, :, :, 1, 1, 1]
     assert torch.corrcoef(drawn.transpose(0, 1).flatten(1))[0, 1] < -0.99
@@ -358,7 +394,14 @@ def test_stored_tensors_give_the_prior_back(prior, world):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("link", 0.5), ("link", float("nan")), ("mode_gain", float("nan")), ("new", 0.0), ("mean", float("inf"))],
+    [
+        ("link", 0.5),
+        ("link", float("nan")),
+        ("mode_gain", float("nan")),
+        ("response_gain", 1.0),
+        ("new", 0.0),
+        ("mean", float("inf")),
+    ],
 )
 def test_values_of_a_damaged_file_are_refused(prior, name, value):
     tensors = prior.tensors()
@@ -396,8 +439,11 @@ def test_courses_give_every_cell_its_own_covariance_over_time():
     def instances():
         return instances_of(stack, labels)
 
-    plain = gaussian_of(stack)
-    prior = add_modes(add_courses(plain, instances, T), instances, 2, T).prior
+    moments = MomentAccumulator(1, (F, *GRID))
+    for value in stack:
+        moments.add(value, 0)
+    plain = moments.prior("class_gaussian")
+    prior = add_modes(courses_of(stack), instances, 2, T).prior
     torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-4, rtol=1e-3)
 
     def effect_variance(values):
@@ -426,7 +472,10 @@ def test_gaussian_prediction_is_the_regression_of_the_target(prediction):
         torch.testing.assert_close(answer, slope * noisy, atol=0.06, rtol=0)
 
 
-@pytest.mark.parametrize(("prediction", "sampler"), [("flow", "heun"), ("flow", "dpmpp2m"), ("epsilon", "dpmpp2m")])
+@pytest.mark.parametrize(
+    ("prediction", "sampler"),
+    [("flow", "ab2"), ("epsilon", "ab2"), ("v", "ab2"), ("flow", "heun"), ("flow", "dpmpp2m"), ("epsilon", "dpmpp2m")],
+)
 def test_a_silent_preconditioned_network_draws_from_the_prior(prediction, sampler):
     objective = Objective(prediction=prediction, precondition=True)
     start = randn(3, 5000)
@@ -436,5 +485,8 @@ def test_a_silent_preconditioned_network_draws_from_the_prior(prediction, sample
 
     end = sample(sampler, denoise, start, objective, 20)
     assert float(end.std()) == pytest.approx(1, abs=0.03)
+    if sampler == "ab2":  # in any number of steps, and nothing moves
+        torch.testing.assert_close(end, start, atol=1e-4, rtol=0)
+        torch.testing.assert_close(sample(sampler, denoise, start, objective, 2), start, atol=1e-4, rtol=0)
     plain = Objective(prediction=prediction)
     torch.testing.assert_close(plain.answer(start, start, torch.full((3,), 0.5)), start)

@@ -298,7 +298,6 @@ def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, t
         assert torch.equal(tensor, models[1].network.state_dict()[name]), name
     assert models[0].prior_tensors.keys() == {
         "mean",
-        "std",
         "modes",
         "mode_gain",
         "varying",
@@ -306,10 +305,15 @@ def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, t
         "new",
         "link",
         "unasked",
+        "response_weight",
+        "response_load",
+        "response_gain",
     }
     folds = load_file(tmp_path / "whole" / "folds.safetensors")
     assert len(folds) > 1
-    assert {tensor.shape[0] for name, tensor in folds.items() if name.endswith("modes")} == {4}
+    assert {tensor.shape[0] for name, tensor in folds.items() if name.endswith("modes")} == {
+        4 + len(models[0].labels["condition"])
+    }
     drawn = generate_latents(models[0], "gambling_loss", seeds=[1, 2, 3], n_steps=4)
     again = generate_latents(models[1], "gambling_loss", seeds=[3], n_steps=4)
     assert torch.isfinite(drawn).all()
