@@ -1,4 +1,4 @@
-"""Twenty steps of the default sampler against ancestral sampling over 1000: does it change the group maps?
+"""The default sampler against ancestral sampling over 1000: does it change the group maps?
 
     python benchmarks/ancestral.py COHORT FOLDER [--checkpoint MODEL] [--n 8] [--also heun:10 dpmpp2m:20]
 

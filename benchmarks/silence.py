@@ -24,8 +24,12 @@ def main(model: Path, out: Path) -> None:
     """Copy the model directory `model` to `out` and silence it."""
     if not read_card(model).objective.get("precondition"):
         raise SystemExit(f"{model}: only a preconditioned model draws from its prior when its network is silent.")
+    weights = load_file(model / EMA_NAME)
+    if not any(name.startswith(LAST_LAYER) for name in weights):
+        raise SystemExit(
+            f"{model}: expected a last layer named {LAST_LAYER}*, found none; this kind of network is not known here."
+        )
     shutil.copytree(model, out)
-    weights = load_file(out / EMA_NAME)
     silent = {name: tensor * 0 if name.startswith(LAST_LAYER) else tensor for name, tensor in weights.items()}
     write_bytes(out / EMA_NAME, save(silent))
 

@@ -26,7 +26,8 @@ Batches = Sequence[tuple[Tensor, int]]
 def find_modes(batches: Batches, n_modes: int, response_PK: Tensor, add_up: AddUp) -> list[Tensor]:
     """Orthonormal modes (P, R): patterns of responses, and principal components of single frequencies.
 
-    One basis without each fold of subjects, and at the end one of all. The components are found by subspace iteration (Halko et al. 2011, algorithm 4.4), from the same random start on every rank.
+    One basis without each fold of subjects, and at the end one of all. The components are found by subspace iteration (Halko et al. 2011,
+    algorithm 4.4), from the same random start on every rank.
     """
     n_elements = len(response_PK)
     n_carried = min(n_modes + EXTRA_MODES, n_elements)

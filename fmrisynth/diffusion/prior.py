@@ -35,7 +35,7 @@ P = C*X*Y*Z, R modes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -102,25 +102,12 @@ class Prior:
         sound = sound and not any(bool(torch.linalg.cholesky_ex(gain).info.any()) for gain in gains)
         if not sound or (new_HP is not None and float(new_HP.min()) <= 0):
             raise FmrisynthError("the prior's file holds values that no fit gives; it is damaged, copy it again.")
-        return cls(kind, *(tensors.get(name) for name in _TENSORS))
+        return cls(kind, **{attribute: tensors.get(name) for attribute, name in _tensor_names().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors to store beside the weights."""
-        values = (
-            self.mean_KFXYZ,
-            self.std_KFXYZ,
-            self.modes_RP,
-            self.mode_gain_HRR,
-            self.varying_FXYZ,
-            self.course_root_PHH,
-            self.new_HP,
-            self.link_HACCXYZ,
-            self.unasked_RP,
-            self.response_weight_SHR,
-            self.response_load_SHR,
-            self.response_gain_KSS,
-        )
-        return {name: tensor for name, tensor in zip(_TENSORS, values, strict=True) if tensor is not None}
+        """Tensors to store beside the weights, by the names of their attributes without axes."""
+        values = {name: getattr(self, attribute) for attribute, name in _tensor_names().items()}
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
 
     def whiten(self, stack_BFXYZ: Tensor, condition_B: Tensor, *, filler_BFXYZ: Tensor | None = None) -> Tensor:
         """u of normalised latents z.
@@ -219,20 +206,9 @@ class Prior:
         return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
 
 
-_TENSORS = (
-    "mean",
-    "std",
-    "modes",
-    "mode_gain",
-    "varying",
-    "course_root",
-    "new",
-    "link",
-    "unasked",
-    "response_weight",
-    "response_load",
-    "response_gain",
-)
+def _tensor_names() -> dict[str, str]:
+    """The attributes of a `Prior` that are tensors, and their names without axes."""
+    return {field.name: field.name.rpartition("_")[0] for field in fields(Prior) if field.name != "kind"}
 
 
 def frequencies_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:

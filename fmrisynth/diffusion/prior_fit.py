@@ -206,7 +206,7 @@ def add_modes(
     leave varies less. So for whitening the modes are found again without each of ``N_FOLDS`` groups of subjects, and their covariances are
     those of the left-out subjects' values along them (`mode_fit`; nonlinear shrinkage by cross-validation, Bartz 2016). So is what the
     modes leave, from which K comes (`rest_fit`), and how conditions differ along the modes (`response_fit`). The prior to draw around has the
-    covariances of all subjects as they are.
+    covariances of all subjects as they are. Means, and so their patterns among the modes, are always those of all subjects.
     """
     assert prior.varying_FXYZ is not None
     varying_CXYZ = prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1) > 0.5
