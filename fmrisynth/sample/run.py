@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
+from threadpoolctl import threadpool_limits
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import remove_leftovers, remove_temporaries, settle, write_bytes
@@ -241,12 +242,13 @@ class SampleMaker:
     def on_cpu(self, requests: Sequence[SampleRequest]) -> Iterator[SampleRequest]:
         """Make samples side by side, yielding each one as it is on disk, in order."""
         n_workers = max(1, min(self.config.batch_size, usable_cores()))
-        with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        one_thread = ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,))
+        with threadpool_limits(1, user_api="blas"), one_thread as pool:  # PyTorch's sums, and NumPy's
             yield from _in_order(pool, self._make_alone, requests, ahead=n_workers + 1)
 
     def on_gpu(self, requests: Sequence[SampleRequest], device: torch.device) -> Iterator[SampleRequest]:
         """Make samples batch by batch, yielding each one as it is on disk, in order."""
-        with ThreadPoolExecutor(1) as writer:
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as writer:
             batches = _in_order(writer, self._write_batch, self._draw_batches(requests, device), ahead=2)
             for batch in batches:
                 yield from (request for request, _ in batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
 import random
 import shutil
 import signal
@@ -91,6 +92,16 @@ def test_same_bytes_for_any_batch_size_shard_and_interruption(tmp_path):
     a, b = digest_tree(tmp_path / "a"), digest_tree(tmp_path / "b")
     assert a.keys() == b.keys()
     assert [name for name in a if a[name] != b[name]] == []
+
+
+def test_same_bytes_for_any_number_of_arithmetic_threads(tmp_path):
+    for threads in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-m", "fmrisynth", "sample", "--condition", "gambling_loss", str(tmp_path / threads)],
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            check=True,
+        )
+    assert digest_tree(tmp_path / "1") == digest_tree(tmp_path / "2")
 
 
 def test_second_call_does_no_work_and_changes_nothing(four):
