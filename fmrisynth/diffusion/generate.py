@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fmrisynth.diffusion.guidance import guided
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.prior import Prior
-from fmrisynth.diffusion.samplers import Denoise, check_sampler, sample
+from fmrisynth.diffusion.samplers import Denoise, check_sampler, draws_anew, sample
 from fmrisynth.errors import UsageError
 
 GPU_GROUP = 8
@@ -179,17 +179,19 @@ def generate_latents(
                 if on_step is not None:
                     on_step(n_samples)
 
+            noise_BFXYZ = draw_noise()
             white_BFXYZ = sample(
                 sampler,
                 denoise,
-                draw_noise(),
+                noise_BFXYZ,
                 objective,
                 n_steps,
                 eta=eta,
                 draw_noise=draw_noise,
                 on_step=advance,
             )
-            stack_BFXYZ = prior.unwhiten(white_BFXYZ, labels_BA[:, 0])
+            kept_BFXYZ = noise_BFXYZ if objective.precondition and not draws_anew(sampler, eta) else None
+            stack_BFXYZ = prior.unwhiten(white_BFXYZ, labels_BA[:, 0], noise_BFXYZ=kept_BFXYZ)
             latents.append(stack_BFXYZ[: len(chosen)].float().cpu())
     stack_BFXYZ = torch.cat(latents) if latents else torch.empty(0, *shape)
     latent_BCTXYZ = stack_BFXYZ.unflatten(1, (n_channels, n_frames))

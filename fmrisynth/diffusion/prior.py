@@ -135,14 +135,18 @@ class Prior:
             stack_BFXYZ = torch.where(self.varying_FXYZ.to(stack_BFXYZ.device) > 0.5, stack_BFXYZ, filler_BFXYZ)
         return stack_BFXYZ
 
-    def unwhiten(self, stack_BFXYZ: Tensor, condition_B: Tensor) -> Tensor:
-        """z of u."""
+    def unwhiten(self, stack_BFXYZ: Tensor, condition_B: Tensor, *, noise_BFXYZ: Tensor | None = None) -> Tensor:
+        """z of u.
+
+        ``noise_BFXYZ`` is the noise that a sampler turned into u. Where a network is not asked (`beyond_modes`) the two are equal, but
+        that is one set of directions for all frequencies, and what the modes show comes from slightly other ones at each. With the noise
+        given, the modes show exactly what they show of it.
+        """
         if self.course_root_PHH is not None:
-            values_BHP = frequencies_of(stack_BFXYZ, self.course_root_PHH.shape[-1])
-            if self.new_HP is not None:
-                values_BHP = values_BHP * self.new_HP.to(values_BHP)
-            if self.link_HACCXYZ is not None:
-                values_BHP = _between_neighbours(blend, values_BHP, self.link_HACCXYZ)
+            values_BHP = self._colour(stack_BFXYZ)
+            if noise_BFXYZ is not None and self.modes_RP is not None:
+                modes_RP = self.modes_RP.to(values_BHP)
+                values_BHP = values_BHP + ((self._colour(noise_BFXYZ) - values_BHP) @ modes_RP.T) @ modes_RP
             if self.mode_gain_HRR is not None:
                 values_BHP = self._along_modes(values_BHP, self.mode_gain_HRR)
             if self.response_gain_KSS is not None:
@@ -166,6 +170,16 @@ class Prior:
         values_BHP = frequencies_of(stack_BFXYZ.float(), self.course_root_PHH.shape[-1])
         unasked_RP = self.unasked_RP.to(values_BHP)
         return stack_of(values_BHP - (values_BHP @ unasked_RP.T) @ unasked_RP, stack_BFXYZ)
+
+    def _colour(self, stack_BFXYZ: Tensor) -> Tensor:
+        """K u at each frequency, (B, H, P)."""
+        assert self.course_root_PHH is not None
+        values_BHP = frequencies_of(stack_BFXYZ, self.course_root_PHH.shape[-1])
+        if self.new_HP is not None:
+            values_BHP = values_BHP * self.new_HP.to(values_BHP)
+        if self.link_HACCXYZ is not None:
+            values_BHP = _between_neighbours(blend, values_BHP, self.link_HACCXYZ)
+        return values_BHP
 
     def _along_modes(self, values_BHP: Tensor, gain_HRR: Tensor) -> Tensor:
         """Multiply the values along the modes by a matrix at each frequency."""

@@ -225,6 +225,11 @@ def check_sampler(sampler: str, objective: Objective) -> None:
         _need_flow(objective, sampler)
 
 
+def draws_anew(sampler: str, eta: float) -> bool:
+    """Whether a sampler adds fresh noise on its way; what a network leaves alone then does not keep its initial noise."""
+    return sampler == "ddpm" or (sampler == "ddim" and eta > 0)
+
+
 def sample(
     sampler: str,
     denoise: Denoise,

@@ -1,11 +1,13 @@
 """The condition prior against samples of known Gaussians."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fmrisynth.data.cosines import cosines
+from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.diffusion.neighbours import OFFSETS, blend, local_products
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_inverse, symmetric_root
@@ -167,6 +169,33 @@ def test_a_preconditioned_network_is_not_asked_along_the_modes(prior):
     assert (torch.linalg.svdvals(lost.flatten(0, 1))[len(prior.modes_RP) :] < 1e-4).all()
     plain = Objective(prediction="flow")
     assert torch.equal(plain.answer(output, noisy, time_B, prior), output)
+
+
+@pytest.mark.parametrize(("sampler", "kept"), [("ab2", True), ("heun", True), ("ddpm", False)])
+def test_samples_show_their_noise_along_the_modes_whatever_the_network_says(prior, sampler, kept):
+    flat = replace(prior, mean_KFXYZ=None, response_gain_KSS=None, course_root_PHH=torch.eye(T).repeat(P, 1, 1))
+
+    def draw(network):
+        model = SimpleNamespace(
+            network=network, objective={"prediction": "flow", "precondition": True}, labels={"condition": ("a", "b")},
+            latent_shape=(C, T, *GRID), latent_mean_C=torch.zeros(C), latent_std_C=torch.ones(C),
+            prior_kind=flat.kind, prior_tensors=flat.tensors(),
+        )  # fmt: skip
+        latents = generate_latents(model, "b", seeds=range(6), sampler=sampler, n_steps=6)
+        values = frequencies_of(latents.flatten(1, 2), T)
+        return values, values @ flat.modes_RP.T
+
+    class Network(torch.nn.Module):
+        def __init__(self, strength):
+            super().__init__()
+            self.strength = strength
+
+        def forward(self, x, time_B, labels_BA):
+            return self.strength * x.roll(1, 1)
+
+    (silent, silent_modes), (loud, loud_modes) = draw(Network(0.0)), draw(Network(0.5))
+    assert (loud - silent).std() > 0.1 * silent.std()
+    assert torch.allclose(loud_modes, silent_modes, atol=1e-3) == kept
 
 
 def test_training_latents_are_whitened_as_if_they_had_not_been_seen():
