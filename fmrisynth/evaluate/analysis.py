@@ -39,7 +39,7 @@ from fmrisynth.progress import log, track
 
 @dataclass
 class Baseline:
-    """A trivial generator's scores and realism.
+    """A trivial generator's scores, realism and privacy.
 
     `standings` says per check whether it is nearer to the real data than the synthetic data are, beyond chance.
     """
@@ -48,6 +48,7 @@ class Baseline:
     comparison: Comparison
     checks: list[Check]
     standings: dict[str, Standing | None]
+    privacy: Audit | None
     n_per_condition: int
 
 
@@ -66,7 +67,7 @@ class Analysis:
     split_half_note: str
     train_ceiling: Comparison | None
     noise_free_corr: float | None
-    real_per_subject: Score | None
+    real_per_block: Score | None
     tokenizer_ceiling: Comparison | None
     baselines: list[Baseline]
     checks: list[Check]
@@ -110,8 +111,9 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
         order = maps.conditions + [c for c in cohorts.candidates if c not in maps.conditions]
         candidates = group_maps(real.table, order)
         return compare_maps(
-            candidates, maps, real.table, summary.table, bootstrap_repeats=repeats, voxels=voxels, seed=config.seed
-        )
+            candidates, maps, real.table, summary.table, bootstrap_repeats=repeats, voxels=voxels, seed=config.seed,
+            block_effects_RV=summary.block_effects_RV,
+        )  # fmt: skip
 
     def realism(summary: Summary, conditions: list[str]) -> Realism:
         reference = train.properties if train is not None else None
@@ -144,7 +146,8 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
                 summary = summarise(track(windows, name, total=n * len(shared)), probes, config.glm)
                 scored = score(group_maps(summary.table, shared), summary, min(config.bootstrap_repeats, 200))
                 rival = realism(summary, shared)
-                found.append(Baseline(name, scored, rival.checks, standings(own, rival), n))
+                copied = audit(train.windows_NCT, train.subjects_N, summary.windows_NCT, config.privacy_percentile)
+                found.append(Baseline(name, scored, rival.checks, standings(own, rival), copied, n))
     audit_base = train or real
     privacy = {}
     for name, base, samples in (
@@ -165,7 +168,7 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
         cohorts=cohorts, real=real, synthetic=synthetic, train=train, real_maps=real_maps, synthetic_maps=synthetic_maps,
         comparison=comparison, split_half=split_half, split_half_note=split_half_note, train_ceiling=train_ceiling,
         noise_free_corr=noise_free_ceiling(corr.value) if corr is not None and corr.value is not None else None,
-        real_per_subject=leave_one_out_top1(real.table, cohorts.candidates),
+        real_per_block=leave_one_out_top1(real.table, real.block_effects_RV, cohorts.candidates),
         tokenizer_ceiling=_tokenizer_ceiling(cohorts, config, real, voxels),
         baselines=found, checks=own.checks, rois=rois, roi_note=roi_note,
         privacy=privacy, utility=transfers(real, synthetic, train, cohorts.conditions),
@@ -221,16 +224,17 @@ def _tokenizer_ceiling(
         own = [b for b in cohorts.real if b.condition in cohorts.conditions]
         windows = reconstructed_windows(own, cohorts.mask_XYZ, cohorts.grid, config.glm, config.tokenizer)
         probes = Probes(cohorts.grid, cohorts.mask_XYZ, [])
-        table = summarise(track(windows, "tokenizer ceiling", total=len(own)), probes, config.glm, n_groups=1).table
+        reconstructed = summarise(track(windows, "tokenizer ceiling", total=len(own)), probes, config.glm, n_groups=1)
+        table, block_effects_RV = reconstructed.table, reconstructed.block_effects_RV
     elif config.reconstructions is not None:
-        table = _reconstructed_table(cohorts, config, real, config.reconstructions)
+        table, block_effects_RV = _reconstructed_table(cohorts, config, real, config.reconstructions), None
     else:
         return None
     conditions = [c for c in cohorts.conditions if c in table.conditions]
     order = conditions + [c for c in cohorts.candidates if c not in conditions]
     return compare_maps(
         group_maps(real.table, order), group_maps(table, conditions), real.table, table,
-        bootstrap_repeats=0, voxels=voxels, seed=config.seed,
+        bootstrap_repeats=0, voxels=voxels, seed=config.seed, block_effects_RV=block_effects_RV,
     )  # fmt: skip
 
 

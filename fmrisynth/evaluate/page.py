@@ -25,6 +25,8 @@ from fmrisynth.report.html import Card, Verdict
 DISPLAY_SHARE, GLASS_SHARE = 0.33, 0.5
 """Slices and glass brains are transparent below this share of the colour limit."""
 
+OUTCOME_WORDS = {"pass": "passed", "warn": "look", "fail": "failed", "info": "–"}
+
 
 def render_report(
     analysis: Analysis, lines: list[Judgement], config: EvaluateConfig, real: Path, synthetic: Path
@@ -108,8 +110,8 @@ def _scores(analysis: Analysis) -> list[Element]:
         rows.append(row("Ceiling: real training against test", analysis.train_ceiling.scores))
     if analysis.split_half:
         halves = dict(analysis.split_half)
-        if analysis.real_per_subject is not None:
-            halves["top1_per_sample"] = analysis.real_per_subject
+        if analysis.real_per_block is not None:
+            halves["top1_per_sample"] = analysis.real_per_block
         rows.append(row("Ceiling: split halves of test", halves))
     if analysis.tokenizer_ceiling is not None:
         rows.append(row("Ceiling: tokenizer reconstructions", analysis.tokenizer_ceiling.scores))
@@ -308,10 +310,9 @@ def _realism(analysis: Analysis) -> list[Element]:
         "Outcome",
         *(b.name for b in analysis.baselines),
     ]
-    words = {"pass": "passed", "warn": "look", "fail": "failed", "info": "–"}
     rows = [
         [
-            check.title, check.real, check.synthetic, show(check, 3).replace(", ", ",\u00a0"), check.what, words[check.outcome],
+            check.title, check.real, check.synthetic, show(check, 3).replace(", ", ",\u00a0"), check.what, OUTCOME_WORDS[check.outcome],
             *(_rival(baseline, check.key) for baseline in analysis.baselines),
         ]
         for check in analysis.checks
@@ -434,6 +435,23 @@ def _privacy(analysis: Analysis) -> list[Element]:
                 vector=True,
             )
         )
+    own = analysis.privacy.get("dynamics")
+    audits = [("Synthetic", own), *((f"Baseline: {b.name}", b.privacy) for b in analysis.baselines)]
+    rows = [
+        [name, f"{100 * a.share_below:.0f} %", len(a.copies), a.ratio_of_means, OUTCOME_WORDS[a.outcome]]
+        for name, a in audits
+        if a is not None
+    ]
+    if len(rows) > 1:
+        columns = (
+            "Dynamics",
+            "Under the threshold",
+            "Singled out",
+            "Mean distance, times training to training",
+            "Outcome",
+        )
+        caption = "What writes training data out again may look as real as it likes: it is no substitute for samples that copy nobody."
+        elements.append(Table(columns, rows, highlight=0, caption=caption))
     return elements
 
 

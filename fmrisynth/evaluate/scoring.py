@@ -121,7 +121,7 @@ def _shared_maps(real: GroupMaps, other: GroupMaps) -> tuple[np.ndarray, np.ndar
 
 def compare_maps(
     real: GroupMaps, other: GroupMaps, real_table: EffectTable, other_table: EffectTable, *,
-    bootstrap_repeats: int, voxels: np.ndarray, seed: int, per_sample: bool = True,
+    bootstrap_repeats: int, voxels: np.ndarray, seed: int, block_effects_RV: np.ndarray | None = None,
 ) -> Comparison:  # fmt: skip
     """Score one dataset (synthetic, baseline, training split) against the real group maps.
 
@@ -137,8 +137,8 @@ def compare_maps(
         Voxels of the bootstrap.
     seed : int
         Seed of bootstrap and random permutations.
-    per_sample : bool
-        Whether each subject's own effect map is also classified.
+    block_effects_RV : array of shape (R, V), optional
+        Effects of single blocks, one for each row of `other_table`, to be classified one by one.
     """
     k, n_candidates = len(other.conditions), len(real.conditions)
     target = np.arange(k)
@@ -173,8 +173,8 @@ def compare_maps(
         scores, square, map_correlations(real_maps[:k], real_maps[:k]), map_correlations(other_maps, other_maps), seed
     )
     _add_intervals(scores, real, real_table, other, other_table, kind, bootstrap_repeats, voxels, seed, notes)
-    if per_sample and n_candidates >= 2:
-        scores["top1_per_sample"] = sample_top1(other_table, other.conditions, real, kind)
+    if block_effects_RV is not None and n_candidates >= 2:
+        scores["top1_per_sample"] = sample_top1(other_table, block_effects_RV, other.conditions, real, kind)
     return Comparison(
         scores,
         {c: _finite(v) for c, v in zip(other.conditions, found.corr_K, strict=True)},
@@ -232,21 +232,26 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
 
 
-def sample_top1(table: EffectTable, conditions: Sequence[str], real: GroupMaps, kind: str) -> Score:
-    """Share of single samples (or subjects) whose own effect map is nearest to the right real group map."""
+def sample_top1(
+    table: EffectTable, block_effects_RV: np.ndarray, conditions: Sequence[str], real: GroupMaps, kind: str
+) -> Score:
+    """Share of single blocks (one per row of the table) whose own effect map is nearest to the right real group map."""
     candidates = real.z_KV if kind == "z" else real.effect_KV
     finite = np.isfinite(candidates).all(axis=0)
     hits = []
     for index, condition in enumerate(conditions):
-        cross = map_correlations(table.effects_RV[table.where(condition)][:, finite], candidates[:, finite])
+        cross = map_correlations(block_effects_RV[table.where(condition)][:, finite], candidates[:, finite])
         hits.append(top1_hits(cross, np.full(len(cross), index)))
     hit = np.concatenate(hits)
     low, high = wilson_interval(float(hit.mean()), len(hit))
-    return Score(float(hit.mean()), len(hit), "samples", low, high, note=f"Chance {1 / len(candidates):.2f}.")
+    return Score(float(hit.mean()), len(hit), "blocks", low, high, note=f"Chance {1 / len(candidates):.2f}.")
 
 
-def leave_one_out_top1(table: EffectTable, conditions: Sequence[str]) -> Score | None:
-    """Per-subject Top-1 of the real data: each subject against the group maps of the others."""
+def leave_one_out_top1(table: EffectTable, block_effects_RV: np.ndarray, conditions: Sequence[str]) -> Score | None:
+    """Top-1 of single real blocks, one of each subject and condition, against the group maps of the other subjects.
+
+    A sample is one block, so what real single blocks reach is its ceiling; subjects whose maps average several reach more.
+    """
     data = group_effects(table, conditions)
     if min(data.n_per_condition.values()) < 3 or len(conditions) < 2:
         return None
@@ -263,18 +268,23 @@ def leave_one_out_top1(table: EffectTable, conditions: Sequence[str]) -> Score |
             row = np.flatnonzero(data.members[condition] == subject)
             if row.size:
                 mine = data.effects[condition][row[0]].astype(np.float64)
-                own[condition] = mine
+                own[condition] = block_effects_RV[table.where(condition)[row[0]]]
                 total, square, n = total - mine, square - mine**2, n - 1
             mean = total / n
             variance = np.maximum(square / n - mean**2, 1e-12) / (n - 1)
             maps.append(mean / np.sqrt(variance))
-        for condition, mine in own.items():
-            cross = map_correlations(mine[None].astype(np.float32), np.stack(maps).astype(np.float32))
+        for condition, block in own.items():
+            cross = map_correlations(block[None], np.stack(maps).astype(np.float32))
             hits.append(bool(top1_hits(cross, np.array([list(conditions).index(condition)]))[0]))
     share = float(np.mean(hits))
     low, high = wilson_interval(share, len(hits))
     return Score(
-        share, len(hits), "subjects x conditions", low, high, note="Each subject against the others' group maps."
+        share,
+        len(hits),
+        "blocks",
+        low,
+        high,
+        note="One block of each subject and condition against the others' group maps.",
     )
 
 

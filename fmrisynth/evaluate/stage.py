@@ -21,7 +21,7 @@ from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, headline, judge, show
 from fmrisynth.progress import StageSummary
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 METRICS = Path("metrics.json")
 REPORT = Path("report.html")
 
@@ -78,7 +78,7 @@ def _scores_json(scores: dict[str, Score]) -> dict[str, Any]:
 def metrics_of(analysis: Analysis, config: EvaluateConfig, real: Path, synthetic: Path) -> dict[str, Any]:
     """The content of ``metrics.json``; see ``docs/metrics.md`` for every field."""
     cohorts = analysis.cohorts
-    per_subject = analysis.real_per_subject
+    per_block = analysis.real_per_block
     return {
         "schema_version": SCHEMA_VERSION,
         "fmrisynth_version": __version__,
@@ -105,10 +105,14 @@ def metrics_of(analysis: Analysis, config: EvaluateConfig, real: Path, synthetic
             "train_against_test": _comparison_json(analysis.train_ceiling),
             "noise_free_corr": analysis.noise_free_corr,
             "tokenizer": _comparison_json(analysis.tokenizer_ceiling),
-            "top1_per_subject": per_subject.to_json() if per_subject is not None else None,
+            "top1_per_block": per_block.to_json() if per_block is not None else None,
         },
         "baselines": {
-            b.name: (_comparison_json(b.comparison) or {}) | {"realism": {c.key: c.to_json() | {"against_synthetic": b.standings[c.key]} for c in b.checks}, "samples_per_condition": b.n_per_condition}
+            b.name: (_comparison_json(b.comparison) or {}) | {
+                "realism": {c.key: c.to_json() | {"against_synthetic": b.standings[c.key]} for c in b.checks},
+                "privacy": {"dynamics": b.privacy.to_json()} if b.privacy is not None else {},
+                "samples_per_condition": b.n_per_condition,
+            }
             for b in analysis.baselines
         },
         "truth": analysis.truth,

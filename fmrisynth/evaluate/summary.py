@@ -41,6 +41,8 @@ class Summary:
         N blocks.
     table : EffectTable
         Fixed effects per subject and condition.
+    block_effects_RV : array of shape (R, V), float32
+        For each row of the table the effect of one of its blocks, chosen at random; a synthetic sample has only one.
     windows_NCT : array of shape (N, C * T), float32
         Percent signal change averaged over cells: the space of privacy audit and classifiers.
     anatomy_NC : array of shape (N, C), float32
@@ -51,6 +53,7 @@ class Summary:
 
     blocks: list[BlockInfo]
     table: EffectTable
+    block_effects_RV: np.ndarray
     windows_NCT: np.ndarray
     anatomy_NC: np.ndarray
     properties: Properties
@@ -95,10 +98,12 @@ class _Accumulator:
         self.anatomy: list[np.ndarray] = []
         self.rows: list[EffectRow] = []
         self.effects: list[np.ndarray] = []
+        self.block_effects: list[np.ndarray] = []
         self.variances: list[np.ndarray] = []
         self.current: str | None = None
         self.split: str | None = None
         self.pending: dict[str, list[Estimate]] = {}
+        self.rng = np.random.default_rng(0)
 
     def add(self, window: Window) -> None:
         block, percent = window.block, window.percent_TV
@@ -118,19 +123,24 @@ class _Accumulator:
             self.rows.append(EffectRow(str(self.current), condition, len(estimates), combined.dof, self.split))
             self.effects.append(combined.effect)
             self.variances.append(combined.variance)
+            chosen = int(self.rng.integers(len(estimates)))
+            self.block_effects.append(combined.effect if len(estimates) == 1 else estimates[chosen].effect)
         self.pending = {}
 
     def finish(self) -> Summary:
         self._close_subject()
+        effects_RV = np.stack(self.effects)
+        single = all(row.n_blocks == 1 for row in self.rows)
         return Summary(
             blocks=self.blocks,
             table=EffectTable(
                 self.probes.grid,
                 self.probes.mask_XYZ,
                 tuple(self.rows),
-                np.stack(self.effects),
+                effects_RV,
                 np.stack(self.variances),
             ),
+            block_effects_RV=effects_RV if single else np.stack(self.block_effects),
             windows_NCT=np.stack(self.cells),
             anatomy_NC=np.stack(self.anatomy),
             properties=self.properties.finish(),

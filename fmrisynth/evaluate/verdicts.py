@@ -52,8 +52,8 @@ def ceiling_of(analysis: Analysis, name: str) -> tuple[float, str] | None:
             return score.value, "training against test subjects"
     if name in analysis.split_half and analysis.split_half[name].value is not None:
         return float(analysis.split_half[name].value or 0.0), "split halves of the test subjects"
-    if name == "top1_per_sample" and analysis.real_per_subject is not None:
-        return float(analysis.real_per_subject.value or 0.0), "single real subjects, leave-one-out"
+    if name == "top1_per_sample" and analysis.real_per_block is not None:
+        return float(analysis.real_per_block.value or 0.0), "single real blocks, leave-one-subject-out"
     return None
 
 
@@ -168,6 +168,11 @@ def _rivals_line(analysis: Analysis) -> list[Judgement]:
         for name, count in counts.items()
     ]
     detail = f"Properties in which the samples are nearer to the real data, beyond chance, than {'; '.join(parts)}."
+    copying = [
+        b.name for b in analysis.baselines if b.name in counts and b.privacy is not None and b.privacy.outcome == "fail"
+    ]
+    if copying:
+        detail += f" Copies of training blocks, by the privacy audit: {' and '.join(copying)}."
     outcome: Outcome = "pass" if not behind else "warn" if len(behind) < len(counts) else "fail"
     return [Judgement("realism_baselines", outcome, "Realism against trivial baselines", detail)]
 

@@ -17,6 +17,7 @@ from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.evaluate import evaluate_datasets
 from fmrisynth.evaluate.analysis import Analysis, analyse
 from fmrisynth.evaluate.cohorts import choose_cohorts
+from fmrisynth.evaluate.scoring import sample_top1
 from fmrisynth.evaluate.verdicts import headline, judge
 from fmrisynth.glm.design import window_design
 from fmrisynth.glm.windows import percent_signal
@@ -168,10 +169,15 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     summary = evaluate_datasets(tmp_path / "out", real=real_cohort, synthetic=good_samples, config=quick)
     assert any("checks passed" in line for line in summary.lines)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["schema_version"] == "1.1"
+    assert metrics["schema_version"] == "1.2"
     assert metrics["synthetic"]["scores"]["corr"]["n"] == 4
     assert set(metrics["baselines"]) == {"class mean + residuals", "PCA-Gaussian", "nearest training sample"}
     assert metrics["baselines"]["class mean + residuals"]["scores"]["corr"]["value"] > 0.5
+    audits = {name: baseline["privacy"]["dynamics"]["outcome"] for name, baseline in metrics["baselines"].items()}
+    assert audits["nearest training sample"] == audits["class mean + residuals"] == "fail"
+    line = next(line for line in metrics["summary"] if line["key"] == "realism_baselines")
+    copying = " and ".join(name for name, outcome in audits.items() if outcome == "fail")
+    assert f"Copies of training blocks, by the privacy audit: {copying}." in line["detail"]
     assert "NaN" not in (tmp_path / "out/metrics.json").read_text()
     text = (tmp_path / "out/report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:|#)", text)
@@ -268,3 +274,22 @@ def test_other_grid_is_resampled_when_asked(real_cohort, maker, quick, tmp_path)
     assert cohorts.synthetic[0].load_grid().same_as(maker.grid)
     assert any("resampled" in note for note in cohorts.notes)
     assert 0.6 * brain_mask().sum() < cohorts.mask_XYZ.sum() < brain_mask().sum()
+
+
+def test_single_samples_are_held_against_single_real_blocks(maker, quick, tmp_path):
+    """Samples of the very process that made the cohort, in which a subject's mean of six blocks is much clearer than a block."""
+    noisy = replace(maker, noise_sd=8.0)
+    real = noisy.cohort(tmp_path / "real", 11, train=10, test=10, n_blocks=6)
+    samples = noisy.samples(tmp_path / "samples", 12, 25)
+    config = quick.model_copy(update={"baselines": False, "bootstrap_repeats": 0})
+    analysis, outcomes = run(real, samples, config, tmp_path)
+    own = analysis.comparison.scores["top1_per_sample"]
+    ceiling = analysis.train_ceiling.scores["top1_per_sample"]
+    averaged = sample_top1(
+        analysis.train.table, analysis.train.table.effects_RV, list(CONDITIONS), analysis.real_maps, "z"
+    )
+    assert ceiling.n == averaged.n == 40
+    assert averaged.low > own.high  # what samples must not be judged by
+    for score in (ceiling, analysis.real_per_block):
+        assert score.low < own.value < score.high
+    assert outcomes["score.top1_per_sample"] == "pass"
