@@ -39,8 +39,10 @@ class Split:
 def log_volume(prior: Prior, varying_FXYZ: Tensor, n_frames: int) -> Tensor:
     """Log determinant (K) of what a prior does beside the standard deviations (links have determinant 1)."""
     total = torch.zeros(1 if prior.mean_KFXYZ is None else len(prior.mean_KFXYZ), dtype=torch.float64)
+    varying_P = varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1).flatten()
+    if prior.response_spread_KP is not None:
+        total += prior.response_spread_KP[:, varying_P].double().log().sum(1)
     if prior.course_root_PHH is not None:
-        varying_P = varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1).flatten()
         total += float(torch.linalg.slogdet(prior.course_root_PHH[varying_P].double()).logabsdet.sum())
     if prior.new_HP is not None:
         total += float(prior.new_HP.double().log().sum())

@@ -6,14 +6,15 @@ prior is the unit Gaussian; training latents z of condition k are
 ``none``              z = u
 ``class_mean``        z = mean_k + u
 ``class_gaussian``    z = mean_k + std_k * u, with the elementwise standard deviation, shrunk towards the one pooled over conditions
-``class_covariance``  z = mean_k + R C_k A K u, where R, A and K are linear maps, the same for all conditions
+``class_covariance``  z = mean_k + D_k R C_k A K u, where R, A and K are linear maps, the same for all conditions
 
 R, A and K are taken apart by temporal frequency (`data.cosines`): a block is short and nearly stationary, so frequencies hardly vary
 together, and one needs fewer numbers for each than for all frames at once.
 
-C_k is how conditions differ in more than their mean. People respond more or less strongly, so instances of a condition vary most along
-its own response, and where one condition responds another may hardly vary at all. C_k multiplies what the modes hold of a few directions by a
-matrix.
+D_k and C_k are how conditions differ in more than their mean. Instances of a condition differ most where it responds, each person in an
+own way: in every channel and cell D_k multiplies what goes along the course of the response by a number. And people respond more or less
+strongly as a whole, so instances of a condition vary most along its own response, where those of another may hardly vary at all: C_k
+multiplies what the modes hold of a few directions by a matrix.
 
 K makes noise as large as what is new in each channel and cell, and blends neighbouring cells (`neighbours`).
 
@@ -74,6 +75,10 @@ class Prior:
         What a unit of each of these sums is in the values along the modes; weights times loads is the unit matrix.
     response_gain_KSS : Tensor or None
         C_k: symmetric matrices that multiply the sums.
+    response_course_KT : Tensor or None
+        D_k: the course of each condition's mean response, of unit length and mean 0; None stands for a prior without D_k.
+    response_spread_KP : Tensor or None
+        D_k: what multiplies the part of a channel's and cell's course along it.
     varying_FXYZ : Tensor or None
         1 where training latents differ, 0 where they are nearly constant (cells with hardly any brain); None stands for 1.
     """
@@ -91,16 +96,19 @@ class Prior:
     response_weight_SHR: Tensor | None = None
     response_load_SHR: Tensor | None = None
     response_gain_KSS: Tensor | None = None
+    response_course_KT: Tensor | None = None
+    response_spread_KP: Tensor | None = None
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
         """The prior of stored tensors; see `tensors`. Raises FmrisynthError for values that no fit gives."""
-        link_HACCXYZ, new_HP = tensors.get("link"), tensors.get("new")
+        link_HACCXYZ = tensors.get("link")
         sound = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
         sound = sound and (link_HACCXYZ is None or is_sound(link_HACCXYZ))
         gains = (tensors[name].float() for name in ("mode_gain", "response_gain") if name in tensors)
         sound = sound and not any(bool(torch.linalg.cholesky_ex(gain).info.any()) for gain in gains)
-        if not sound or (new_HP is not None and float(new_HP.min()) <= 0):
+        scales = (tensors[name] for name in ("new", "response_spread") if name in tensors)
+        if not sound or any(float(scale.min()) <= 0 for scale in scales):
             raise FmrisynthError("the prior's file holds values that no fit gives; it is damaged, copy it again.")
         return cls(kind, **{attribute: tensors.get(name) for attribute, name in _tensor_names().items()})
 
@@ -119,6 +127,7 @@ class Prior:
             stack_BFXYZ = stack_BFXYZ - self._pick(self.mean_KFXYZ, condition_B, stack_BFXYZ)
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ / self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
+        stack_BFXYZ = self.along_response_course(stack_BFXYZ, condition_B, inverse=True)
         if self.course_root_PHH is not None:
             values_BHP = frequencies_of(stack_BFXYZ, self.course_root_PHH.shape[-1])
             values_BHP = _multiply(self._inverse_courses, values_BHP)
@@ -152,11 +161,22 @@ class Prior:
             if self.response_gain_KSS is not None:
                 values_BHP = self._along_responses(values_BHP, self.response_gain_KSS[condition_B.cpu()])
             stack_BFXYZ = stack_of(_multiply(self.course_root_PHH, values_BHP), stack_BFXYZ)
+        stack_BFXYZ = self.along_response_course(stack_BFXYZ, condition_B)
         if self.std_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ * self._pick(self.std_KFXYZ, condition_B, stack_BFXYZ)
         if self.mean_KFXYZ is not None:
             stack_BFXYZ = stack_BFXYZ + self._pick(self.mean_KFXYZ, condition_B, stack_BFXYZ)
         return stack_BFXYZ
+
+    def along_response_course(self, stack_BFXYZ: Tensor, condition_B: Tensor, *, inverse: bool = False) -> Tensor:
+        """D_k, or its inverse."""
+        if self.response_spread_KP is None or self.response_course_KT is None:
+            return stack_BFXYZ
+        course_BT = self._pick(self.response_course_KT, condition_B, stack_BFXYZ)
+        factor_BP = self._pick(self.response_spread_KP, condition_B, stack_BFXYZ)
+        factor_BP = 1 / factor_BP if inverse else factor_BP
+        along_BP = torch.einsum("bt,btp->bp", course_BT, frames_of(stack_BFXYZ, course_BT.shape[1]))
+        return stack_BFXYZ + _stack(course_BT[:, :, None] * ((factor_BP - 1) * along_BP)[:, None], stack_BFXYZ)
 
     def beyond_modes(self, stack_BFXYZ: Tensor) -> Tensor:
         """What has no part in the modes of a whitened stack; all of it if there are no modes.
@@ -216,8 +236,8 @@ class Prior:
         return symmetric_inverse(self.response_gain_KSS)
 
     @staticmethod
-    def _pick(table_KFXYZ: Tensor, condition_B: Tensor, like: Tensor) -> Tensor:
-        return table_KFXYZ[condition_B.to(table_KFXYZ.device)].to(like.device, like.dtype)
+    def _pick(table: Tensor, condition_B: Tensor, like: Tensor) -> Tensor:
+        return table[condition_B.to(table.device)].to(like.device, like.dtype)
 
 
 def _tensor_names() -> dict[str, str]:
@@ -227,14 +247,22 @@ def _tensor_names() -> dict[str, str]:
 
 def frequencies_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:
     """Each channel and cell at each temporal frequency, (B, H, P), of stacks whose second axis is (c t)."""
-    frames_BTP = rearrange(stack_BFXYZ, "b (c t) x y z -> b t (c x y z)", t=n_frames)
+    frames_BTP = frames_of(stack_BFXYZ, n_frames)
     return torch.from_numpy(cosines(n_frames)).to(frames_BTP) @ frames_BTP
 
 
 def stack_of(values_BHP: Tensor, like_BFXYZ: Tensor) -> Tensor:
     """The inverse of `frequencies_of`, for a latent grid like another stack's."""
+    return _stack(torch.from_numpy(cosines(values_BHP.shape[1])).to(values_BHP).T @ values_BHP, like_BFXYZ)
+
+
+def frames_of(stack_BFXYZ: Tensor, n_frames: int) -> Tensor:
+    """Each channel and cell at each frame, (B, T, P), of stacks whose second axis is (c t)."""
+    return rearrange(stack_BFXYZ, "b (c t) x y z -> b t (c x y z)", t=n_frames)
+
+
+def _stack(frames_BTP: Tensor, like_BFXYZ: Tensor) -> Tensor:
     x, y, z = like_BFXYZ.shape[2:]
-    frames_BTP = torch.from_numpy(cosines(values_BHP.shape[1])).to(values_BHP).T @ values_BHP
     return rearrange(frames_BTP, "b t (c x y z) -> b (c t) x y z", x=x, y=y, z=z)
 
 

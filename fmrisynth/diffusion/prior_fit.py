@@ -19,9 +19,10 @@ from itertools import groupby, islice
 import torch
 from torch import Tensor
 
+from fmrisynth.data.cosines import cosines
 from fmrisynth.diffusion.mode_fit import N_FOLDS, AddUp, Batches, find_modes, mode_covariances
 from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_inverse, symmetric_root
-from fmrisynth.diffusion.response_fit import MeanResponses, ResponseDirections, ResponseMoments
+from fmrisynth.diffusion.response_fit import MeanResponses, ResponseDirections, ResponseMoments, ResponseSpreads
 from fmrisynth.diffusion.rest_fit import LEAST_NEW, SHRINKAGE_INSTANCES, Rest, RestMoments
 
 STD_FLOOR = 0.05  # what varies less, in units of the root-mean-square deviation, is held constant
@@ -31,7 +32,7 @@ N_PROBES = 512  # frames of random signs from which the variance of blended nois
 BATCH_INSTANCES = 16  # instances in one matrix product
 
 _OF_FOLD = ("modes", "mode_gain", "unasked", "new", "link", "response_weight", "response_load")
-_OF_ALL_FOLDS = ("course_root", "response_gain")
+_OF_ALL_FOLDS = ("course_root", "response_gain", "response_spread")
 
 Instances = Callable[[], Iterable[tuple[Tensor, int, int]]]
 """Starts an iteration over normalised latents (F, X, Y, Z), their condition and the number of their subject."""
@@ -142,11 +143,18 @@ def add_courses(
     *,
     add_up: AddUp = lambda total: None,
 ) -> Prior:
-    """Give a prior that has means the covariance of the frequencies of each channel and cell.
+    """Give a prior that has means how each condition varies along its response, and the covariance of the frequencies, in each channel and cell.
 
-    Parameters as for `add_modes`, which comes after it. Their shapes are shrunk towards the mean one over all that varies; what does not
+    Parameters as for `add_modes`, which comes after it. Shapes of covariances are shrunk towards the mean one over all that varies; what does not
     vary gets a little noise.
     """
+    assert prior.varying_FXYZ is not None
+    varies_P = prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1).flatten() > 0.5
+    spreads = ResponseSpreads(prior, n_frames)
+    for stack_FXYZ, condition, _ in instances():
+        spreads.add(prior.whiten(stack_FXYZ[None].float(), torch.tensor([condition]))[0], condition)
+    spreads.add_up(add_up)
+    prior = replace(prior, response_course_KT=spreads.course_KT, response_spread_KP=spreads.spread(varies_P))
     sums_PHH: Tensor | None = None
     count = torch.zeros((), dtype=torch.float64)
     for stack_FXYZ, condition, _ in instances():
@@ -160,8 +168,6 @@ def add_courses(
     add_up(count)
     own_PHH = sums_PHH.double() / count
     power_P = own_PHH.diagonal(dim1=1, dim2=2).mean(1)
-    assert prior.varying_FXYZ is not None
-    varies_P = prior.varying_FXYZ.unflatten(0, (-1, n_frames)).amax(1).flatten() > 0.5
     shape_PHH = own_PHH / power_P.clamp_min(1e-12)[:, None, None]
     shape_PHH = (count * shape_PHH + SHRINKAGE_INSTANCES * shape_PHH[varies_P].mean(0)) / (count + SHRINKAGE_INSTANCES)
     shrunk_PHH = power_P[:, None, None] * shape_PHH
@@ -264,11 +270,14 @@ def add_modes(
     fitted = with_modes(-1, sample.gains())
     assert fitted.mode_gain_HRR is not None
     assert fitted.response_gain_KSS is not None
-    load_SHP = directions[-1].load_SHR @ basis_PR.T
-    more_PHH = torch.einsum("sgp,st,thp->pgh", load_SHP, sample.more(fitted.response_gain_KSS), load_SHP)
-    drawn_PHH = torch.diag_embed(_drawn(basis_PR, fitted.mode_gain_HRR, rests[-1]).T) + more_PHH
+    drawn = _Drawn(
+        _drawn(basis_PR, fitted.mode_gain_HRR, rests[-1]).T,
+        directions[-1].load_SHR @ basis_PR.T,
+        fitted.response_gain_KSS @ fitted.response_gain_KSS - torch.eye(len(directions[-1].load_SHR)),
+    )
+    with_courses = _with_courses_of_latents(fitted, batches, drawn.over_conditions(sample.shares()), varying_P, add_up)
     return FittedPrior(
-        _with_courses_of_latents(fitted, batches, drawn_PHH, varying_P, add_up),
+        _with_spreads_of_latents(with_courses, prior, batches, conditions, drawn, varying_P, add_up),
         {k: with_modes(k, left_out.gains()) for k in filled},
     )
 
@@ -323,6 +332,27 @@ def _unasked(before_RHP: Tensor) -> Tensor:
     return (sums_NP.T @ vectors_NN[:, -n_modes:]) / values_N[-n_modes:].sqrt()
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """Covariance of what C_k A K draws in each element: a variance per frequency, and what the directions of responses add in a condition."""
+
+    variance_PH: Tensor
+    load_SHP: Tensor
+    more_KSS: Tensor
+
+    def over_conditions(self, share_K: Tensor) -> Tensor:
+        """Covariance of the frequencies (P, H, H), over conditions of such shares."""
+        more_SS = torch.einsum("k,kst->st", share_K, self.more_KSS)
+        more_PHH = torch.einsum("sgp,st,thp->pgh", self.load_SHP, more_SS, self.load_SHP)
+        return torch.diag_embed(self.variance_PH) + more_PHH
+
+    def along(self, weight_KHP: Tensor) -> Tensor:
+        """Variance (K, P) of sums over frequencies, in each condition with its own weights."""
+        along_KSP = torch.einsum("khp,shp->ksp", weight_KHP, self.load_SHP)
+        more_KP = torch.einsum("ksp,kst,ktp->kp", along_KSP, self.more_KSS, along_KSP)
+        return torch.einsum("khp,ph->kp", weight_KHP.square().to(self.variance_PH), self.variance_PH) + more_KP
+
+
 def _drawn(basis_PR: Tensor, gain_HRR: Tensor, rest: Rest) -> Tensor:
     """Variance (H, P) of each element in draws, after K and A."""
     generator = torch.Generator().manual_seed(0)
@@ -370,6 +400,42 @@ def _with_courses_of_latents(
     matrix_PHH = torch.eye(n_frequencies).repeat(len(varying_P), 1, 1)
     matrix_PHH[varying_P] = _transport(drawn_PHH, target_PHH)
     return replace(prior, course_root_PHH=prior.course_root_PHH @ matrix_PHH)
+
+
+def _with_spreads_of_latents(
+    prior: Prior,
+    before: Prior,
+    batches: Batches,
+    conditions: list[Tensor],
+    drawn: _Drawn,
+    varying_P: Tensor,
+    add_up: AddUp,
+) -> Prior:
+    """A prior with D_k such that draws vary along each condition's course as the latents do in every channel and cell.
+
+    Modes have their own say in how conditions vary there, so D_k of ``before``, which whitened the batches, needs a change.
+    """
+    if prior.response_course_KT is None or prior.response_spread_KP is None:
+        return prior
+    assert prior.course_root_PHH is not None
+    assert before.course_root_PHH is not None
+    course_KH = prior.response_course_KT @ torch.from_numpy(cosines(prior.response_course_KT.shape[1])).float().T
+    weight_KHP = torch.einsum("kg,pgh->khp", course_KH, before.course_root_PHH[varying_P])
+    squares_KP, count_K = (
+        torch.zeros(len(course_KH), int(varying_P.sum()), dtype=torch.float64),
+        torch.zeros(len(course_KH), dtype=torch.float64),
+    )
+    for (values_BHP, _), condition_B in zip(batches, conditions, strict=True):
+        along_BP = (weight_KHP[condition_B] * values_BHP).sum(1)
+        squares_KP.index_add_(0, condition_B, along_BP.double().square())
+        count_K += torch.bincount(condition_B, minlength=len(count_K))
+    add_up(squares_KP)
+    add_up(count_K)
+    drawn_KP = drawn.along(torch.einsum("kg,pgh->khp", course_KH, prior.course_root_PHH[varying_P])).double()
+    change_KP = (squares_KP / drawn_KP + SHRINKAGE_INSTANCES) / (count_K[:, None] + SHRINKAGE_INSTANCES)
+    spread_KP = prior.response_spread_KP.clone()
+    spread_KP[:, varying_P] *= change_KP.sqrt().float()
+    return replace(prior, response_spread_KP=spread_KP)
 
 
 def _transport(source: Tensor, target: Tensor) -> Tensor:

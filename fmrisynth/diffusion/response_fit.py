@@ -1,11 +1,14 @@
-"""Estimating how conditions differ in more than their mean: the directions and the matrices C_k of a `Prior`.
+"""Estimating how conditions differ in more than their mean: D_k, and the directions and matrices of C_k, of a `Prior`.
 
-The strength of a response differs between people and between blocks, so along its own mean response a condition varies more than others
-do. A covariance that all conditions share gives each of them the variation of all, and single samples are then taken for other
-conditions. In units of the covariance of the modes, two directions are kept for each condition: its mean response, and the direction that
+A covariance that all conditions share gives each of them the variation of all. But responses differ between people: the activation of
+each region, so that a condition varies most where it responds (D_k, apart for each channel and cell), and the strength of the whole, so
+that it varies along its own mean response (C_k). Without D_k effects vary too much where a condition does not respond, without C_k
+single samples are taken for other conditions.
+
+C_k: in units of the covariance of the modes, two directions are kept for each condition: its mean response, and the direction that
 decides how large its mean response looks. Constants have no part in either: the effect of a block is a change within it.
 
-Axis legend: K conditions, B batch, H temporal frequencies, P the elements of a frame that vary, R modes, S directions.
+Axis legend: K L conditions, B batch, T frames, H temporal frequencies, P the elements of a frame that vary, R modes, S directions.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fmrisynth.diffusion.mode_fit import AddUp
-from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_inverse, symmetric_root
+from fmrisynth.diffusion.prior import Prior, frames_of, frequencies_of, symmetric_inverse, symmetric_root
 from fmrisynth.diffusion.rest_fit import SHRINKAGE_INSTANCES
 
 
@@ -33,10 +36,12 @@ class MeanResponses:
         assert prior.mean_KFXYZ is not None
         assert prior.course_root_PHH is not None
         root_PHH = prior.course_root_PHH
-        mean_KHP = frequencies_of(prior.mean_KFXYZ, root_PHH.shape[1])
-        mean_KHP[:, 0] = 0.0
-        white_KHP = torch.einsum("pgh,khp->kgp", torch.linalg.inv(root_PHH), mean_KHP)
-        weights_KHP = torch.einsum("phg,khp->kgp", root_PHH, mean_KHP)
+        every_K = torch.arange(len(prior.mean_KFXYZ))
+        parts = (prior.along_response_course(prior.mean_KFXYZ, every_K, inverse=inverse) for inverse in (True, False))
+        shown_KHP, weighed_KHP = (frequencies_of(part, root_PHH.shape[1]) for part in parts)
+        shown_KHP[:, 0] = weighed_KHP[:, 0] = 0.0
+        white_KHP = torch.einsum("pgh,khp->kgp", torch.linalg.inv(root_PHH), shown_KHP)
+        weights_KHP = torch.einsum("phg,khp->kgp", root_PHH, weighed_KHP)
         return cls(white_KHP[:, :, varying_P], weights_KHP[:, :, varying_P])
 
     def patterns(self) -> Tensor:
@@ -79,6 +84,37 @@ class ResponseDirections:
         )
 
 
+class ResponseSpreads:
+    """Second moments of every channel and cell along the courses of the mean responses, per condition."""
+
+    def __init__(self, prior: Prior, n_frames: int) -> None:
+        assert prior.mean_KFXYZ is not None
+        frames_KTP = frames_of(prior.mean_KFXYZ, n_frames)
+        self.course_KT = torch.linalg.svd(frames_KTP - frames_KTP.mean(1, keepdim=True), full_matrices=False).U[..., 0]
+        n_conditions = len(frames_KTP)
+        self._count_K = torch.zeros(n_conditions, dtype=torch.float64)
+        self._squares_KLP = torch.zeros(n_conditions, n_conditions, frames_KTP.shape[2], dtype=torch.float64)
+
+    def add(self, stack_FXYZ: Tensor, condition: int) -> None:
+        """Add one instance without its mean."""
+        frames_TP = frames_of(stack_FXYZ[None], self.course_KT.shape[1])[0]
+        self._count_K[condition] += 1
+        self._squares_KLP[condition] += (self.course_KT @ frames_TP).square()
+
+    def add_up(self, add_up: AddUp) -> None:
+        """Sum over ranks."""
+        add_up(self._count_K)
+        add_up(self._squares_KLP)
+
+    def spread(self, varies_P: Tensor) -> Tensor:
+        """Standard deviation (K, P) of each condition along its own course over that of all conditions; shrunk towards 1."""
+        own_KP = torch.einsum("kkp->kp", self._squares_KLP) / self._count_K.clamp_min(1)[:, None]
+        all_KP = self._squares_KLP.sum(0) / self._count_K.sum()
+        ratio_KP = own_KP / all_KP.clamp_min(1e-12 * float(all_KP.mean()))
+        spread_KP = _shrunk(ratio_KP * self._count_K[:, None], self._count_K[:, None], torch.ones(())).sqrt()
+        return torch.where(varies_P, spread_KP, 1.0).float()
+
+
 class ResponseMoments:
     """Second moments along the directions of responses, per condition."""
 
@@ -103,11 +139,10 @@ class ResponseMoments:
         shared_SS = _shrunk(self._sums_KSS.sum(0), self._count_K.sum(), unit_SS)
         return symmetric_root(_shrunk(self._sums_KSS, self._count_K[:, None, None], shared_SS))
 
-    def more(self, gain_KSS: Tensor) -> Tensor:
-        """By how much (S, S) the covariance of draws, over all conditions, is more than the unit matrix."""
-        share_K11 = (self._count_K / self._count_K.sum().clamp_min(1)).float()[:, None, None]
-        return (share_K11 * (gain_KSS @ gain_KSS)).sum(0) - torch.eye(gain_KSS.shape[1])
+    def shares(self) -> Tensor:
+        """Of the conditions (K,) in all instances."""
+        return (self._count_K / self._count_K.sum().clamp_min(1)).float()
 
 
-def _shrunk(sums: Tensor, count: Tensor, target_SS: Tensor) -> Tensor:
-    return (sums + SHRINKAGE_INSTANCES * target_SS) / (count + SHRINKAGE_INSTANCES)
+def _shrunk(sums: Tensor, count: Tensor, target: Tensor) -> Tensor:
+    return (sums + SHRINKAGE_INSTANCES * target) / (count + SHRINKAGE_INSTANCES)

@@ -106,6 +106,8 @@ class Properties:
         ROI mean time courses, percent.
     autocorrelation_NL, spectrum_NF, fwhm_mm_N : arrays
         Per block.
+    block_variance_N : array of shape (N,)
+        Mean over voxels of the window GLM's residual variance, %².
     residual_variance_V : array of shape (V,)
         Mean over blocks of the window GLM's residual variance.
     effect_variance : dict of str to array of shape (V,)
@@ -120,6 +122,7 @@ class Properties:
     autocorrelation_NL: np.ndarray
     spectrum_NF: np.ndarray
     fwhm_mm_N: np.ndarray
+    block_variance_N: np.ndarray
     residual_variance_V: np.ndarray
     effect_variance: dict[str, np.ndarray]
     connectivity_PP: np.ndarray
@@ -138,7 +141,7 @@ class Properties:
             kept = self._group_N != index
             yield Properties(
                 self.subjects_N[kept], self.conditions_N[kept], self.courses_NRT[kept], self.autocorrelation_NL[kept],
-                self.spectrum_NF[kept], self.fwhm_mm_N[kept], *_means(rest := self._total.without(part)),
+                self.spectrum_NF[kept], self.fwhm_mm_N[kept], self.block_variance_N[kept], *_means(rest := self._total.without(part)),
                 self._group_N[kept], rest, [],
             )  # fmt: skip
 
@@ -170,7 +173,7 @@ class PropertyAccumulator:
         self._n_groups = n_groups
         self._group_of: dict[str, int] = {}
         self._dealt: Counter[str] = Counter()
-        self._rows: list[tuple[str, str, int, np.ndarray, np.ndarray, np.ndarray, float]] = []
+        self._rows: list[tuple[str, str, int, np.ndarray, np.ndarray, np.ndarray, float, float]] = []
 
     def add(self, window: Window, design: Design, effect_V: np.ndarray) -> None:
         """Add a window, with its design and the block's effect."""
@@ -193,14 +196,15 @@ class PropertyAccumulator:
             autocorrelation(centred, min(N_LAGS, len(percent) - 1)),
             power_spectrum(centred),
             smoothness_fwhm_mm(residual, probes.pairs, probes.grid.voxel_mm),
+            float(residual_variance.mean()),
         ))  # fmt: skip
 
     def finish(self) -> Properties:
         """The properties of all windows."""
-        subjects, conditions, groups, courses, lags, spectra, widths = (
+        subjects, conditions, groups, courses, lags, spectra, widths, variances = (
             np.array(column) for column in zip(*self._rows, strict=True)
         )
         means = _means(self._total)
         return Properties(
-            subjects, conditions, courses, lags, spectra, widths, *means, groups, self._total, self._groups
+            subjects, conditions, courses, lags, spectra, widths, variances, *means, groups, self._total, self._groups
         )

@@ -111,6 +111,9 @@ def realism_checks(
         _ratio_check("residual_variance", "Voxel variance over time",
                      float(np.median(real.residual_variance_V)), float(np.median(synthetic.residual_variance_V)), 1.5, 2.5,
                      "median over voxels of the variance that the task does not explain, %²"),
+        _ratio_check("variance_spread", "Differences of that variance between blocks",
+                     _log_spread(real.block_variance_N[chosen]), _log_spread(synthetic.block_variance_N), 1.5, 2.5,
+                     "standard deviation over blocks of the logarithm of their mean variance: some people and some blocks are noisier"),
         _between_variance(real, synthetic, conditions),
         _difference("autocorrelation", "Temporal autocorrelation (lag 1)",
                     _mean(real.autocorrelation_NL[chosen, 0]), _mean(synthetic.autocorrelation_NL[:, 0]), 0.1, 0.2),
@@ -127,6 +130,11 @@ def realism_checks(
 def _mean(values: np.ndarray) -> float:
     good = values[np.isfinite(values)]
     return float(good.mean()) if good.size else float("nan")
+
+
+def _log_spread(values: np.ndarray) -> float:
+    positive = values[values > 0]
+    return float(np.log(positive).std(ddof=1)) if positive.size > 1 else float("nan")
 
 
 def _difference(key: str, title: str, real: float, synthetic: float, good: float, bad: float) -> Check:

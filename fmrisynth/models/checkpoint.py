@@ -215,6 +215,8 @@ def _check_prior(path: Path, card: ModelCard) -> None:
             "response_weight": (n_responses, t, n_modes),
             "response_load": (n_responses, t, n_modes),
             "response_gain": (n_conditions, n_responses, n_responses),
+            "response_course": (n_conditions, t),
+            "response_spread": (n_conditions, c * x * y * z),
         }
     _compare(path, wanted, found)
 

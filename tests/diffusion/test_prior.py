@@ -58,6 +58,14 @@ def without_modes(prior):
     return replace(prior, mode_gain_HRR=None, link_HACCXYZ=None)
 
 
+def bare(prior):
+    """K and A alone."""
+    return replace(
+        prior, mean_KFXYZ=None, response_gain_KSS=None, response_spread_KP=None,
+        course_root_PHH=torch.eye(T).repeat(P, 1, 1),
+    )  # fmt: skip
+
+
 def instances_of(stack, labels, n_subjects=100):
     """Instances as training reads them: subject by subject."""
     per_subject = -(-len(stack) // n_subjects)
@@ -159,7 +167,7 @@ def test_a_preconditioned_network_is_not_asked_along_the_modes(prior):
     objective = Objective(prediction="flow", precondition=True)
     deviation = objective.answer(output, noisy, time_B, prior) - objective.gaussian_prediction(noisy, time_B)
     labels = torch.zeros(3, dtype=torch.int64)
-    flat = replace(prior, mean_KFXYZ=None, response_gain_KSS=None, course_root_PHH=torch.eye(T).repeat(P, 1, 1))
+    flat = bare(prior)
 
     def along(stack):
         return (frequencies_of(flat.unwhiten(stack, labels), T) @ prior.modes_RP.T).square().mean()
@@ -173,7 +181,7 @@ def test_a_preconditioned_network_is_not_asked_along_the_modes(prior):
 
 @pytest.mark.parametrize(("sampler", "kept"), [("ab2", True), ("heun", True), ("ddpm", False)])
 def test_samples_show_their_noise_along_the_modes_whatever_the_network_says(prior, sampler, kept):
-    flat = replace(prior, mean_KFXYZ=None, response_gain_KSS=None, course_root_PHH=torch.eye(T).repeat(P, 1, 1))
+    flat = bare(prior)
 
     def draw(network):
         model = SimpleNamespace(
@@ -339,6 +347,37 @@ def test_only_the_condition_that_responds_varies_along_its_response():
     assert float(shared[0, 0]) < 0.8
     assert float(shared[1, 0]) > 1.5
     torch.testing.assert_close(prior.unwhiten(prior.whiten(stack, labels), labels), stack, atol=1e-3, rtol=1e-3)
+
+
+def test_a_condition_varies_most_where_it_responds():
+    """Two conditions that respond in cells of their own, each person and cell with an own strength, in the noise of two networks."""
+    n = 4000
+    course = torch.tensor([[1.0, 2.0, -1.0, -2.0], [3.0, -1.0, -1.0, -1.0]])
+    where = torch.stack([torch.arange(P) % 4 == k for k in range(2)]).float()
+    labels = torch.arange(n) % 2
+    strength = 1 + 0.6 * randn(n, P, seed=111)
+    networks = torch.einsum("ntr,rp->ntp", 1.5 * randn(n, T, 2, seed=112), torch.linalg.qr(randn(P, 2, seed=113)).Q.T)
+    frames = course[labels][:, :, None] * (strength * where[labels])[:, None] + networks + randn(n, T, P, seed=114)
+    stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
+    prior = add_modes(courses_of(stack, labels), lambda: instances_of(stack, labels), 2, T).prior
+
+    def variance(values):  # condition, element
+        values = values.unflatten(1, (C, T)).movedim(2, 1).flatten(2)
+        return torch.stack([(course[k] @ values[labels == k]).var(0) / course[k].square().sum() for k in range(2)])
+
+    def drawn(prior):
+        return variance(prior.unwhiten(randn(*stack.shape, seed=115), labels)) / variance(stack)
+
+    assert float((drawn(prior) - 1).abs().max()) < 0.2
+    assert float((drawn(prior) - 1).mean().abs()) < 0.01
+    shared = drawn(replace(prior, response_spread_KP=None))
+    assert float(shared[where > 0].mean()) < 0.7
+    assert float(shared[where.flip(0) > 0].mean()) > 1.2
+    for one in (
+        prior,
+        add_modes(courses_of(stack, labels), lambda: instances_of(stack, labels), 2, T).for_new_subjects(),
+    ):
+        torch.testing.assert_close(one.unwhiten(one.whiten(stack, labels), labels), stack, atol=1e-3, rtol=1e-3)
 
 
 def test_inverses_of_many_modes_hold_on_several_threads():

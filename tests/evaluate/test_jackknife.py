@@ -33,10 +33,12 @@ class Population:
         self.rois = [Roi(str(i), "*", smooth_map(rng, sigma=2)[mask] > 1, "") for i in range(8)]
         self.probes = Probes(GRID, mask, self.rois)
 
-    def subject(self, rng: np.random.Generator, name: str, n_blocks: int, variance: float = 1.0) -> list[Window]:
+    def subject(
+        self, rng: np.random.Generator, name: str, n_blocks: int, variance: float = 1.0, level_sd: float = 0.2
+    ) -> list[Window]:
         mask = self.probes.mask_XYZ
         own_V = self.effect_V + 0.7 * smooth_map(rng)[mask]
-        level = np.exp(0.2 * rng.standard_normal()) * np.sqrt(variance)
+        level = np.exp(level_sd * rng.standard_normal()) * np.sqrt(variance)
         windows = []
         for _ in range(n_blocks):
             noise_TV = np.stack([gaussian_filter(rng.standard_normal(GRID.shape), 0.8)[mask] for _ in range(12)])
@@ -54,8 +56,8 @@ class Population:
                 keep.add(window, DESIGN, DESIGN.pinv_PT[0] @ window.percent_TV)
         return keep.finish()
 
-    def cohort(self, rng: np.random.Generator, n: int, n_blocks: int = 1, variance: float = 1.0) -> Properties:
-        return self.properties([self.subject(rng, f"s{k}", n_blocks, variance) for k in range(n)])
+    def cohort(self, rng: np.random.Generator, n: int, n_blocks: int = 1, **differences: float) -> Properties:
+        return self.properties([self.subject(rng, f"s{k}", n_blocks, **differences) for k in range(n)])
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +72,25 @@ def test_leaving_out_a_group_is_computing_again_without_it(population, rng):
     for group, part in enumerate(whole.leave_one_group_out()):
         again = population.properties([own for k, own in enumerate(subjects) if k % 4 != group])
         assert set(part.subjects_N) == set(again.subjects_N)
-        for name in ("courses_NRT", "autocorrelation_NL", "spectrum_NF", "fwhm_mm_N"):
+        for name in ("courses_NRT", "autocorrelation_NL", "spectrum_NF", "fwhm_mm_N", "block_variance_N"):
             np.testing.assert_array_equal(getattr(part, name), getattr(again, name))
         np.testing.assert_allclose(part.residual_variance_V, again.residual_variance_V, rtol=1e-10)
         np.testing.assert_allclose(part.connectivity_PP, again.connectivity_PP, atol=1e-10)
         np.testing.assert_allclose(part.effect_variance[CONDITION], again.effect_variance[CONDITION], rtol=1e-5)
+
+
+def test_samples_that_are_all_as_noisy_are_told_from_people(population, rng):
+    real, alike, people = (population.cohort(rng, 40, level_sd=sd) for sd in (0.2, 0.0, 0.2))
+    checks = [
+        {check.key: check for check in judge_realism(real, other, [CONDITION], population.rois).checks}
+        for other in (alike, people)
+    ]
+    poor, good = (found["variance_spread"] for found in checks)
+    assert poor.real == pytest.approx(0.4, rel=0.3)  # twice the standard deviation of the level, which is squared
+    assert poor.outcome == "fail"
+    assert poor.high < 1 / 2.5
+    assert good.outcome == "pass"
+    assert good.low < 1 < good.high
 
 
 def test_a_planted_difference_is_found_in_both_directions(population, rng):
