@@ -11,7 +11,7 @@ here="$(dirname "$0")"
 
 fmrisynth simulate "$root/cohort" --layout blocks --n-subjects 96 --seed 2026 \
     --set split.train=0.75 --set split.val=0.05 --set split.test=0.2 "$@"
-fmrisynth simulate "$root/final" --layout blocks --n-subjects 40 --seed 2026 --set first_subject=16000 --set split.all=test "$@"
+fmrisynth simulate "$root/final" --layout blocks --n-subjects 40 --seed 2026 --set first_subject=17000 --set split.all=test "$@"
 fmrisynth tokenize "$root/cohort" "$root/latents" --set model.storage=float16 --set max_fit_blocks=1000 --seed 2026 \
     --set report=false
 fmrisynth train "$root/latents" "$root/model" --preset bundled --seed 2026

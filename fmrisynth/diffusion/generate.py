@@ -150,7 +150,7 @@ def generate_latents(
     prior = Prior.from_tensors(model.prior_kind, model.prior_tensors)
     labels_A = encode_labels(model.labels, condition, attributes)
     null_A = torch.tensor([len(labels) for labels in model.labels.values()])
-    scales = guidance_scales(model.labels, guidance)
+    guidance_A = guidance_scales(model.labels, guidance)
     device = torch.device(device)
     network = model.network.to(device)
     group = group or (1 if device.type == "cpu" else GPU_GROUP)
@@ -169,7 +169,7 @@ def generate_latents(
                 return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
             labels_BA = labels_A.expand(group, -1).to(device)
-            predict = guided(network, labels_BA, null_A.to(device), scales, interval=guidance_interval)
+            predict = guided(network, labels_BA, null_A.to(device), guidance_A, interval=guidance_interval)
 
             def denoise(x: Tensor, time_B: Tensor, predict: Denoise = predict) -> Tensor:
                 output = predict(x, objective.path.network_time(time_B).to(x.device, torch.float32))
@@ -180,6 +180,7 @@ def generate_latents(
                     on_step(n_samples)
 
             noise_BFXYZ = draw_noise()
+            scales = [scale_H for g in generators if (scale_H := prior.draw_scales(g)) is not None]
             white_BFXYZ = sample(
                 sampler,
                 denoise,
@@ -191,7 +192,8 @@ def generate_latents(
                 on_step=advance,
             )
             kept_BFXYZ = noise_BFXYZ if objective.precondition and not draws_anew(sampler, eta) else None
-            stack_BFXYZ = prior.unwhiten(white_BFXYZ, labels_BA[:, 0], noise_BFXYZ=kept_BFXYZ)
+            scale_BH = torch.stack(scales) if scales else None
+            stack_BFXYZ = prior.unwhiten(white_BFXYZ, labels_BA[:, 0], noise_BFXYZ=kept_BFXYZ, scale_BH=scale_BH)
             latents.append(stack_BFXYZ[: len(chosen)].float().cpu())
     stack_BFXYZ = torch.cat(latents) if latents else torch.empty(0, *shape)
     latent_BCTXYZ = stack_BFXYZ.unflatten(1, (n_channels, n_frames))

@@ -73,6 +73,25 @@ def mode_covariances(batches: Batches, bases: list[Tensor], count_K: Tensor, add
     return [*_over(shape_KHRR, _variances(shape_KHRR).sqrt() / std_KHR), sample_HRR]
 
 
+def scale_spread(batches: Batches, basis_PR: Tensor, covariance_HRR: Tensor, add_up: AddUp) -> Tensor:
+    """Standard deviation (H,) of the logarithm of how loud the values along a basis (P, R) are in a block, beyond chance.
+
+    The sum of squares of Gaussians whose variances are v has variance 2 sum v^2, so its logarithm about 2 sum v^2 / (sum v)^2; what is more
+    is twice the logarithm of a factor that all of them share. Logarithms, because few blocks decide the moments of the squares themselves.
+    """
+    sums_2H, count = torch.zeros(2, len(covariance_HRR), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for values_BHP, _ in batches:
+        logs_BH = (values_BHP @ basis_PR).square().sum(2).clamp_min(1e-12).log().double()
+        sums_2H += torch.stack([logs_BH.sum(0), logs_BH.square().sum(0)])
+        count += len(logs_BH)
+    add_up(sums_2H)
+    add_up(count)
+    found_H = sums_2H[1] / count - (sums_2H[0] / count).square()
+    total_H = covariance_HRR.diagonal(dim1=1, dim2=2).sum(1)
+    chance_H = 2 * covariance_HRR.square().sum((1, 2)) / total_H.square()
+    return ((found_H - chance_H).clamp_min(0) / 4).sqrt().float()
+
+
 def _power_pass(batches: Batches, bases: list[Tensor], add_up: AddUp) -> list[Tensor]:
     """One step of subspace iteration for each basis (P, R): those without one fold of subjects, and the last of all subjects."""
     images = [torch.zeros_like(basis_PR) for basis_PR in bases]

@@ -21,7 +21,7 @@ K makes noise as large as what is new in each channel and cell, and blends neigh
 A gives what spans the brain its covariance. Instances of a condition do not vary cell by cell but in modes (networks, drift, the
 strength of the response): orthonormal patterns over channels and cells, principal components of single frames. A multiplies the values
 along them by a matrix at each frequency, for a network is no single mode, at some frequencies still less than at others, but some modes
-that go together. What no mode holds stays as K made it.
+that go together. What no mode holds stays as K made it. (How loud the modes are differs from block to block: see `Prior.draw_scales`.)
 
 R gives every channel and cell p its own covariance of the frequencies, R_p R_p': signal is slow in some cells and nearly white in
 others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. What
@@ -79,6 +79,8 @@ class Prior:
         D_k: the course of each condition's mean response, of unit length and mean 0; None stands for a prior without D_k.
     response_spread_KP : Tensor or None
         D_k: what multiplies the part of a channel's and cell's course along it.
+    scale_spread_H : Tensor or None
+        Standard deviation of the logarithm of how loud the modes are in a block, beyond chance; None stands for 0.
     varying_FXYZ : Tensor or None
         1 where training latents differ, 0 where they are nearly constant (cells with hardly any brain); None stands for 1.
     """
@@ -98,6 +100,7 @@ class Prior:
     response_gain_KSS: Tensor | None = None
     response_course_KT: Tensor | None = None
     response_spread_KP: Tensor | None = None
+    scale_spread_H: Tensor | None = None
 
     @classmethod
     def from_tensors(cls, kind: str, tensors: Mapping[str, Tensor]) -> Prior:
@@ -144,8 +147,27 @@ class Prior:
             stack_BFXYZ = torch.where(self.varying_FXYZ.to(stack_BFXYZ.device) > 0.5, stack_BFXYZ, filler_BFXYZ)
         return stack_BFXYZ
 
-    def unwhiten(self, stack_BFXYZ: Tensor, condition_B: Tensor, *, noise_BFXYZ: Tensor | None = None) -> Tensor:
-        """z of u.
+    def draw_scales(self, generator: torch.Generator) -> Tensor | None:
+        """How loud the modes of one sample are at each frequency, (H,); None where all are alike.
+
+        Blocks differ more in how much they vary than Gaussians of one covariance do: at just this frequency one person breathes, another
+        moves. So a sample's values along the modes are multiplied by log-normal numbers of mean square 1, which leave covariances as they
+        are (a Gaussian scale mixture, Wainwright and Simoncelli 2000). Whitening does not take them out.
+        """
+        if self.scale_spread_H is None:
+            return None
+        spread_H = self.scale_spread_H.cpu()
+        return (spread_H * torch.randn(len(spread_H), generator=generator) - spread_H.square()).exp()
+
+    def unwhiten(
+        self,
+        stack_BFXYZ: Tensor,
+        condition_B: Tensor,
+        *,
+        noise_BFXYZ: Tensor | None = None,
+        scale_BH: Tensor | None = None,
+    ) -> Tensor:
+        """z of u, with `draw_scales` if given.
 
         ``noise_BFXYZ`` is the noise that a sampler turned into u. Where a network is not asked (`beyond_modes`) the two are equal, but
         that is one set of directions for all frequencies, and what the modes show comes from slightly other ones at each. With the noise
@@ -157,7 +179,10 @@ class Prior:
                 modes_RP = self.modes_RP.to(values_BHP)
                 values_BHP = values_BHP + ((self._colour(noise_BFXYZ) - values_BHP) @ modes_RP.T) @ modes_RP
             if self.mode_gain_HRR is not None:
-                values_BHP = self._along_modes(values_BHP, self.mode_gain_HRR)
+                gain_HRR = (
+                    self.mode_gain_HRR if scale_BH is None else scale_BH.cpu()[..., None, None] * self.mode_gain_HRR
+                )
+                values_BHP = self._along_modes(values_BHP, gain_HRR)
             if self.response_gain_KSS is not None:
                 values_BHP = self._along_responses(values_BHP, self.response_gain_KSS[condition_B.cpu()])
             stack_BFXYZ = stack_of(_multiply(self.course_root_PHH, values_BHP), stack_BFXYZ)
@@ -202,11 +227,11 @@ class Prior:
         return values_BHP
 
     def _along_modes(self, values_BHP: Tensor, gain_HRR: Tensor) -> Tensor:
-        """Multiply the values along the modes by a matrix at each frequency."""
+        """Multiply the values along the modes by a matrix at each frequency, (H, R, R) or one for each instance."""
         assert self.modes_RP is not None
         modes_RP, gain_HRR = self.modes_RP.to(values_BHP), gain_HRR.to(values_BHP)
         along_BHR = values_BHP @ modes_RP.T
-        return values_BHP + (torch.einsum("hrs,bhs->bhr", gain_HRR, along_BHR) - along_BHR) @ modes_RP
+        return values_BHP + ((gain_HRR @ along_BHR[..., None])[..., 0] - along_BHR) @ modes_RP
 
     def _along_responses(self, values_BHP: Tensor, gain_BSS: Tensor) -> Tensor:
         """Multiply how strong responses are by a matrix for each instance."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fmrisynth.data.cosines import cosines
-from fmrisynth.diffusion.mode_fit import N_FOLDS, AddUp, Batches, find_modes, mode_covariances
+from fmrisynth.diffusion.mode_fit import N_FOLDS, AddUp, Batches, find_modes, mode_covariances, scale_spread
 from fmrisynth.diffusion.prior import Prior, frequencies_of, symmetric_inverse, symmetric_root
 from fmrisynth.diffusion.response_fit import MeanResponses, ResponseDirections, ResponseMoments, ResponseSpreads
 from fmrisynth.diffusion.rest_fit import LEAST_NEW, SHRINKAGE_INSTANCES, Rest, RestMoments
@@ -275,6 +275,7 @@ def add_modes(
         directions[-1].load_SHR @ basis_PR.T,
         fitted.response_gain_KSS @ fitted.response_gain_KSS - torch.eye(len(directions[-1].load_SHR)),
     )
+    fitted = replace(fitted, scale_spread_H=scale_spread(batches, basis_PR, covariances[-1], add_up))
     with_courses = _with_courses_of_latents(fitted, batches, drawn.over_conditions(sample.shares()), varying_P, add_up)
     return FittedPrior(
         _with_spreads_of_latents(with_courses, prior, batches, conditions, drawn, varying_P, add_up),

@@ -215,6 +215,7 @@ def _check_prior(path: Path, card: ModelCard) -> None:
             "response_weight": (n_responses, t, n_modes),
             "response_load": (n_responses, t, n_modes),
             "response_gain": (n_conditions, n_responses, n_responses),
+            "scale_spread": (t,),
             "response_course": (n_conditions, t),
             "response_spread": (n_conditions, c * x * y * z),
         }

@@ -380,6 +380,34 @@ def test_a_condition_varies_most_where_it_responds():
         torch.testing.assert_close(one.unwhiten(one.whiten(stack, labels), labels), stack, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_blocks_differ_in_how_loud_their_modes_are_as_the_latents_do(spread):
+    n, n_modes = 4000, 4
+    maps = torch.linalg.qr(randn(P, n_modes, seed=121)).Q.T
+    loudness = (spread * randn(n, T, 1, seed=122) - spread**2).exp()
+    frames = torch.from_numpy(cosines(T)).float().T @ (
+        loudness * randn(n, T, n_modes, seed=123) * 3 @ maps + randn(n, T, P, seed=124)
+    )
+    stack = frames.reshape(n, T, C, *GRID).transpose(1, 2).reshape(n, F, *GRID)
+    labels = torch.zeros(n, dtype=torch.int64)
+    prior = add_modes(courses_of(stack), lambda: instances_of(stack, labels), n_modes, T).prior
+    generator = torch.Generator().manual_seed(125)
+    scale_BH = torch.stack([prior.draw_scales(generator) for _ in range(n)])
+    drawn = prior.unwhiten(randn(n, F, *GRID, seed=126), labels, scale_BH=scale_BH)
+
+    def along(stack):
+        return frequencies_of(stack - stack.mean(0), T) @ maps.T
+
+    def log_spread(stack):
+        return along(stack).square().sum(2).log().std(0)
+
+    alike = prior.unwhiten(randn(n, F, *GRID, seed=126), labels)
+    torch.testing.assert_close(log_spread(drawn), log_spread(stack), atol=0, rtol=0.12)
+    torch.testing.assert_close(along(drawn).var(0).mean(), along(stack).var(0).mean(), atol=0, rtol=0.15)
+    if spread:
+        assert (log_spread(alike) < 0.8 * log_spread(stack)).all()
+
+
 def test_inverses_of_many_modes_hold_on_several_threads():
     roots = randn(3, 200, 200)
     matrices, before = roots @ roots.mT / 200 + torch.eye(200), torch.get_num_threads()
