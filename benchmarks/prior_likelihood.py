@@ -101,7 +101,7 @@ def main() -> None:
     row("class mean", moments.prior("class_mean"))
     row("class Gaussian", gaussian)
     courses = add_courses(moments.prior("class_covariance"), train, n_frames)
-    row("class mean, covariance over time of each cell", courses)
+    row("class mean, how each cell responds, and its covariance over time", courses)
     for n_modes in arguments.modes:
         fitted = add_modes(courses, train, n_modes, n_frames)
         row(f"class covariance, {n_modes} modes, to whiten new subjects", fitted.for_new_subjects())
