@@ -18,7 +18,7 @@ Metrics = dict[str, Any]
 SCORES = {"corr": "Corr", "rsa_pearson": "RSA", "top1": "Top-1, maps", "top1_per_sample": "Top-1, single blocks"}
 REALISM = {
     "residual_variance": "variance over time, ratio",
-    "variance_spread": "differences of that variance between blocks, ratio",
+    "variance_spread": "differences in variance between blocks, ratio",
     "effect_variance": "variance of single-block effects, ratio",
     "autocorrelation": "lag-1 autocorrelation, difference",
     "spectrum": "power spectrum, mean abs. ln ratio",

@@ -111,7 +111,7 @@ def realism_checks(
         _ratio_check("residual_variance", "Voxel variance over time",
                      float(np.median(real.residual_variance_V)), float(np.median(synthetic.residual_variance_V)), 1.5, 2.5,
                      "median over voxels of the variance that the task does not explain, %²"),
-        _ratio_check("variance_spread", "Differences of that variance between blocks",
+        _ratio_check("variance_spread", "Differences in variance between blocks",
                      _log_spread(real.block_variance_N[chosen]), _log_spread(synthetic.block_variance_N), 1.5, 2.5,
                      "standard deviation over blocks of the logarithm of their mean variance: some people and some blocks are noisier"),
         _between_variance(real, synthetic, conditions),

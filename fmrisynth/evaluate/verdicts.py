@@ -172,7 +172,7 @@ def _rivals_line(analysis: Analysis) -> list[Judgement]:
         b.name for b in analysis.baselines if b.name in counts and b.privacy is not None and b.privacy.outcome == "fail"
     ]
     if copying:
-        detail += f" Copies of training blocks, by the privacy audit: {' and '.join(copying)}."
+        detail += f" Copies of training blocks, by the privacy audit: {', '.join(copying)}."
     outcome: Outcome = "pass" if not behind else "warn" if len(behind) < len(counts) else "fail"
     return [Judgement("realism_baselines", outcome, "Realism against trivial baselines", detail)]
 

@@ -176,7 +176,7 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     audits = {name: baseline["privacy"]["dynamics"]["outcome"] for name, baseline in metrics["baselines"].items()}
     assert audits["nearest training sample"] == audits["class mean + residuals"] == "fail"
     line = next(line for line in metrics["summary"] if line["key"] == "realism_baselines")
-    copying = " and ".join(name for name, outcome in audits.items() if outcome == "fail")
+    copying = ", ".join(name for name, outcome in audits.items() if outcome == "fail")
     assert f"Copies of training blocks, by the privacy audit: {copying}." in line["detail"]
     assert "NaN" not in (tmp_path / "out/metrics.json").read_text()
     text = (tmp_path / "out/report.html").read_text()
