@@ -308,6 +308,9 @@ def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, t
         "response_weight",
         "response_load",
         "response_gain",
+        "response_course",
+        "response_spread",
+        "scale_spread",
     }
     folds = load_file(tmp_path / "whole" / "folds.safetensors")
     assert len(folds) > 1
