@@ -179,10 +179,7 @@ class Prior:
                 modes_RP = self.modes_RP.to(values_BHP)
                 values_BHP = values_BHP + ((self._colour(noise_BFXYZ) - values_BHP) @ modes_RP.T) @ modes_RP
             if self.mode_gain_HRR is not None:
-                gain_HRR = (
-                    self.mode_gain_HRR if scale_BH is None else scale_BH.cpu()[..., None, None] * self.mode_gain_HRR
-                )
-                values_BHP = self._along_modes(values_BHP, gain_HRR)
+                values_BHP = self._along_modes(values_BHP, self.mode_gain_HRR, scale_BH)
             if self.response_gain_KSS is not None:
                 values_BHP = self._along_responses(values_BHP, self.response_gain_KSS[condition_B.cpu()])
             stack_BFXYZ = stack_of(_multiply(self.course_root_PHH, values_BHP), stack_BFXYZ)
@@ -226,12 +223,15 @@ class Prior:
             values_BHP = _between_neighbours(blend, values_BHP, self.link_HACCXYZ)
         return values_BHP
 
-    def _along_modes(self, values_BHP: Tensor, gain_HRR: Tensor) -> Tensor:
-        """Multiply the values along the modes by a matrix at each frequency, (H, R, R) or one for each instance."""
+    def _along_modes(self, values_BHP: Tensor, gain_HRR: Tensor, scale_BH: Tensor | None = None) -> Tensor:
+        """Multiply the values along the modes by a matrix at each frequency, and by a number for each instance."""
         assert self.modes_RP is not None
         modes_RP, gain_HRR = self.modes_RP.to(values_BHP), gain_HRR.to(values_BHP)
         along_BHR = values_BHP @ modes_RP.T
-        return values_BHP + ((gain_HRR @ along_BHR[..., None])[..., 0] - along_BHR) @ modes_RP
+        gained_BHR = torch.einsum("hrs,bhs->bhr", gain_HRR, along_BHR)
+        if scale_BH is not None:
+            gained_BHR = scale_BH.to(gained_BHR)[..., None] * gained_BHR
+        return values_BHP + (gained_BHR - along_BHR) @ modes_RP
 
     def _along_responses(self, values_BHP: Tensor, gain_BSS: Tensor) -> Tensor:
         """Multiply how strong responses are by a matrix for each instance."""
