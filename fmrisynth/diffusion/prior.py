@@ -27,7 +27,7 @@ R gives every channel and cell p its own covariance of the frequencies, R_p R_p'
 others, and the GLM sees it, as the variance of an effect is that of a course along the regressor. What
 frequencies have in common is there, too.
 
-Here is what a prior does; `prior_fit`, with `mode_fit` and `rest_fit`, estimates one.
+Here is what a prior does; `prior_fit`, with `mode_fit`, `response_fit` and `rest_fit`, estimates one.
 
 Axis legend: K conditions, F = C*T, X Y Z latent grid, B batch, T frames, H temporal frequencies, A offsets between cells,
 P = C*X*Y*Z, R modes.
