@@ -180,7 +180,9 @@ def generate_latents(
                     on_step(n_samples)
 
             noise_BFXYZ = draw_noise()
-            scales = [scale_H for g in generators if (scale_H := prior.draw_scales(g)) is not None]
+            # A network that is asked along the modes has learnt how loud they are.
+            asked = not objective.precondition
+            scales = [] if asked else [s_H for g in generators if (s_H := prior.draw_scales(g)) is not None]
             white_BFXYZ = sample(
                 sampler,
                 denoise,
@@ -191,7 +193,7 @@ def generate_latents(
                 draw_noise=draw_noise,
                 on_step=advance,
             )
-            kept_BFXYZ = noise_BFXYZ if objective.precondition and not draws_anew(sampler, eta) else None
+            kept_BFXYZ = None if asked or draws_anew(sampler, eta) else noise_BFXYZ
             scale_BH = torch.stack(scales) if scales else None
             stack_BFXYZ = prior.unwhiten(white_BFXYZ, labels_BA[:, 0], noise_BFXYZ=kept_BFXYZ, scale_BH=scale_BH)
             latents.append(stack_BFXYZ[: len(chosen)].float().cpu())

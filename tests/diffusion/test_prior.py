@@ -380,6 +380,21 @@ def test_a_condition_varies_most_where_it_responds():
         torch.testing.assert_close(one.unwhiten(one.whiten(stack, labels), labels), stack, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("precondition", [True, False])
+def test_only_a_network_that_is_not_asked_along_the_modes_gets_their_loudness_from_the_prior(prior, precondition):
+    def draw(spread):
+        model = SimpleNamespace(
+            network=lambda x, time_B, labels_BA: torch.zeros_like(x), latent_shape=(C, T, *GRID),
+            objective={"prediction": "flow", "precondition": precondition}, labels={"condition": ("a", "b")},
+            latent_mean_C=torch.zeros(C), latent_std_C=torch.ones(C), prior_kind=prior.kind,
+            prior_tensors=replace(prior, scale_spread_H=torch.full((T,), spread)).tensors(),
+        )  # fmt: skip
+        model.network.to = lambda device: model.network
+        return generate_latents(model, "a", seeds=[1])
+
+    assert torch.allclose(draw(0.0), draw(1.0)) != precondition
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.5])
 def test_blocks_differ_in_how_loud_their_modes_are_as_the_latents_do(spread):
     n, n_modes = 4000, 4
