@@ -2,8 +2,7 @@
 
     python benchmarks/bundle_model.py MODEL [fmrisynth/bundled]
 
-MODEL is the output of `fmrisynth train`; its best checkpoint by validation loss is taken. Weights and prior are
-stored as float16 and computed with in float32. The model card (README.md of the target) is kept; SHA256SUMS is written.
+MODEL is the output of `fmrisynth train`; its newest checkpoint is taken. Weights are stored as float16 and computed with in float32. The model card (README.md of the target) is kept; SHA256SUMS is written.
 """
 
 from __future__ import annotations
@@ -18,18 +17,17 @@ from safetensors.torch import load_file, save
 
 from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.bids.provenance import sha256_of
-from fmrisynth.models.checkpoint import CARD_NAME, EMA_NAME, PRIOR_NAME, find_model_dir
+from fmrisynth.models.checkpoint import BRAIN, CARD_NAME, EMA_NAME, find_model_dir
 
 
 def main(run: Path, out: Path) -> None:
     """Write the model directory `out` from the training output `run`."""
-    source = run / "best" if (run / "best" / CARD_NAME).is_file() else find_model_dir(run)
+    source = find_model_dir(run)
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    for name in (EMA_NAME, PRIOR_NAME):
-        if (source / name).is_file():
-            tensors = {key: tensor.to(torch.float16) for key, tensor in load_file(source / name).items()}
-            write_bytes(out / name, save(tensors))
+    weights = load_file(source / EMA_NAME)
+    half = {key: tensor if key == BRAIN else tensor.to(torch.float16) for key, tensor in weights.items()}
+    write_bytes(out / EMA_NAME, save(half))
     card = json.loads((source / CARD_NAME).read_text())
     (out / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")
     shutil.copytree(run / "tokenizer", out / "tokenizer")

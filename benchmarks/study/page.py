@@ -1,4 +1,4 @@
-"""docs/study.md and its figures from the results on disk."""
+"""docs/study.md and its figure from the results on disk."""
 
 from __future__ import annotations
 
@@ -12,57 +12,59 @@ from matplotlib.figure import Figure
 
 HEADER = """# The study
 
-The paper's claims, tested on the phantom. `python benchmarks/study/run.py FOLDER --page docs/study.md` made this page; what it does is
-in `benchmarks/study/study.yaml`.
+{reading}
+## How it was made
 
-**All tables: a small model family on CPU** (width 8 to 32 where the paper has 128 to 448, {steps} steps of {batch} instances where it has
-400,000 of 16), phantom data. They say which choices matter at this scale, not what the paper's sizes would do.
+`python benchmarks/study/run.py FOLDER --page docs/study.md` made this page but for the text above; what it does is in `benchmarks/study/study.yaml`.
+**All tables: a small model family on one CPU core**, phantom data. They say which choices matter at this scale, not what the paper's sizes would do.
+Every arm with one seed saw the same batches, and its samples start from the same seeds: {n} per condition ({sampler}, {steps} steps) against the group
+z maps of the test subjects. *CPU* is minutes of processor time of training until then; *variance* that of single-block effects, synthetic / real.
+Several seeds: mean and range. These test subjects have been looked at while the study was designed: a last word wants fresh ones.
 
-Every arm with one seed saw the same batches, and its samples start from the same seeds. {n} samples per condition ({sampler}, {sampling_steps} steps) against the group z maps of the test subjects.
-Step 0, where given, is the prior alone: a network that answers 0. *Variance* is that of single-block effects, synthetic / real. *Label* is the rise of the validation loss when the network is told a wrong
-condition. Validation losses compare arms of one
-objective and one prior only. Several seeds: mean and range. The runs were made with commit {commit}. These test subjects have been looked at
-while the study was designed: a last word wants fresh ones. The ceiling, real training against real test subjects: Corr {corr:.2f}, RSA {rsa:.2f}, Top-1 {top1:.2f}.
+**The ceiling**: as many real training blocks in place of samples, mean of {draws} draws: Corr {corr:.2f}, RSA {rsa:.2f}, Top-1 {top1:.2f}, Top-1 of single blocks {top1_samples:.2f},
+variance {effect_variance_ratio:.2f}.
+
+![Corr, RSA and Top-1 of single samples against processor time](figures/study_curves.png)
 """
+SCORES = {
+    "corr": "Corr",
+    "rsa": "RSA",
+    "top1": "Top-1",
+    "top1_samples": "Top-1, samples",
+    "effect_variance_ratio": "variance",
+    "loss": "validation loss",
+}
+ENOUGH = 0.9
 
 
-def write_page(path: Path, study: dict[str, Any], results: Path) -> None:
-    """Write the page with every arm that has a result; say how many are missing."""
+def write_page(
+    path: Path, study: dict[str, Any], results: Path, reading: Path = Path(__file__).parent / "reading.md"
+) -> None:
+    """Write the page with every arm that has a result; say how many are missing. `reading` is written by hand, of the same results."""
     found = [json.loads(file.read_text()) for file in sorted(results.glob("*-seed*.json"))]
-    ceiling = json.loads((results / "ceilings.json").read_text())
-    base, sampling = study["base"], study["sampling"]
-    text = [
-        HEADER.format(
-            steps=base["steps"], batch=base["batch_size"], n=sampling["n"], sampler=sampling["sampler"],
-            sampling_steps=sampling["steps"], commit=study["commit"], **ceiling,
-        )
-    ]  # fmt: skip
-    text += _claims(study, found)
-    figures = path.parent / "figures"
-    _draw_arms(study, found, ceiling["corr"], figures / "study_arms.png")
-    _draw_steps(study, found, ceiling["corr"], figures / "study_priors.png")
-    text.append("![Corr of every arm](figures/study_arms.png)\n")
-    text.append("*Corr of every arm, one dot per seed; the dashed line is the ceiling.*\n")
-    text.append((Path(__file__).parent / "reading.md").read_text())  # by hand; true of the results that are on the page
+    draws = json.loads((results / "ceilings.json").read_text())
+    ceiling = {key: float(np.mean(values)) for key, values in draws.items()}
+    text = [HEADER.format(reading=reading.read_text(), draws=len(draws["corr"]), **study["sampling"], **ceiling)]
+    text += claims(study, found)
+    draw_curves(study, found, ceiling, path.parent / "figures" / "study_curves.png")
     missing = 0
     for table in study["tables"]:
         rows = []
         for arm in table["arms"]:
-            own = [r for r in found if r["table"] == table["name"] and r["arm"] == arm]
-            wanted = study["main_seeds"] if table.get("main") else study["seeds"]
-            missing += len(wanted) - len(own)
-            rows += _rows(arm, own, table.get("score_at", [base["steps"]]))
+            own = results_of(found, table["name"], arm)
+            missing += len(study["main_seeds"] if table.get("main") else study["seeds"]) - len(own)
+            rows += arm_rows(arm, own, ENOUGH * ceiling["corr"])
         if rows:
-            text.append(f"## {table['title']}\n")
-            text.append(
-                "| arm | M parameters | steps | seeds | Corr | RSA | Top-1 | Top-1, samples | variance | validation loss | label |"
-            )
-            text.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-            text += rows
-            text.append("")
-            if table["name"] == "prior":
-                text.append("![Corr against training steps](figures/study_priors.png)\n")
-                text += _steps_needed(study, found, ceiling["corr"])
+            head = [
+                "arm",
+                "M parameters",
+                "steps",
+                "CPU",
+                "seeds",
+                *SCORES.values(),
+                f"CPU to {ENOUGH:.1f} of the ceiling's Corr",
+            ]
+            text += [f"## {table['title']}\n", f"| {' | '.join(head)} |", "|" + " --- |" * len(head), *rows, ""]
     if missing:
         text.append(
             f"{missing} runs of the study have not been made yet; their rows are missing or have fewer seeds.\n"
@@ -70,81 +72,69 @@ def write_page(path: Path, study: dict[str, Any], results: Path) -> None:
     path.write_text("\n".join(text))
 
 
-def _rows(arm: str, results: list[dict[str, Any]], steps: list[int]) -> list[str]:
+def results_of(results: list[dict[str, Any]], table: str, arm: str) -> list[dict[str, Any]]:
+    """One arm, all seeds."""
+    return [r for r in results if r["table"] == table and r["arm"] == arm]
+
+
+def arm_rows(arm: str, results: list[dict[str, Any]], enough: float) -> list[str]:
+    """A row for each scored step; the last one also says when every seed had reached `enough` Corr."""
+    steps = sorted({int(step) for r in results for step in r["scores"]})
     rows = []
     for step in steps:
         scores = [r["scores"][str(step)] for r in results if str(step) in r["scores"]]
-        if not scores:
-            continue
-        cells = [_spread([s.get(key) for s in scores], digits) for key, digits in (
-            ("corr", 2), ("rsa", 2), ("top1", 2), ("top1_samples", 2), ("effect_variance_ratio", 2), ("loss", 3), ("condition_gain", 4))]  # fmt: skip
-        size = f"{results[0]['parameters'] / 1e6:.2f}"
-        rows.append(f"| {arm} | {size} | {step} | {len(scores)} | " + " | ".join(cells) + " |")
+        cells = [spread([s.get(key) for s in scores], 3 if key == "loss" else 2) for key in SCORES]
+        minutes = spread([60 * s["cpu_hours"] for s in scores], 0)
+        reached = "" if step != steps[-1] else spread([minutes_to(r, enough) for r in results], 0)
+        rows.append(
+            f"| {arm} | {results[0]['parameters'] / 1e6:.2f} | {step} | {minutes} | {len(scores)} | {' | '.join(cells)} | {reached} |"
+        )
     return rows
 
 
-def _steps_needed(study: dict[str, Any], results: list[dict[str, Any]], ceiling: float) -> list[str]:
-    """The first scored step at which every seed has Top-1 = 1, and 0.9 of the ceiling's Corr."""
-    rows = []
-    for table in study["tables"]:
-        if table["name"] not in ("prior", "longer"):
-            continue
-        for arm in table["arms"]:
-            own = [r["scores"] for r in results if r["table"] == table["name"] and r["arm"] == arm]
-            if not own:
-                continue
-            steps = sorted({int(step) for scores in own for step in scores})
-            known = {step: [scores[str(step)] for scores in own if str(step) in scores] for step in steps}
-            cells = []
-            for enough in (lambda s: s["top1"] == 1, lambda s: s["corr"] >= 0.9 * ceiling):
-                reached = [step for step in steps if all(map(enough, known[step]))]
-                cells.append(str(reached[0]) if reached else f"not by {steps[-1]}")
-            rows.append(f"| {arm} | {len(own)} | {', '.join(map(str, steps))} | {cells[0]} | {cells[1]} |")
-    head = [
-        f"Steps until every seed has Top-1 = 1, and 0.9 of the ceiling's Corr ({0.9 * ceiling:.2f}); step 0 is the prior alone:\n",
-        "| arm | seeds | scored at | Top-1 = 1 | 0.9 of the ceiling |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    return [*head, *rows, ""] if rows else []
+def minutes_to(result: dict[str, Any], enough: float) -> float | None:
+    """Processor minutes until Corr first reached a value, by linear interpolation between scored steps; None if it did not."""
+    before = (0.0, 0.0)
+    for step in sorted(result["scores"], key=int):
+        score = result["scores"][step]
+        now = (60 * score["cpu_hours"], score["corr"])
+        if now[1] >= enough:
+            return before[0] + (now[0] - before[0]) * (enough - before[1]) / (now[1] - before[1])
+        before = now
+    return None
 
 
-def _spread(values: list[float | None], digits: int) -> str:
+def spread(values: list[float | None], digits: int) -> str:
+    """Mean and range; a dash where a value is missing."""
     known = np.array([v for v in values if v is not None])
-    if not known.size:
-        return "–"
-    text = f"{known.mean():.{digits}f}"
-    return text if known.size == 1 else f"{text} [{known.min():.{digits}f}, {known.max():.{digits}f}]"
+    if known.size < len(values) or not known.size:
+        return "–" if not known.size else f"{known.mean():.{digits}f}, {len(values) - known.size} of {len(values)} not"
+    text, low, high = (f"{value:.{digits}f}" for value in (known.mean(), known.min(), known.max()))
+    return text if low == high else f"{text} [{low}, {high}]"
 
 
-def _final(results: list[dict[str, Any]], table: str, arm: str) -> dict[int, dict[str, float]]:
-    """Scores after the last step, by seed."""
-    own = [r for r in results if r["table"] == table and r["arm"] == arm]
-    return {r["seed"]: r["scores"][max(r["scores"], key=int)] for r in own}
-
-
-def _claims(study: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
-    """The paper's claims as differences between two arms, paired by seed."""
+def claims(study: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
+    """The paper's claims as differences between the last scores of two arms, paired by seed."""
     rows = []
-    for claim in study["claims"]:
-        ours, others = (_final(results, claim["table"], claim[key]) for key in ("arm", "other"))
-        seeds = sorted(ours.keys() & others.keys())
-        if not seeds:
-            continue
-        corr = np.array([ours[s]["corr"] - others[s]["corr"] for s in seeds])
-        gain = np.array([others[s]["loss"] - ours[s]["loss"] for s in seeds])
-        rows.append(
-            f"| {claim['claim']} | {claim['arm']} | {claim['other']} | {len(seeds)} | {_spread(list(corr), 3)} | {verdict(corr)} | "
-            f"{_spread(list(gain), 4)} | {verdict(gain)} |"
+    for claim in study.get("claims", []):
+        ours, others = (
+            {r["seed"]: r["scores"][max(r["scores"], key=int)] for r in results_of(results, claim["table"], claim[key])}
+            for key in ("arm", "other")
         )
+        seeds = sorted(ours.keys() & others.keys())
+        if seeds:
+            gained = np.array([ours[s]["corr"] - others[s]["corr"] for s in seeds])
+            rows.append(
+                f"| {claim['claim']} | {claim['arm']} | {claim['other']} | {len(seeds)} | {spread(list(gained), 3)} | {verdict(gained)} |"
+            )
     if not rows:
         return []
     head = [
         "## The paper's claims\n",
-        "Differences between two arms with the same seed; positive is in favour of the claim. By either measure a claim *holds* if each of at "
-        "least three seeds is in favour, and *does not hold* if each is against it. Corr is of group maps, as in the paper; the validation loss "
-        "is what training lowers.\n",
-        "| claim | arm | against | seeds | Corr, gained | by Corr | validation loss, saved | by loss |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "Differences of Corr between two arms with the same seed; positive is in favour of the claim. A claim *holds* if each of at least three seeds is "
+        "in favour, and *does not hold* if each is against it.\n",
+        "| claim | arm | against | seeds | Corr, gained | by Corr |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     return [*head, *rows, ""]
 
@@ -160,65 +150,32 @@ def verdict(gains: np.ndarray) -> str:
     return said if gains.size >= 3 else f"{said}, {gains.size} seed{'s' * (gains.size > 1)} only"
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def draw_curves(study: dict[str, Any], results: list[dict[str, Any]], ceiling: dict[str, float], path: Path) -> None:
+    """A row of panels for each table: scores against processor time, a line for each arm and seed."""
+    tables = [t for t in study["tables"] if any(results_of(results, t["name"], arm) for arm in t["arms"])]
+    shown = {"corr": "Corr", "rsa": "RSA", "top1_samples": "Top-1 of single samples"}
+    figure = Figure(figsize=(9, 0.4 + 2.3 * len(tables)), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
+    for table, row in zip(tables, figure.subplots(len(tables), 3, squeeze=False), strict=True):
+        for axes, (key, title) in zip(row, shown.items(), strict=True):
+            for number, arm in enumerate(table["arms"]):
+                for i, result in enumerate(results_of(results, table["name"], arm)):
+                    scores = [result["scores"][step] for step in sorted(result["scores"], key=int)]
+                    minutes = [60 * s["cpu_hours"] for s in scores]
+                    axes.plot(
+                        minutes,
+                        [s[key] for s in scores],
+                        "o-",
+                        color=f"C{number}",
+                        markersize=3,
+                        label=None if i else arm,
+                    )
+            axes.axhline(ceiling[key], color="0.5", linestyle="--", linewidth=1)
+            axes.set_ylim(0, 1.02)
+            axes.set_xlabel("CPU minutes of training")
+            axes.set_ylabel(title)
+            axes.spines[["top", "right"]].set_visible(False)
+        row[0].set_title(table["title"], fontsize=9, loc="left")
+        row[0].legend(frameon=False, fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Software": None})
-
-
-def _draw_arms(study: dict[str, Any], results: list[dict[str, Any]], ceiling: float, path: Path) -> None:
-    """Corr of every arm after its last step, tables below each other."""
-    done = {(r["table"], r["arm"]) for r in results}
-    tables = [(t, [a for a in t["arms"] if (t["name"], a) in done]) for t in study["tables"]]
-    tables = [(table, arms) for table, arms in tables if arms]
-    figure = _figure(7.5, 0.6 + sum(0.27 * len(arms) + 0.35 for _, arms in tables))
-    grid = figure.subplots(
-        len(tables),
-        1,
-        sharex=True,
-        squeeze=False,
-        gridspec_kw={"height_ratios": [len(arms) + 0.5 for _, arms in tables]},
-    )
-    for axes, (table, arms) in zip(grid[:, 0], tables, strict=True):
-        for row, arm in enumerate(arms):
-            values = [s["corr"] for s in _final(results, table["name"], arm).values()]
-            axes.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.7, markersize=5, markeredgewidth=0)
-        axes.axvline(ceiling, color="0.5", linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(arms)), arms, fontsize=8)
-        axes.set_ylim(len(arms) - 0.4, -0.6)
-        axes.set_title(table["title"], fontsize=9, loc="left")
-        axes.grid(axis="x", color="0.9")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(left=False)
-    grid[-1, 0].set_xlabel("Corr of group maps with those of the test subjects")
-    grid[-1, 0].set_xlim(0, 1)
-    _save(figure, path)
-
-
-def _draw_steps(study: dict[str, Any], results: list[dict[str, Any]], ceiling: float, path: Path) -> None:
-    """Corr of the priors against training steps; mean over seeds, bars from the lowest to the highest."""
-    table = next(t for t in study["tables"] if t["name"] == "prior")
-    figure = _figure(6, 3.4)
-    axes = figure.subplots()
-    for arm in table["arms"]:
-        own = [r["scores"] for r in results if r["table"] == "prior" and r["arm"] == arm]
-        steps = sorted({int(step) for scores in own for step in scores})
-        if not steps:
-            continue
-        values = [[scores[str(step)]["corr"] for scores in own if str(step) in scores] for step in steps]
-        mean = np.array([np.mean(v) for v in values])
-        bars = [mean - [min(v) for v in values], [max(v) for v in values] - mean]
-        axes.errorbar(steps, mean, bars, marker="o", markersize=4, capsize=2, label=arm)
-    axes.axhline(ceiling, color="0.5", linestyle="--", linewidth=1)
-    axes.set_xlabel("training steps (0: the prior alone)")
-    axes.set_ylabel("Corr")
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)

@@ -1,9 +1,10 @@
 """The study: cohort, tokenizer, every arm trained and scored, docs/study.md. One command, from a seed.
 
-    python benchmarks/study/run.py FOLDER [--tables prior backbones] [--page docs/study.md]
+    python benchmarks/study/run.py FOLDER [--study STUDY.yaml] [--tables backbones] [--page docs/study.md]
 
-What to do is in study.yaml. Everything is resumable: finished parts are read, not done again, and the page is written from
-whatever is there. Scores are those of score.py, on the cohort's test split.
+What to do is in study.yaml (recipe.yaml is how the bundled model's recipe was chosen). Everything is resumable: finished parts are read,
+not done again, and the page is written from whatever is there. Scores are those of score.py, on the cohort's test split, at every step of
+`score_at`, with the processor seconds of training until then.
 """
 
 from __future__ import annotations
@@ -13,27 +14,25 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from page import write_page
-from score import brain, real_maps, sample_effects, score
-from torch import nn
+from score import RealMaps, brain, equal_number_ceiling, real_maps, sample_effects, score
 
+import fmrisynth
 from fmrisynth.bids.atomic import write_json
 from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.data.latents import LatentDataset
 from fmrisynth.models.checkpoint import load_denoiser
-from fmrisynth.models.tokenizers import load_tokenizer
+from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
 from fmrisynth.train.runlog import read_log
 
 HERE = Path(__file__).parent
@@ -79,8 +78,17 @@ def jobs(study: dict[str, Any], tables: list[str] | None) -> Iterator[Job]:
             if seed not in study["main_seeds" if table.get("main") else "seeds"]:
                 continue
             for arm, own in table["arms"].items():
-                settings = merged(study["base"], table.get("common", {}), own)
+                settings = merged(preset(study.get("preset")), study["base"], table.get("common", {}), own)
                 yield Job(table["name"], arm, seed, settings, table.get("score_at", [settings["steps"]]))
+
+
+def preset(name: str | None) -> dict[str, Any]:
+    """Settings of a training preset of the package, or none."""
+    if name is None:
+        return {}
+    return yaml.safe_load(
+        (Path(fmrisynth.__file__).parent / "config" / "presets" / "train" / f"{name}.yaml").read_text()
+    )
 
 
 def subset(latents: Path, out: Path, n_subjects: int) -> Path:
@@ -121,41 +129,34 @@ def run_job(root: Path, study: dict[str, Any], job: Job) -> dict[str, Any]:
     # Arms that train the same model share one run.
     config = TrainConfig(**settings, seed=job.seed)
     run = root / "runs" / f"{latents.name}-{hash_of(config.model_dump(mode='json', exclude_defaults=True))}"
-    started, cpu = time.monotonic(), time.process_time()
     train_denoiser(latents, run, config)
-    trained_s, trained_cpu_s = time.monotonic() - started, time.process_time() - cpu
 
     tokenizer = load_tokenizer(latents / "tokenizer")
-    mask_XYZ = brain(root / "cohort", tokenizer)
     found: dict[str, Any] = {
-        "seed": job.seed, "train_s": trained_s, "train_cpu_s": trained_cpu_s, "scores": {},
-        "parameters": sum(p.numel() for p in load_denoiser(run).network.parameters()),
+        "seed": job.seed, "scores": {}, "parameters": sum(p.numel() for p in load_denoiser(run).network.parameters()),
     }  # fmt: skip
-    validation = [record for record in read_log(run / "log.jsonl") if record["kind"] == "val"]
+    records = read_log(run / "log.jsonl")
     for step in job.score_at:
-        if step == 0 and not config.objective.precondition:
-            continue
         cache = root / "scores" / f"{run.name}-{step}-{hash_of(sampling)}.json"
         if not cache.exists():
-            model = load_denoiser(run / "checkpoints" / f"step-{step or config.steps:08d}")
-            if step == 0:
-                model = replace(model, network=Silent())
-            conditions = list(model.conditions)
-            real = real_maps(root / "cohort", "test", conditions, mask_XYZ, root / "real" / f"{latents.name}-test.npz")
-            effects = {c: sample_effects(model, tokenizer, c, mask_XYZ, **sampling) for c in conditions}
+            model = load_denoiser(run / "checkpoints" / f"step-{step:08d}")
+            real = maps_of_test_split(root, tokenizer, list(model.conditions))
+            effects = {c: sample_effects(model, tokenizer, c, real.mask_XYZ, **sampling) for c in real.conditions}
             write_json(cache, score(effects, real))
         own = json.loads(cache.read_text())
-        near = [record for record in validation if record["step"] == step]
-        found["scores"][str(step)] = own | {key: near[-1][key] for key in ("loss", "condition_gain") if near}
+        for kind, keys in (("val", ("loss", "condition_gain", "condition_gain_share")), ("train", ("cpu_hours",))):
+            near = [record for record in records if record["kind"] == kind and record["step"] <= step]
+            own |= {key: near[-1].get(key) for key in keys if near}
+        found["scores"][str(step)] = own
     return found
 
 
-class Silent(nn.Module):
-    """A network that answers 0: with preconditioning, samples are draws from the prior."""
-
-    def forward(self, noisy: torch.Tensor, time_B: torch.Tensor, labels_BA: torch.Tensor) -> torch.Tensor:
-        """Zeros."""
-        return torch.zeros_like(noisy)
+def maps_of_test_split(root: Path, tokenizer: Tokenizer, conditions: list[str]) -> RealMaps:
+    """Group maps of the test split, where training and test subjects and the tokenizer have brain."""
+    mask_XYZ = brain(root / "cohort", tokenizer, ("train", "test"))
+    return real_maps(
+        root / "cohort", "test", conditions, mask_XYZ, root / "real" / f"test-{tokenizer.info.sha256[:12]}.npz"
+    )
 
 
 def hash_of(settings: Mapping[str, Any]) -> str:
@@ -163,20 +164,11 @@ def hash_of(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def ceilings(root: Path) -> dict[str, Any]:
-    """Real training against real test subjects, and what a tokenizer leaves of the test maps."""
-    tokenizer = load_tokenizer(root / "latents" / "tokenizer")
-    mask_XYZ = brain(root / "cohort", tokenizer, ("test", "train"))
+def ceilings(root: Path, n: int) -> dict[str, list[float]]:
+    """What `n` real training blocks per condition score in place of samples, in five draws."""
     conditions = sorted({row.condition for row in LatentDataset.open(root / "latents").rows})
-    test, train = (
-        real_maps(root / "cohort", split, conditions, mask_XYZ, root / "real" / f"ceiling-{split}.npz")
-        for split in ("test", "train")
-    )
-    from fmrisynth.glm.map_scores import score_maps
-
-    both = np.isfinite(test.z_KV).all(axis=0) & np.isfinite(train.z_KV).all(axis=0)
-    scores = score_maps(test.z_KV[:, both], train.z_KV[:, both])
-    return {"corr": float(scores.corr), "rsa": float(scores.rsa_pearson), "top1": float(scores.top1)}
+    real = maps_of_test_split(root, load_tokenizer(root / "latents" / "tokenizer"), conditions)
+    return equal_number_ceiling(root / "cohort", "train", real, n)
 
 
 def main() -> None:
@@ -188,19 +180,22 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, help="only these seeds")
     parser.add_argument("--page", type=Path, help="write the page here")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prepare-only", action="store_true", help="make cohort and latents, train nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     study, root = yaml.safe_load(arguments.study.read_text()), arguments.root
     _prepare(root, study)
+    if arguments.prepare_only:
+        return
+    summary = root / "results" / "ceilings.json"
+    if not summary.exists():
+        write_json(summary, ceilings(root, study["sampling"]["n"]))
     for job in jobs(study, arguments.tables):
         result = root / "results" / f"{job.key}.json"
         if (arguments.seeds and job.seed not in arguments.seeds) or result.exists():
             continue
         print(f"{job.table}: {job.arm}, seed {job.seed}", flush=True)
         write_json(result, {"table": job.table, "arm": job.arm, **run_job(root, study, job)})
-    summary = root / "results" / "ceilings.json"
-    if not summary.exists():
-        write_json(summary, ceilings(root))
     if arguments.page:
         write_page(arguments.page, study, root / "results")
 

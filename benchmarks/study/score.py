@@ -72,6 +72,23 @@ def _measure(blocks: list[Block], conditions: list[str], mask_XYZ: np.ndarray) -
     return np.stack(z), np.array(variance)
 
 
+def equal_number_ceiling(
+    root: Path, split: str, real: RealMaps, n: int, *, draws: int = 5, seed: int = 0
+) -> dict[str, list[float]]:
+    """What `n` real blocks per condition of another split score in place of samples, once for each of some random draws."""
+    blocks = [b for b in read_blocks(root, split=split) if b.condition in real.conditions]
+    config, grid = GlmConfig(), common_grid(blocks)
+    found: dict[str, list[np.ndarray]] = {condition: [] for condition in real.conditions}
+    for window in iterate_windows(blocks, real.mask_XYZ, grid, config):
+        found[window.block.condition].append(fit_one(window, config).effect.astype(np.float32))
+    rng = np.random.default_rng(seed)
+    scores: list[dict[str, Any]] = []
+    for _ in range(draws):
+        chosen = {c: rng.permutation(len(effects))[:n] for c, effects in found.items()}
+        scores.append(score({c: np.stack([found[c][i] for i in chosen[c]]) for c in found}, real))
+    return {key: [s[key] for s in scores] for key in scores[0] if key != "corr_K"}
+
+
 def is_affine(tokenizer: Tokenizer) -> bool:
     """Whether decoding is affine: tried on random latents."""
     a, b = torch.randn(2, 1, *tokenizer.info.latent_shape, generator=torch.Generator().manual_seed(0))

@@ -26,7 +26,7 @@ class SampleConfig(StageConfig):
         description="ab2 (Adams-Bashforth in the angle), ddpm (ancestral), ddim, dpmpp2m (DPM-Solver++ 2M), euler, heun.",
     )
     steps: int | None = Field(
-        None, ge=1, le=1000, description="Solver steps; default 10 (every step of the schedule for ddpm)."
+        None, ge=1, le=1000, description="Solver steps; default 20 (every step of the schedule for ddpm)."
     )
     eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM stochasticity: 0 deterministic, 1 ancestral.")
     guidance: float = Field(

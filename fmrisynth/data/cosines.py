@@ -1,4 +1,4 @@
-"""Temporal frequencies of a block: observation noise and the condition prior are written in them.
+"""Temporal frequencies of a block: observation noise is written in them.
 
 Axis legend: T frames, F = T temporal frequencies.
 """

@@ -1,4 +1,4 @@
-"""Diffusion mathematics: schedules, objectives, samplers, guidance, EMA and the condition prior.
+"""Diffusion mathematics: schedules, objectives, samplers, guidance and EMA.
 
-Depends on torch, numpy, the package's errors and `data.cosines` only.
+Depends on torch and the package's errors only.
 """

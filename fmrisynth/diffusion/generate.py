@@ -15,12 +15,11 @@ from difflib import get_close_matches
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmrisynth.diffusion.guidance import guided
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import Prior
-from fmrisynth.diffusion.samplers import Denoise, check_sampler, draws_anew, sample
+from fmrisynth.diffusion.samplers import Denoise, check_sampler, sample
 from fmrisynth.errors import UsageError
 
 GPU_GROUP = 8
@@ -30,7 +29,7 @@ class LatentModel(Protocol):
     """What drawing samples needs to know about a trained model (see ``models.checkpoint``)."""
 
     @property
-    def network(self) -> nn.Module: ...
+    def network(self) -> Any: ...
     @property
     def objective(self) -> Mapping[str, Any]: ...
     @property
@@ -41,10 +40,6 @@ class LatentModel(Protocol):
     def latent_mean_C(self) -> Tensor: ...
     @property
     def latent_std_C(self) -> Tensor: ...
-    @property
-    def prior_kind(self) -> str: ...
-    @property
-    def prior_tensors(self) -> Mapping[str, Tensor]: ...
 
 
 def encode_labels(
@@ -105,7 +100,7 @@ def generate_latents(
     *,
     seeds: Sequence[int],
     sampler: str = "ab2",
-    n_steps: int = 10,
+    n_steps: int = 20,
     guidance: float | Mapping[str, float] = 1.0,
     guidance_interval: tuple[float, float] | None = None,
     eta: float = 0.0,
@@ -147,7 +142,6 @@ def generate_latents(
     """
     objective = Objective(**model.objective)
     check_sampler(sampler, objective)
-    prior = Prior.from_tensors(model.prior_kind, model.prior_tensors)
     labels_A = encode_labels(model.labels, condition, attributes)
     null_A = torch.tensor([len(labels) for labels in model.labels.values()])
     guidance_A = guidance_scales(model.labels, guidance)
@@ -156,6 +150,8 @@ def generate_latents(
     group = group or (1 if device.type == "cpu" else GPU_GROUP)
     n_channels, n_frames, *grid = model.latent_shape
     shape = (n_channels * n_frames, *grid)
+    brain_XYZ = torch.ones(grid, dtype=torch.bool) if network.brain_XYZ is None else network.brain_XYZ
+    brain_XYZ = brain_XYZ.to(device)  # cells without brain hold 0 all the way
 
     latents = []
     with torch.inference_mode():
@@ -166,36 +162,29 @@ def generate_latents(
             generators += [torch.Generator().manual_seed(chosen[-1]) for _ in range(group - len(chosen))]
 
             def draw_noise(generators: list[torch.Generator] = generators) -> Tensor:
-                return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+                return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device) * brain_XYZ
 
             labels_BA = labels_A.expand(group, -1).to(device)
             predict = guided(network, labels_BA, null_A.to(device), guidance_A, interval=guidance_interval)
 
             def denoise(x: Tensor, time_B: Tensor, predict: Denoise = predict) -> Tensor:
                 output = predict(x, objective.path.network_time(time_B).to(x.device, torch.float32))
-                return objective.answer(output, x, time_B, prior)
+                return objective.answer(output, x, time_B)
 
             def advance(_step: int, _x: Tensor, n_samples: int = len(chosen)) -> None:
                 if on_step is not None:
                     on_step(n_samples)
 
-            noise_BFXYZ = draw_noise()
-            # A network that is asked along the modes has learnt how loud they are.
-            asked = not objective.precondition
-            scales = [] if asked else [s_H for g in generators if (s_H := prior.draw_scales(g)) is not None]
-            white_BFXYZ = sample(
+            stack_BFXYZ = sample(
                 sampler,
                 denoise,
-                noise_BFXYZ,
+                draw_noise(),
                 objective,
                 n_steps,
                 eta=eta,
                 draw_noise=draw_noise,
                 on_step=advance,
             )
-            kept_BFXYZ = None if asked or draws_anew(sampler, eta) else noise_BFXYZ
-            scale_BH = torch.stack(scales) if scales else None
-            stack_BFXYZ = prior.unwhiten(white_BFXYZ, labels_BA[:, 0], noise_BFXYZ=kept_BFXYZ, scale_BH=scale_BH)
             latents.append(stack_BFXYZ[: len(chosen)].float().cpu())
     stack_BFXYZ = torch.cat(latents) if latents else torch.empty(0, *shape)
     latent_BCTXYZ = stack_BFXYZ.unflatten(1, (n_channels, n_frames))

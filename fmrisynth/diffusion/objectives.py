@@ -6,14 +6,11 @@ as arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fmrisynth.diffusion.prior import Prior
 from fmrisynth.diffusion.schedule import DiffusionSchedule, FlowSchedule
 from fmrisynth.errors import UsageError
 
@@ -35,12 +32,10 @@ class Objective:
         See `DiffusionSchedule`; unused by flow.
     min_snr_gamma : float, optional
         Min-SNR weighting (Hang et al. 2023).
-    flow_time : {"uniform", "logit_normal"}
-        Distribution of training times of flow matching.
+    noise_shift : float
+        See `FlowSchedule`; used by flow only.
     precondition : bool
         The network adds to what a unit Gaussian would make of the noisy input (`gaussian_prediction`); see `answer`.
-    loss_scales, loss_scale_power
-        Sides, in cells, of the cubes of `training_loss`, and the power of a side that its loss is multiplied by.
     """
 
     prediction: str = "epsilon"
@@ -49,17 +44,15 @@ class Objective:
     beta_start: float = 0.0015
     beta_end: float = 0.0195
     min_snr_gamma: float | None = None
-    flow_time: str = "uniform"
+    noise_shift: float = 1.0
     precondition: bool = False
-    loss_scales: Sequence[int] = (1,)
-    loss_scale_power: float = 1.5
 
     def __post_init__(self) -> None:
         if self.prediction not in ("epsilon", "v", "flow"):
             raise UsageError(f"There is no objective named {self.prediction!r}: known: epsilon, v, flow.")
         path: DiffusionSchedule | FlowSchedule
         if self.prediction == "flow":
-            path = FlowSchedule()
+            path = FlowSchedule(self.noise_shift)
         else:
             path = DiffusionSchedule(self.schedule, self.n_train_steps, self.beta_start, self.beta_end)
         object.__setattr__(self, "path", path)
@@ -70,9 +63,7 @@ class Objective:
         """Map uniform numbers in [0, 1) to training times, float64."""
         if isinstance(self.path, DiffusionSchedule):
             return (uniform_B.double() * self.path.n_steps).floor()
-        if self.flow_time == "logit_normal":
-            return torch.sigmoid(torch.special.ndtri(uniform_B.double().clamp(1e-6, 1 - 1e-6)))
-        return uniform_B.double()
+        return self.path.shifted(uniform_B.double())
 
     def add_noise(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
         """x_t = alpha x_0 + sigma noise (paper, forward process)."""
@@ -103,19 +94,13 @@ class Objective:
             numerator_B = torch.zeros_like(alpha_B)
         return expand(numerator_B / (alpha_B**2 + sigma_B**2), noisy) * noisy
 
-    def answer(self, output: Tensor, noisy: Tensor, time_B: Tensor, prior: Prior | None = None) -> Tensor:
+    def answer(self, output: Tensor, noisy: Tensor, time_B: Tensor) -> Tensor:
         """The prediction that a network's output stands for.
 
-        With ``precondition`` the network gives the deviation from `gaussian_prediction`: the skip connection of Karras et al.
-        (2022, eq. 7) for data of unit variance. A network that answers 0 then draws exactly from the prior (see
-        ``diffusion.prior``), and what it has not learnt costs the samples no variance. Along the modes of a ``prior`` it is not asked
-        (`Prior.beyond_modes`).
+        With ``precondition`` the network gives the deviation from `gaussian_prediction`: the skip connection of Karras et al. (2022,
+        eq. 7) for data of unit variance. A network narrower than the latents' channels cannot copy their noise; with the skip it need not.
         """
-        if not self.precondition:
-            return output
-        if prior is not None:
-            output = prior.beyond_modes(output)
-        return output + self.gaussian_prediction(noisy, time_B)
+        return output + self.gaussian_prediction(noisy, time_B) if self.precondition else output
 
     def clean_and_noise(self, prediction: Tensor, noisy: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
         """Solve the prediction for x_0 and the noise. Nothing is clipped."""
@@ -127,6 +112,12 @@ class Objective:
             return noisy - sigma * prediction, noisy + alpha * prediction
         return alpha * noisy - sigma * prediction, sigma * noisy + alpha * prediction
 
+    def slope(self, alpha: float, sigma: float) -> float:
+        """By how much the target falls when x_0 rises by one and x_t stays: x_0 and the noise are then exchanged."""
+        if self.prediction == "epsilon":
+            return alpha / sigma
+        return (alpha + sigma) / sigma if self.prediction == "flow" else (alpha**2 + sigma**2) / sigma
+
     def weight(self, time_B: Tensor) -> Tensor:
         """Loss weight per sample: 1, or min-SNR for the target in use."""
         if self.min_snr_gamma is None:
@@ -137,24 +128,6 @@ class Objective:
         return clipped_B / (snr_B if self.prediction == "epsilon" else snr_B + 1)
 
     def loss(self, prediction: Tensor, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
-        """Weighted mean squared error per sample, shape (B,), float32: what is logged and compared."""
+        """Weighted mean squared error per sample, shape (B,), float32."""
         error = prediction.float() - self.target(clean, noise, time_B).float()
         return error.square().flatten(1).mean(1) * self.weight(time_B).to(error.device, error.dtype)
-
-    def training_loss(self, prediction: Tensor, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
-        """What is minimised, shape (B,), float32: `loss`, or its mean over ``loss_scales``.
-
-        At scale s the error of a latent (B, F, X, Y, Z) is averaged over cubes of s^3 cells, squared, and multiplied by a power of s:
-        at 3, white errors weigh the same at every scale. The evoked response is smooth in space and a vanishing part of the plain
-        loss; here it is not. Any positive definite weighting of errors has the same minimiser, the mean of the target given the
-        input, so the model that is learnt is the same and only the way there differs.
-        """
-        if tuple(self.loss_scales) == (1,):
-            return self.loss(prediction, clean, noise, time_B)
-        error_BFXYZ = prediction.float() - self.target(clean, noise, time_B).float()
-        parts = [
-            (error_BFXYZ if s == 1 else F.avg_pool3d(error_BFXYZ, s)).square().flatten(1).mean(1)
-            * s**self.loss_scale_power
-            for s in self.loss_scales
-        ]
-        return torch.stack(parts).mean(0) * self.weight(time_B).to(error_BFXYZ.device, error_BFXYZ.dtype)

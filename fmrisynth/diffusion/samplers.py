@@ -125,9 +125,8 @@ def ab2(
 
     With x_t = alpha x_0 + sigma noise, the state y = x_t / sqrt(alpha^2 + sigma^2) turns from noise to data as the angle atan(sigma / alpha)
     falls from pi / 2 to 0, and its derivative by the angle is the velocity v = cos noise - sin x_0 (Salimans & Ho 2022, appendix D).
-    For unit Gaussian data E[v | y] = 0, so what stands still is integrated exactly in any number of steps, and only what the network adds to
-    the prior is left to the solver. Other solvers take x_0, the noise or the flow's velocity as constant over a step; with few steps they shrink or
-    swell even a prior that the network leaves alone.
+    For unit Gaussian data E[v | y] = 0, so such data are sampled exactly in any number of steps. Solvers that take x_0, the noise or the
+    flow's velocity as constant over a step shrink or swell even those when steps are few, and the variance of samples is what one measures.
     """
     alphas, sigmas = objective.path.alpha_sigma(times)
     radii, angles = torch.hypot(alphas, sigmas).tolist(), torch.atan2(sigmas, alphas).tolist()
@@ -223,11 +222,6 @@ def check_sampler(sampler: str, objective: Objective) -> None:
         raise UsageError(f"There is no sampler named {sampler!r}: known: {', '.join(SAMPLERS)}.")
     if sampler in ("euler", "heun"):
         _need_flow(objective, sampler)
-
-
-def draws_anew(sampler: str, eta: float) -> bool:
-    """Whether a sampler adds fresh noise on its way; what a network leaves alone then does not keep its initial noise."""
-    return sampler == "ddpm" or (sampler == "ddim" and eta > 0)
 
 
 def sample(

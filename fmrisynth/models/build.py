@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from fmrisynth.config.train import HybridConfig, UNetConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 
 
-def build_denoiser(config: HybridConfig | UNetConfig, channels: int, n_labels: Sequence[int]) -> nn.Module:
+def build_denoiser(
+    config: HybridConfig | UNetConfig, channels: int, n_labels: Sequence[int], brain_XYZ: Tensor | None = None
+) -> nn.Module:
     """Build the network ``denoiser(stack_BFXYZ, time_B, labels_BA) -> stack_BFXYZ``.
 
     Parameters
@@ -21,16 +23,18 @@ def build_denoiser(config: HybridConfig | UNetConfig, channels: int, n_labels: S
         F = C*T.
     n_labels : sequence of int
         Number of labels per attribute without the null row, the task condition first.
+    brain_XYZ : Tensor of shape (X, Y, Z), bool, optional
+        Latent cells that hold brain; the answer is 0 elsewhere, and tokens without brain are left out. Default: all cells.
     """
     if isinstance(config, HybridConfig):
         from fmrisynth.models.hybrid_dit import HybridDiT
 
-        return HybridDiT(config, channels, n_labels)
+        return HybridDiT(config, channels, n_labels, brain_XYZ)
     if len(n_labels) != 1:
         raise UsageError("The U-Net baseline takes the task condition only; remove conditioning.attributes.")
     from fmrisynth.models.unet import MonaiUNet
 
-    return MonaiUNet(config, channels, n_labels[0])
+    return MonaiUNet(config, channels, n_labels[0], brain_XYZ)
 
 
 def check_grid(config: HybridConfig | UNetConfig, grid: Sequence[int]) -> None:

@@ -1,8 +1,7 @@
 """The model directory: what a trained denoiser needs to draw samples.
 
 checkpoint.json        architecture, objective, labels, latent shape and statistics, step
-ema.safetensors        averaged weights
-prior.safetensors      condition prior, if one was trained with
+ema.safetensors        averaged weights, and the latent cells that hold brain
 tokenizer/             here, or two folders up in a training output
 """
 
@@ -21,15 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fmrisynth.config.train import ModelConfig, ObjectiveConfig, PriorKind
+from fmrisynth.config.train import ModelConfig, ObjectiveConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.build import build_denoiser
 from fmrisynth.parse import read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CARD_NAME = "checkpoint.json"
 EMA_NAME = "ema.safetensors"
-PRIOR_NAME = "prior.safetensors"
+BRAIN = "brain_XYZ"
+"""Name among the weights of the latent cells that hold brain, bool (X, Y, Z)."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ class ModelCard:
         C, T, X, Y, Z.
     latent_mean, latent_std : list of float
         Per channel, in the tokenizer's units.
-    prior : str
-        Kind of the condition prior.
     config_digest, tokenizer_digest : str
         SHA-256 of the training settings and of the tokenizer's description.
     """
@@ -63,17 +61,16 @@ class ModelCard:
     latent_shape: list[int]
     latent_mean: list[float]
     latent_std: list[float]
-    prior: str
     config_digest: str = ""
     tokenizer_digest: str = ""
     trained_on: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
-    def build(self) -> nn.Module:
+    def build(self, brain_XYZ: Tensor | None = None) -> nn.Module:
         """The network, freshly initialised."""
         config = TypeAdapter(ModelConfig).validate_python(self.model)
         channels = self.latent_shape[0] * self.latent_shape[1]
-        return build_denoiser(config, channels, [len(labels) for labels in self.labels.values()])
+        return build_denoiser(config, channels, [len(labels) for labels in self.labels.values()], brain_XYZ)
 
 
 @dataclass(frozen=True)
@@ -86,11 +83,8 @@ class LoadedDenoiser:
         Averaged weights, evaluation mode, gradients off.
     objective, labels, latent_shape, step : see `ModelCard`
     latent_mean_C, latent_std_C : Tensor of shape (C,), float32
-    prior_kind : str
-    prior_tensors : dict of str to Tensor
-        Of the condition prior, for `Prior.from_tensors`.
     sha256 : str
-        Of ``checkpoint.json`` and ``ema.safetensors`` (and the prior), for provenance.
+        Of ``checkpoint.json`` and ``ema.safetensors``, for provenance.
     path : Path
         The model directory.
     tokenizer : Path or None
@@ -103,8 +97,6 @@ class LoadedDenoiser:
     latent_shape: tuple[int, int, int, int, int]
     latent_mean_C: Tensor
     latent_std_C: Tensor
-    prior_kind: str
-    prior_tensors: dict[str, Tensor]
     step: int
     sha256: str
     path: Path
@@ -169,7 +161,6 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError(f"latent_mean and latent_std are not of {channels} channels")
     if not all(map(math.isfinite, [*card.latent_mean, *card.latent_std])) or min(card.latent_std) <= 0:
         raise ValueError("latent_mean and latent_std are not usable")
-    TypeAdapter(PriorKind).validate_python(card.prior)
     if next(iter(card.labels), None) != "condition" or not card.labels["condition"]:
         raise ValueError("it names no condition")
 
@@ -190,36 +181,7 @@ def _check_weights(path: Path, card: ModelCard) -> None:
             f"{path.with_name(CARD_NAME)}: there is no network with this architecture ({error}); use the fmrisynth version "
             "that wrote it."
         ) from None
-    _compare(path, wanted, _stored_shapes(path))
-
-
-def _check_prior(path: Path, card: ModelCard) -> None:
-    """The same for the tensors of a prior (see ``diffusion.prior``); the numbers of modes and of directions of responses are the file's own."""
-    found = _stored_shapes(path)
-    c, t, x, y, z = card.latent_shape
-    cells = (c * t, x, y, z)
-    n_conditions, n_modes = len(card.labels["condition"]), found.get("modes", (0,))[0]
-    wanted: dict[str, tuple[int, ...]] = {"mean": (n_conditions, *cells)}
-    if card.prior == "class_gaussian":
-        wanted |= {"std": (n_conditions, *cells), "varying": cells}
-    if card.prior == "class_covariance":
-        n_responses = found.get("response_weight", (0,))[0]
-        wanted |= {
-            "varying": cells,
-            "modes": (n_modes, c * x * y * z),
-            "mode_gain": (t, n_modes, n_modes),
-            "unasked": (n_modes, c * x * y * z),
-            "course_root": (c * x * y * z, t, t),
-            "new": (t, c * x * y * z),
-            "link": (t, 4, c, c, x, y, z),  # 4: offsets of `neighbours`
-            "response_weight": (n_responses, t, n_modes),
-            "response_load": (n_responses, t, n_modes),
-            "response_gain": (n_conditions, n_responses, n_responses),
-            "scale_spread": (t,),
-            "response_course": (n_conditions, t),
-            "response_spread": (n_conditions, c * x * y * z),
-        }
-    _compare(path, wanted, found)
+    _compare(path, wanted | {BRAIN: tuple(card.latent_shape[2:])}, _stored_shapes(path))
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -270,15 +232,13 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
     folder = find_model_dir(path)
     card = read_card(folder)
     _check_weights(folder / EMA_NAME, card)
-    network = card.build()
-    network.load_state_dict(load_tensors(folder / EMA_NAME), assign=True)
+    weights = load_tensors(folder / EMA_NAME)
+    if not bool(weights[BRAIN].any()):
+        raise FmrisynthError(f"{folder / EMA_NAME}: no latent cell holds brain; the file is damaged, copy it again.")
+    network = card.build(weights[BRAIN].bool())
+    network.load_state_dict(weights, assign=True)
     network.eval().requires_grad_(False)
 
-    prior_tensors, files = {}, [folder / CARD_NAME, folder / EMA_NAME]
-    if card.prior != "none":
-        _check_prior(folder / PRIOR_NAME, card)
-        prior_tensors = load_tensors(folder / PRIOR_NAME)
-        files.append(folder / PRIOR_NAME)
     places: Sequence[Path] = (
         folder / "tokenizer",
         folder.parent / "tokenizer",
@@ -291,10 +251,8 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
         latent_shape=tuple(card.latent_shape),  # type: ignore[arg-type]
         latent_mean_C=torch.tensor(card.latent_mean, dtype=torch.float32),
         latent_std_C=torch.tensor(card.latent_std, dtype=torch.float32),
-        prior_kind=card.prior,
-        prior_tensors=prior_tensors,
         step=card.step,
-        sha256=_digest(files),
+        sha256=_digest([folder / CARD_NAME, folder / EMA_NAME]),
         path=folder,
         tokenizer=next((p for p in places if (p / "tokenizer.json").is_file()), None),
         card=card,

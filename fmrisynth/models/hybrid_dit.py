@@ -64,9 +64,15 @@ class ConditionEmbedding(nn.Module):
 class Stage(nn.Module):
     """A run of blocks of one kind at one level; transformer stages work on position-coded tokens."""
 
-    def __init__(self, kind: str, n_blocks: int, width: int, config: HybridConfig) -> None:
+    kept_N: Tensor | None
+
+    def __init__(
+        self, kind: str, n_blocks: int, width: int, config: HybridConfig, brain_XYZ: Tensor | None = None
+    ) -> None:
         super().__init__()
         cond_width = 4 * config.base_ch
+        kept_N = None if brain_XYZ is None else brain_XYZ.flatten().nonzero()[:, 0]
+        self.register_buffer("kept_N", kept_N, persistent=False)
         self.is_transformer = kind == "transformer"
         self.checkpoint = config.checkpoint_activations
         if self.is_transformer:
@@ -92,8 +98,14 @@ class Stage(nn.Module):
         grid = x_BDXYZ.shape[2:]
         x_BND = x_BDXYZ.flatten(2).transpose(1, 2)
         x_BND = x_BND + sincos_positions(tuple(grid), x_BND.shape[2], x_BND.device).to(x_BND.dtype)
-        for block in self.blocks:
-            x_BND = self._run(block, x_BND, cond_BE, context_BME)
+        if self.kept_N is None:
+            for block in self.blocks:
+                x_BND = self._run(block, x_BND, cond_BE, context_BME)
+        else:
+            kept_BND = x_BND[:, self.kept_N]
+            for block in self.blocks:
+                kept_BND = self._run(block, kept_BND, cond_BE, context_BME)
+            x_BND = kept_BND.new_zeros(x_BND.shape).index_copy(1, self.kept_N, kept_BND)
         return x_BND.transpose(1, 2).unflatten(2, grid)
 
     def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
@@ -114,11 +126,20 @@ class HybridDiT(nn.Module):
     n_labels : sequence of int
         Number of labels of each attribute, the task condition first; each table has one more row, the
         null row, at index ``n_labels[a]``.
+    brain_XYZ : Tensor of shape (X, Y, Z), bool, optional
+        Latent cells that hold brain; default all. The answer is 0 elsewhere, and transformer stages work on the tokens that
+        hold brain alone.
     """
 
-    def __init__(self, config: HybridConfig, channels: int, n_labels: Sequence[int]) -> None:
+    brain_XYZ: Tensor | None
+
+    def __init__(
+        self, config: HybridConfig, channels: int, n_labels: Sequence[int], brain_XYZ: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("brain_XYZ", None if brain_XYZ is None else brain_XYZ.to(torch.bool))
+        brain_of = [None if brain_XYZ is None else _coarser(brain_XYZ, level) for level in range(len(config.stages))]
         widths = [multiplier * config.base_ch for multiplier in config.width_multipliers]
         has_cross = config.cross_attention and "transformer" in config.stages
         self.condition = ConditionEmbedding(config.base_ch, n_labels, config.context_tokens if has_cross else None)
@@ -128,12 +149,12 @@ class HybridDiT(nn.Module):
         self.up, self.merge, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, (width, deeper) in enumerate(pairwise(widths)):
             kind = config.stages[level]
-            self.encoder.append(Stage(kind, config.encoder_blocks[level], width, config))
+            self.encoder.append(Stage(kind, config.encoder_blocks[level], width, config, brain_of[level]))
             self.down.append(Conv1x1(width, deeper))
             self.up.append(Conv1x1(deeper, width))
             self.merge.append(Conv1x1(2 * width, width))
-            self.decoder.append(Stage(kind, config.decoder_blocks[level], width, config))
-        self.bottleneck = Stage(config.stages[-1], config.bottleneck_blocks, widths[-1], config)
+            self.decoder.append(Stage(kind, config.decoder_blocks[level], width, config, brain_of[level]))
+        self.bottleneck = Stage(config.stages[-1], config.bottleneck_blocks, widths[-1], config, brain_of[-1])
         self.norm_out = group_norm(widths[0])
         self.conv_out = zero_init(Conv3x3(widths[0], channels))
 
@@ -170,4 +191,10 @@ class HybridDiT(nn.Module):
             x_BDXYZ = self.merge[level](torch.cat([x_BDXYZ, skips.pop()], dim=1))
             x_BDXYZ = self.decoder[level](x_BDXYZ, cond_BE, context_BME)
 
-        return self.conv_out(F.silu(self.norm_out(x_BDXYZ)))
+        answer_BFXYZ = self.conv_out(F.silu(self.norm_out(x_BDXYZ)))
+        return answer_BFXYZ if self.brain_XYZ is None else answer_BFXYZ * self.brain_XYZ
+
+
+def _coarser(brain_XYZ: Tensor, level: int) -> Tensor:
+    """Cells of a level that hold brain; a level halves the sides of the one before."""
+    return F.max_pool3d(brain_XYZ[None].float(), 2**level)[0] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fmrisynth.config.train import UNetConfig
@@ -18,13 +19,18 @@ class MonaiUNet(nn.Module):
         F = C*T, in and out.
     n_conditions : int
         Number of task conditions; one more class embedding stands for "null".
+    brain_XYZ : Tensor of shape (X, Y, Z), bool, optional
+        Latent cells that hold brain; the answer is 0 elsewhere.
     """
 
-    def __init__(self, config: UNetConfig, channels: int, n_conditions: int) -> None:
+    brain_XYZ: Tensor | None
+
+    def __init__(self, config: UNetConfig, channels: int, n_conditions: int, brain_XYZ: Tensor | None = None) -> None:
         super().__init__()
         from monai.networks.nets import DiffusionModelUNet
 
         self.config = config
+        self.register_buffer("brain_XYZ", None if brain_XYZ is None else brain_XYZ.to(torch.bool))
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
             in_channels=channels,
@@ -41,4 +47,5 @@ class MonaiUNet(nn.Module):
 
     def forward(self, stack_BFXYZ: Tensor, time_B: Tensor, labels_BA: Tensor) -> Tensor:
         """Predict the objective's target; see ``HybridDiT.forward``."""
-        return self.unet(stack_BFXYZ, timesteps=time_B, class_labels=labels_BA[:, 0])
+        answer_BFXYZ = self.unet(stack_BFXYZ, timesteps=time_B, class_labels=labels_BA[:, 0])
+        return answer_BFXYZ if self.brain_XYZ is None else answer_BFXYZ * self.brain_XYZ

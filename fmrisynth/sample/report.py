@@ -306,7 +306,7 @@ def _provenance(settings: dict[str, Any], model: LoadedDenoiser, tokenizer: Toke
     trained_on = card.trained_on
     rows: list[tuple[str, str]] = [
         ("model", f"{card.model.get('kind', 'network')}, {_size(model)}, {model.step:,} training steps"),
-        ("objective", f"{card.objective.get('prediction')}; condition prior {card.prior}"),
+        ("objective", str(card.objective.get("prediction"))),
     ]
     if "n_instances" in trained_on:
         rows.append(

@@ -43,7 +43,7 @@ from fmrisynth.sample.report import write_report
 A = TypeVar("A")
 B = TypeVar("B")
 
-DEFAULT_STEPS = 10
+DEFAULT_STEPS = 20
 PARTICIPANTS_COLUMNS = ("participant_id", "condition", "seed", "synthetic")
 
 _README = """Every subject of this dataset is synthetic: made by a generative model, measured on no one.

@@ -6,7 +6,7 @@ Axis legend: B instances of this rank, F = C*T, X Y Z latent grid, A attributes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,14 +16,18 @@ import torch
 from torch import Tensor
 
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import Prior
 
 
 class LatentSource(Protocol):
     """Anything that reads instances by number (see `dataset.TrainingLatents`)."""
 
+    @property
+    def brain_XYZ(self) -> Tensor:
+        """Cells that hold brain, bool (X, Y, Z)."""
+        ...
+
     def read(self, instance: int) -> Tensor:
-        """Standardised latents (F, X, Y, Z)."""
+        """Standardised latents (F, X, Y, Z), 0 in cells without brain."""
         ...
 
     def labels(self, instance: int, vocabulary: Mapping[str, Sequence[str]]) -> list[int]:
@@ -38,13 +42,11 @@ class Batch:
     Attributes
     ----------
     clean_BFXYZ, noise_BFXYZ : Tensor, float32
-        Whitened latents and unit noise.
+        Standardised latents and unit noise, both 0 in cells without brain.
     time_B : Tensor, float64
         Training times of the objective.
     labels_BA : Tensor, int64
         Labels after dropout.
-    condition_B : Tensor, int64
-        Task condition before dropout.
     instances : tuple of int
         Their numbers in the dataset.
     """
@@ -53,7 +55,6 @@ class Batch:
     noise_BFXYZ: Tensor
     time_B: Tensor
     labels_BA: Tensor
-    condition_B: Tensor
     instances: tuple[int, ...]
 
 
@@ -90,8 +91,6 @@ class BatchMaker:
     dropout : sequence of float
         Rate of the null label per attribute.
     objective : Objective
-    prior_of : callable
-        The prior to whiten an instance with, by its number.
     batch_size : int
         Over all ranks.
     seed : int
@@ -106,7 +105,6 @@ class BatchMaker:
         vocabulary: Mapping[str, Sequence[str]],
         dropout: Sequence[float],
         objective: Objective,
-        prior_of: Callable[[int], Prior],
         *,
         batch_size: int,
         seed: int,
@@ -114,8 +112,7 @@ class BatchMaker:
         n_ranks: int = 1,
     ) -> None:
         self.source, self.instances, self.vocabulary, self.dropout = source, instances, vocabulary, dropout
-        self.objective, self.prior_of = objective, prior_of
-        self.batch_size, self.seed = batch_size, seed
+        self.objective, self.batch_size, self.seed = objective, batch_size, seed
         share = batch_size // n_ranks
         self.positions = range(rank * share, (rank + 1) * share)
         self.null_A = [len(labels) for labels in vocabulary.values()]
@@ -124,11 +121,12 @@ class BatchMaker:
         """The batch of a step (0-based). Every instance has its own generator, keyed by its position."""
         order = batch_order(len(self.instances), self.batch_size, self.seed, step)
         chosen = [self.instances[order[position]] for position in self.positions]
-        clean, noise, uniform, labels, conditions = [], [], [], [], []
+        clean, noise, uniform, labels = [], [], [], []
         for position, instance in zip(self.positions, chosen, strict=True):
             generator = torch.Generator().manual_seed(derive_seed("batch", self.seed, step, position))
             stack_FXYZ = self.source.read(instance)
-            noise.append(torch.randn(stack_FXYZ.shape, generator=generator))
+            clean.append(stack_FXYZ)
+            noise.append(torch.randn(stack_FXYZ.shape, generator=generator) * self.source.brain_XYZ)
             # Stratified over the batch: still uniform for every instance, with less variance in the loss.
             jitter = torch.rand((), generator=generator, dtype=torch.float64)
             uniform.append((position + jitter) / self.batch_size)
@@ -140,17 +138,11 @@ class BatchMaker:
                     for label, null, value, rate in zip(true, self.null_A, drop, self.dropout, strict=True)
                 ]
             )
-            conditions.append(true[0])
-            prior, filler_BFXYZ = self.prior_of(instance), None
-            if prior.varying_FXYZ is not None:
-                filler_BFXYZ = torch.randn(stack_FXYZ.shape, generator=generator)[None]
-            clean.append(prior.whiten(stack_FXYZ[None], torch.tensor(true[:1]), filler_BFXYZ=filler_BFXYZ))
         return Batch(
-            clean_BFXYZ=torch.cat(clean),
+            clean_BFXYZ=torch.stack(clean),
             noise_BFXYZ=torch.stack(noise),
             time_B=self.objective.draw_time(torch.stack(uniform)),
             labels_BA=torch.tensor(labels),
-            condition_B=torch.tensor(conditions),
             instances=tuple(chosen),
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fmrisynth.data.latents import LatentDataset, LatentRow
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.models.tokenizers.base import read_latent_mask
 
 
 class TrainingLatents:
@@ -31,6 +32,8 @@ class TrainingLatents:
         SHA-256 of all index files and the tokenizer's description: equal for equal training data.
     tokenizer_digest : str
         SHA-256 of ``tokenizer.json``.
+    brain_XYZ : Tensor of shape (X, Y, Z), bool
+        Latent cells that hold brain.
     """
 
     def __init__(self, root: Path) -> None:
@@ -42,8 +45,12 @@ class TrainingLatents:
         for index in sorted(self.root.glob("sub-*_latents.tsv")):
             total.update(index.name.encode() + index.read_bytes())
         self.digest = total.hexdigest()
-        subjects = dict.fromkeys(row.subject for row in self.dataset.rows)
-        self._subject_numbers = {subject: number for number, subject in enumerate(subjects)}
+        self.brain_XYZ = read_latent_mask(self.dataset.tokenizer_dir)
+        if tuple(self.brain_XYZ.shape) != self.latent_shape[2:] or not bool(self.brain_XYZ.any()):
+            raise FmrisynthError(
+                f"{self.root}: expected a tokenizer with a brain on the latents' grid {self.latent_shape[2:]}, found one of "
+                f"{int(self.brain_XYZ.sum())} cells on {tuple(self.brain_XYZ.shape)}; encode the data again."
+            )
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int, int]:
@@ -60,12 +67,8 @@ class TrainingLatents:
         return [i for i, row in enumerate(self.dataset.rows) if row.split == split]
 
     def read(self, instance: int) -> Tensor:
-        """Standardised latents of one instance, (F, X, Y, Z), float32, F in the order (c t)."""
-        return self.dataset[instance].flatten(0, 1)
-
-    def subject_number(self, instance: int) -> int:
-        """Position of the instance's subject among all of them, in the order of the index."""
-        return self._subject_numbers[self.dataset.rows[instance].subject]
+        """Standardised latents of one instance, (F, X, Y, Z), float32, F in the order (c t); 0 in cells without brain."""
+        return self.dataset[instance].flatten(0, 1) * self.brain_XYZ
 
     def attribute(self, instance: int, name: str) -> str | None:
         """Value of an attribute; None when it is not known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.models.blocks import FilmConvBlock, TransformerBlock
 from fmrisynth.models.distributed import World
+from fmrisynth.progress import log
+
+CLEARLY = 0.8
+"""Below this ratio of times bfloat16 is used on a CPU: less is not worth its rounding, and timings vary."""
 
 
 @dataclass
@@ -79,3 +84,33 @@ def wrap_network(network: nn.Module, config: TrainConfig, world: World) -> Engin
         device_ids = [world.device] if world.device.type == "cuda" else None
         wrapped = DistributedDataParallel(network, device_ids=device_ids)
     return Engine(network, wrapped, torch.compile(wrapped) if config.compile else wrapped, config.channels_last)
+
+
+def faster_precision(engine: Engine, stack_FXYZ: Tensor, n_attributes: int, batch_size: int, world: World) -> str:
+    """``bf16`` on a GPU; on a CPU, ``bf16`` if a forward and backward pass takes at most `CLEARLY` times as long as in ``fp32``.
+
+    Whether bfloat16 pays depends on the processor (AMX, AVX-512) and on the width of the network. Of several processes the slowest decides.
+    """
+    if world.device.type != "cpu":
+        return "bf16"
+    noisy = stack_FXYZ.expand(batch_size, *stack_FXYZ.shape)
+    time_B, labels_BA = torch.full((batch_size,), 500.0), torch.zeros(batch_size, n_attributes, dtype=torch.int64)
+
+    def seconds(half: bool) -> float:
+        started = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            answer = engine.network(noisy, time_B, labels_BA)
+        answer.float().square().mean().backward()
+        return time.process_time() - started
+
+    # The first pass of each sets up the library's kernels. Processor time, because other work slows the clock on the wall.
+    trials = {half: min(seconds(half) for _ in range(3)) for half in (False, True)}
+    engine.network.zero_grad(set_to_none=True)
+    slow = world.any(trials[True] > CLEARLY * trials[False])
+    log.info(
+        "A pass takes %.3f s of processor time in fp32, %.3f s in bf16: %s.",
+        trials[False],
+        trials[True],
+        "fp32" if slow else "bf16",
+    )
+    return "fp32" if slow else "bf16"

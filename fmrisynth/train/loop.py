@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -24,33 +24,27 @@ from fmrisynth.config.load import dump_yaml
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import Prior
-from fmrisynth.diffusion.prior_fit import FittedPrior, MomentAccumulator, add_courses, add_modes
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
 from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import copy_tokenizer
-from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar, track
+from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar
 from fmrisynth.train.batches import Batch, BatchMaker
 from fmrisynth.train.dataset import TrainingLatents
-from fmrisynth.train.engine import wrap_network
+from fmrisynth.train.engine import faster_precision, wrap_network
+from fmrisynth.train.moments import ClassMoments, class_moments
 from fmrisynth.train.runlog import RunLog
 from fmrisynth.train.state import (
     Progress,
     Run,
     check_same_run,
-    load_prior,
     restore_checkpoint,
     save_best,
     save_checkpoint,
-    save_folds,
     tidy,
 )
 from fmrisynth.train.validate import N_BINS, Validation
-
-MODE_INSTANCES = 4096
-"""At most so many training instances, evenly spread, are read to fit the modes of the prior."""
 
 
 def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
@@ -76,21 +70,12 @@ class Trainer:
                 "tokenize it again."
             )
         check_grid(config.model, self.latents.latent_shape[2:])
-        if max(config.objective.loss_scales) > min(self.latents.latent_shape[2:]):
-            raise FmrisynthError(
-                f"objective.loss_scales: expected cubes that fit into the latent grid {self.latents.latent_shape[2:]}, found "
-                f"{config.objective.loss_scales}; leave the largest out."
-            )
         names = ["condition", *config.conditioning.attributes]
         self.vocabulary = self.latents.vocabulary(self.train_set, names)
         self.objective = Objective(**config.objective.model_dump())
+        self.brain_share = float(self.latents.brain_XYZ.float().mean())
 
         resume_from = self._resume_point()
-        if resume_from is None:
-            self.fitted = fit_prior(config, self.latents, self.train_set, self.vocabulary, world)
-        else:
-            self.fitted = load_prior(resume_from, out, config.prior)
-        self.prior = self.fitted.prior
         self.run_state, self.engine = self._build()
         if resume_from is not None:
             restore_checkpoint(self.run_state, resume_from)
@@ -101,7 +86,6 @@ class Trainer:
             self.vocabulary,
             [config.conditioning.dropout, *config.conditioning.attributes.values()],
             self.objective,
-            self._prior_of,
             batch_size=config.batch_size,
             seed=config.seed,
             rank=world.rank,
@@ -112,15 +96,11 @@ class Trainer:
             self.val_set,
             self.vocabulary,
             self.objective,
-            self.fitted.for_new_subjects(),
+            self.moments,
             n=config.val_instances,
             seed=config.seed,
             batch_size=self.micro_batch_size,
         )
-
-    def _prior_of(self, instance: int) -> Prior:
-        """What to whiten a training instance with."""
-        return self.fitted.for_subject(self.latents.subject_number(instance))
 
     def run(self) -> StageSummary:
         """Train to the last step, or until a signal or the time budget asks to stop."""
@@ -129,13 +109,14 @@ class Trainer:
             return self._summary("The run is already complete.")
         runlog = self._prepare_output() if self.world.is_main else None
         started, hours_before = time.monotonic(), progress.hours
+        cpu_started, cpu_before = time.process_time(), progress.cpu_hours
         stop_reason = None
         with (
             catch_stop_signals() as stop,
             self._progress_bar() as bar,
         ):
             if progress.step == 0:
-                self._validate(runlog)  # what the prior reaches alone: networks start silent
+                self._validate(runlog)  # networks start silent: where the loss falls from
             longest_step_s = save_s = 0.0
             for batch in self.batches.stream(progress.step, config.steps, config.prefetch):
                 step_started = time.monotonic()
@@ -146,6 +127,7 @@ class Trainer:
                 step = progress.step
                 elapsed_s = time.monotonic() - started
                 progress.hours = hours_before + elapsed_s / 3600
+                progress.cpu_hours = cpu_before + (time.process_time() - cpu_started) / 3600
                 if bar is not None:
                     bar.update(note=f"loss {loss:.4f}")
                 if step % config.log_every == 0 or step == config.steps:
@@ -201,9 +183,10 @@ class Trainer:
             with self.engine.synchronise(start == starts[-1]):
                 with self._autocast():
                     prediction = self.engine.forward(noisy, told_B, batch.labels_BA[cut].to(world.device))
-                prediction = self._answer(prediction, noisy, time_B, batch.instances[cut])
-                (self.objective.training_loss(prediction, clean, noise, time_B).sum() / n_rows).backward()
-            losses.append(self.objective.loss(prediction.detach(), clean, noise, time_B))
+                prediction = self.objective.answer(prediction, noisy, time_B)
+                micro_loss_B = self.objective.loss(prediction, clean, noise, time_B) / self.brain_share
+                (micro_loss_B.sum() / n_rows).backward()
+            losses.append(micro_loss_B.detach())
         loss_B = torch.cat(losses).double().cpu()
         # One exchange: sums per noise level; the loss is their total.
         sums = torch.zeros(2, N_BINS, dtype=torch.float64)
@@ -223,16 +206,6 @@ class Trainer:
         window["by_noise"] = (old + sums).tolist()
         return loss, grad_norm
 
-    def _answer(self, output: Tensor, noisy: Tensor, time_B: Tensor, instances: Sequence[int]) -> Tensor:
-        """What the output stands for, each instance with the prior it was whitened with."""
-        if not self.fitted.without:
-            return self.objective.answer(output, noisy, time_B, self.prior)
-        rows = [
-            self.objective.answer(output[i : i + 1], noisy[i : i + 1], time_B[i : i + 1], self._prior_of(instance))
-            for i, instance in enumerate(instances)
-        ]
-        return torch.cat(rows)
-
     def _log_window(self, runlog: RunLog | None, loss: float, grad_norm: float) -> None:
         progress = self.run_state.progress
         sums, counts = progress.window["by_noise"]
@@ -249,6 +222,7 @@ class Trainer:
                 "learning_rate": learning_rate(self.config, progress.step - 1),
                 "steps_per_s": rate,
                 "hours": progress.hours,
+                "cpu_hours": progress.cpu_hours,
             }
             if self.world.device.type == "cuda":
                 values["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -268,45 +242,47 @@ class Trainer:
         if runlog is not None:
             runlog.write("val", progress.step, values)
             log.info(
-                "step %d: validation loss %.4f, gain from the right label %.5f",
+                "step %d: validation loss %.4f, gain from the right label %.5f (%s of what is attainable)",
                 progress.step,
                 values["loss"],
                 values["condition_gain"],
+                "n/a" if values["condition_gain_share"] is None else f"{values['condition_gain_share']:.0%}",
             )
-        if progress.step and (progress.best_val_loss is None or values["loss"] < progress.best_val_loss):
-            progress.best_val_loss, progress.best_step = values["loss"], progress.step
+        # The plain loss hardly sees the condition and prefers models that ignore it; with one condition there is nothing else.
+        score = values["condition_gain"] if len(self.vocabulary["condition"]) > 1 else -values["loss"]
+        if progress.step and (progress.best_score is None or score > progress.best_score):
+            progress.best_score, progress.best_step = score, progress.step
             save_best(run, self.out, self._card(), self.world)
 
     def _sample(self, runlog: RunLog | None) -> None:
         from fmrisynth.train.preview import draw_preview
 
+        self.moments()  # every rank takes part in reading
         draw_preview(self, runlog)
 
-    def training_mean_KFXYZ(self) -> Tensor:
-        """Mean normalised training latents per condition (computed once, when first needed)."""
-        if self._training_mean is None:
-            if self.prior.mean_KFXYZ is not None:
-                self._training_mean = self.prior.mean_KFXYZ
-            else:
-                alone = World(0, 1, self.world.device)
-                moments = class_moments(self.latents, self.train_set, self.vocabulary, alone)
-                self._training_mean = moments.mean().float()
-        return self._training_mean
+    def moments(self) -> ClassMoments:
+        """Moments of the training latents per condition (computed once, when first needed; every rank must ask)."""
+        if self._moments is None:
+            self._moments = class_moments(self.latents, self.train_set, self.vocabulary, self.world)
+        return self._moments
 
-    _training_mean: Tensor | None = None
+    _moments: ClassMoments | None = None
 
     def _save(self) -> Path:
         return save_checkpoint(self.run_state, self.out, self._card(), self.config, self.latents.digest, self.world)
 
     def _autocast(self) -> torch.autocast:
-        return autocast(self.config, self.world.device)
+        wanted = self.run_state.progress.precision == "bf16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=wanted)
 
     def _build(self) -> tuple[Run, Any]:
         config, world = self.config, self.world
         channels = self.latents.channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network: nn.Module = build_denoiser(config.model, channels, [len(v) for v in self.vocabulary.values()])
+            network: nn.Module = build_denoiser(
+                config.model, channels, [len(v) for v in self.vocabulary.values()], self.latents.brain_XYZ
+            )
         network.to(world.device)
         if config.channels_last:
             nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -322,7 +298,11 @@ class Trainer:
             fused=world.device.type == "cuda" and config.distributed == "ddp",
         )
         ema = Ema(network, config.ema.decay, warmup=config.ema.warmup)
-        return Run(network, optimiser, ema, self.prior, Progress()), engine
+        precision: str = config.precision
+        if precision == "auto":
+            sample_FXYZ = self.latents.read(self.train_set[0])
+            precision = faster_precision(engine, sample_FXYZ, len(self.vocabulary), self.micro_batch_size, world)
+        return Run(network, optimiser, ema, Progress(precision=precision)), engine
 
     def _resume_point(self) -> Path | None:
         if self.world.is_main:
@@ -337,8 +317,6 @@ class Trainer:
     def _prepare_output(self) -> RunLog:
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / "config.yaml", dump_yaml(self.config))
-        if self.run_state.progress.step == 0:
-            save_folds(self.fitted, self.out)
         if not (self.out / "tokenizer" / "tokenizer.json").is_file():
             copy_tokenizer(self.latents.dataset.tokenizer_dir, self.out / "tokenizer")
         return RunLog(self.out, self.run_state.progress.step)
@@ -352,7 +330,6 @@ class Trainer:
             latent_shape=list(self.latents.latent_shape),
             latent_mean=self.latents.dataset.latent_mean.tolist(),
             latent_std=self.latents.dataset.latent_std.tolist(),
-            prior=self.config.prior,
             config_digest=self.config.digest(),
             tokenizer_digest=self.latents.tokenizer_digest,
             trained_on={
@@ -381,8 +358,8 @@ class Trainer:
             f"{self.n_parameters / 1e6:.1f} M parameters, {len(self.train_set)} training and {len(self.val_set)} "
             f"validation instances, {progress.hours:.2f} h of training.",
         ]
-        if progress.best_val_loss is not None:
-            lines.append(f"Best validation loss {progress.best_val_loss:.4f} at step {progress.best_step}.")
+        if progress.best_score is not None:
+            lines.append(f"Best model: step {progress.best_step} (hears the condition best).")
         saved = list_checkpoints(self.out)
         if saved:
             lines.append(f"Newest checkpoint: {saved[-1]}")
@@ -398,47 +375,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return settings.learning_rate
     share = (step - settings.warmup_steps) / max(1, config.steps - settings.warmup_steps)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Autocast of the run's precision; off for fp32."""
-    wanted = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
-
-
-def class_moments(
-    latents: TrainingLatents, instances: list[int], vocabulary: dict[str, list[str]], world: World
-) -> MomentAccumulator:
-    """Sums of the latents per condition, one instance at a time; the ranks share the reading."""
-    moments = MomentAccumulator(len(vocabulary["condition"]), (latents.channels, *latents.latent_shape[2:]))
-    with progress_bar("condition statistics", len(instances)) as bar:
-        for instance in instances[world.rank :: world.size]:
-            moments.add(latents.read(instance), latents.labels(instance, vocabulary)[0])
-            bar.update(world.size)
-    for total in (moments.count_K, moments.sum, moments.sum_of_squares):
-        world.sum(total)
-    return moments
-
-
-def fit_prior(
-    config: TrainConfig, latents: TrainingLatents, instances: list[int], vocabulary: dict[str, list[str]], world: World
-) -> FittedPrior:
-    """The condition prior of a run; the ranks share the reading."""
-    if config.prior == "none":
-        return FittedPrior(Prior())
-    prior = class_moments(latents, instances, vocabulary, world).prior(config.prior)
-    if config.prior != "class_covariance":
-        return FittedPrior(prior)
-    every = -(-len(instances) // MODE_INSTANCES)
-    share = instances[::every][world.rank :: world.size]
-
-    def read() -> Iterator[tuple[Tensor, int, int]]:
-        for i in track(share, "covariance of the condition prior"):
-            yield latents.read(i), latents.labels(i, vocabulary)[0], latents.subject_number(i)
-
-    n_frames = latents.latent_shape[1]
-    prior = add_courses(prior, read, n_frames, add_up=world.sum)
-    return add_modes(prior, read, config.prior_modes, n_frames, add_up=world.sum)
 
 
 @contextmanager

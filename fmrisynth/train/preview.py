@@ -32,8 +32,6 @@ class _Model:
     latent_shape: tuple[int, int, int, int, int]
     latent_mean_C: Tensor
     latent_std_C: Tensor
-    prior_kind: str
-    prior_tensors: dict[str, Tensor]
 
 
 def draw_preview(trainer: Trainer, runlog: RunLog | None) -> None:
@@ -54,8 +52,6 @@ def draw_preview(trainer: Trainer, runlog: RunLog | None) -> None:
         latent_shape=latents.latent_shape,
         latent_mean_C=torch.zeros(n_channels),
         latent_std_C=torch.ones(n_channels),
-        prior_kind=trainer.prior.kind,
-        prior_tensors=trainer.prior.tensors(),
     )
     run.network.eval()
     drawn: dict[str, Tensor] = {}
@@ -75,7 +71,7 @@ def draw_preview(trainer: Trainer, runlog: RunLog | None) -> None:
     sample_mean_KFXYZ = torch.stack([z.mean(0).flatten(0, 1) for z in drawn.values()])
     values = {"std_ratio": float(torch.cat(list(drawn.values())).std())}
     if len(drawn) > 1:
-        values["effect_r"] = effect_correlation(sample_mean_KFXYZ, trainer.training_mean_KFXYZ())
+        values["effect_r"] = effect_correlation(sample_mean_KFXYZ, trainer.moments().mean_KFXYZ)
     runlog.write("sample", run.progress.step, values)
     runlog.image("samples", contact_sheet(torch.stack([z[0] for z in drawn.values()])), run.progress.step)
     shape = (-1, 1, 1, 1, 1)

@@ -15,20 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fmrisynth.bids.atomic import apply_umask, remove_temporaries, write_bytes, write_json
+from fmrisynth.bids.atomic import apply_umask, remove_temporaries, write_json
 from fmrisynth.config.train import OPERATIONAL, TrainConfig
 from fmrisynth.diffusion.ema import Ema
-from fmrisynth.diffusion.prior import Prior
-from fmrisynth.diffusion.prior_fit import FittedPrior
 from fmrisynth.errors import FmrisynthError, is_out_of_memory
 from fmrisynth.models.checkpoint import (
     CARD_NAME,
     EMA_NAME,
-    PRIOR_NAME,
     ModelCard,
     list_checkpoints,
     load_tensors,
@@ -39,7 +36,6 @@ STATE_NAME = "state.json"
 MODEL_NAME = "model.safetensors"
 OPTIMISER_NAME = "optimizer.safetensors"
 BEST_NAME = "best"
-FOLDS_NAME = "folds.safetensors"
 
 
 @dataclass
@@ -51,19 +47,24 @@ class Progress:
     step : int
         Optimiser steps done.
     ema_updates : int
-    best_val_loss : float or None
+    best_score : float or None
+        Of the model in ``best/``: gain of the validation loss from the right label.
     best_step : int or None
-    hours : float
-        Training time so far, over all calls.
+    precision : {"fp32", "bf16"}
+        What the run computes in, chosen when it began.
+    hours, cpu_hours : float
+        Training time so far, over all calls: by the clock, and of this rank's processors.
     window : dict
         Sums since the last log record.
     """
 
     step: int = 0
     ema_updates: int = 0
-    best_val_loss: float | None = None
+    best_score: float | None = None
     best_step: int | None = None
+    precision: str = "fp32"
     hours: float = 0.0
+    cpu_hours: float = 0.0
     window: dict[str, Any] = field(default_factory=dict)
 
 
@@ -89,7 +90,6 @@ class Run:
     network: nn.Module
     optimiser: torch.optim.Optimizer
     ema: Ema
-    prior: Prior
     progress: Progress
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -97,8 +97,9 @@ class Run:
         return dict(self.network.named_parameters())
 
     def ema_tensors(self) -> dict[str, Tensor]:
-        """Averaged weights, whole."""
-        return {name: full(tensor) for name, tensor in self.ema.shadow.items()}
+        """Averaged weights, whole, and the network's stored buffers: its state for sampling."""
+        state = {name: full(tensor) for name, tensor in self.network.state_dict().items()}
+        return state | {name: full(tensor) for name, tensor in self.ema.shadow.items()}
 
 
 def save_checkpoint(run: Run, out: Path, card: ModelCard, config: TrainConfig, data_digest: str, world: World) -> Path:
@@ -126,7 +127,7 @@ def save_checkpoint(run: Run, out: Path, card: ModelCard, config: TrainConfig, d
                     "torch": torch.__version__,
                 },
             )
-            _write_model_files(temporary, card, averaged, run.prior)
+            _write_model_files(temporary, card, averaged)
             _sync(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
@@ -142,7 +143,7 @@ def save_best(run: Run, out: Path, card: ModelCard, world: World) -> None:
         best, old = out / BEST_NAME, out / f".{BEST_NAME}.old"
         temporary = _empty(out / f".{BEST_NAME}.part")
         with _disk_errors(best, temporary):
-            _write_model_files(temporary, card, averaged, run.prior)
+            _write_model_files(temporary, card, averaged)
             _sync(temporary)
             shutil.rmtree(old, ignore_errors=True)
             if best.exists():
@@ -153,7 +154,7 @@ def save_best(run: Run, out: Path, card: ModelCard, world: World) -> None:
 
 
 def restore_checkpoint(run: Run, folder: Path) -> None:
-    """Load model, optimiser, average and progress from a checkpoint (the prior is loaded by `load_prior`).
+    """Load model, optimiser, average and progress from a checkpoint.
 
     Raises
     ------
@@ -190,30 +191,6 @@ def _restore(run: Run, folder: Path) -> None:
     run.optimiser.load_state_dict({"state": optimiser_state, "param_groups": groups})
     run.progress = Progress(**state["progress"])
     run.ema.n_updates = run.progress.ema_updates
-
-
-def save_folds(fitted: FittedPrior, out: Path) -> None:
-    """Write ``folds.safetensors``, the parts of the prior that only training needs."""
-    if fitted.prior.kind == "class_covariance":
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in fitted.fold_tensors().items()}
-        write_bytes(out / FOLDS_NAME, save(tensors))
-
-
-def load_prior(folder: Path, out: Path, kind: str) -> FittedPrior:
-    """The prior stored with a checkpoint of the run ``out``."""
-    if kind == "none":
-        return FittedPrior(Prior())
-    prior = Prior.from_tensors(kind, load_tensors(folder / PRIOR_NAME))
-    if kind != "class_covariance":
-        return FittedPrior(prior)
-    folds = load_tensors(out / FOLDS_NAME)
-    try:
-        return FittedPrior.from_fold_tensors(prior, folds)
-    except ValueError as error:
-        raise FmrisynthError(
-            f"{out / FOLDS_NAME}: expected the folds of this run's prior, found others ({error}); restore the file, or start in "
-            "another output folder."
-        ) from None
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -266,10 +243,8 @@ def tidy(out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_model_files(folder: Path, card: ModelCard, averaged: Mapping[str, Tensor], prior: Prior) -> None:
+def _write_model_files(folder: Path, card: ModelCard, averaged: Mapping[str, Tensor]) -> None:
     save_file(dict(averaged), folder / EMA_NAME)
-    if prior.tensors():
-        save_file({name: t.cpu().contiguous() for name, t in prior.tensors().items()}, folder / PRIOR_NAME)
     write_json(folder / CARD_NAME, asdict(card))
 
 

@@ -5,7 +5,7 @@ Axis legend: B instances, A attributes, K conditions, F = C*T, X Y Z latent grid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.prior import Prior
 from fmrisynth.models.distributed import World
 from fmrisynth.train.batches import LatentSource, derive_seed
+from fmrisynth.train.moments import ClassMoments
 
 N_BINS = 5  # noise levels reported separately, from clean to noisy
 
@@ -27,6 +27,8 @@ class Validation:
     ----------
     instances : sequence of int
         The validation split; the first ``n`` after a fixed shuffle are used.
+    moments : callable
+        Gives the moments of the training latents; called when first needed.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class Validation:
         instances: Sequence[int],
         vocabulary: Mapping[str, Sequence[str]],
         objective: Objective,
-        prior: Prior,
+        moments: Callable[[], ClassMoments],
         *,
         n: int,
         seed: int,
@@ -45,7 +47,8 @@ class Validation:
         known = [i for i in instances if source.labels(i, vocabulary)[0] != null]  # conditions seen in training
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(derive_seed("val", seed)))
         self.instances = [known[i] for i in order[:n].tolist()]
-        self.source, self.vocabulary, self.objective, self.prior = source, vocabulary, objective, prior
+        self.source, self.vocabulary, self.objective, self.moments = source, vocabulary, objective, moments
+        self.brain_share = float(source.brain_XYZ.float().mean())
         self.seed, self.batch_size = seed, batch_size
         spread = torch.randperm(len(self.instances), generator=torch.Generator().manual_seed(derive_seed("time", seed)))
         self.uniform = (spread.double() + 0.5) / max(1, len(self.instances))
@@ -59,32 +62,29 @@ class Validation:
         dict
             ``loss``: mean over the instances; ``loss_by_noise``: from clean to noisy, fifths of the time axis;
             ``condition_gain``: mean increase of the loss when the label is replaced by a wrong one (positive
-            when the network uses the condition).
+            when the network uses the condition); ``condition_gain_share``: in the noisiest fifth, as a share of what
+            is attainable there (`ClassMoments.attainable_gain`).
         """
         n_conditions = len(self.vocabulary["condition"])
-        # Columns: loss, loss with a wrong label, count; then per bin: loss, count.
-        totals = torch.zeros(3 + 2 * N_BINS, dtype=torch.float64)
+        moments = self.moments() if n_conditions > 1 else None  # every rank takes part in reading
+        # Columns: loss, loss with a wrong label, count; gain and attainable gain in the noisiest bin; then per bin: loss, count.
+        totals = torch.zeros(5 + 2 * N_BINS, dtype=torch.float64)
         n_rounds = -(-len(self.instances) // (self.batch_size * world.size))
         for i_round in range(n_rounds):  # every rank runs as many forward passes, as FSDP demands
             first = (i_round * world.size + world.rank) * self.batch_size
             chosen = list(range(first, min(first + self.batch_size, len(self.instances))))
             real = len(chosen)
             chosen = chosen or [0]
-            clean, noise, fillers, labels = [], [], [], []
+            clean, noise, labels = [], [], []
             for i in chosen:
                 stack = self.source.read(self.instances[i])
                 clean.append(stack)
                 generator = torch.Generator().manual_seed(derive_seed("val-noise", self.seed, i))
-                noise.append(torch.randn(stack.shape, generator=generator))
-                fillers.append(torch.randn(stack.shape, generator=generator))
+                noise.append(torch.randn(stack.shape, generator=generator) * self.source.brain_XYZ)
                 labels.append(self.source.labels(self.instances[i], self.vocabulary))
             labels_BA = torch.tensor(labels)
-            whitened = self.prior.whiten(torch.stack(clean), labels_BA[:, 0], filler_BFXYZ=torch.stack(fillers))
-            clean_B = whitened.to(world.device)
-            noise_B, time_B = (
-                torch.stack(noise).to(world.device),
-                self.objective.draw_time(self.uniform[chosen]),
-            )
+            clean_B, noise_B = torch.stack(clean).to(world.device), torch.stack(noise).to(world.device)
+            time_B = self.objective.draw_time(self.uniform[chosen])
             wrong_BA = labels_BA.clone()
             if n_conditions > 1:
                 step = 1 + torch.tensor(chosen) % (n_conditions - 1)
@@ -95,20 +95,28 @@ class Validation:
             for answer_BA in (labels_BA, wrong_BA):
                 with autocast:
                     prediction = network(noisy_B, told_B, answer_BA.to(world.device))
-                prediction = self.objective.answer(prediction, noisy_B, time_B, self.prior)
-                losses.append(self.objective.loss(prediction, clean_B, noise_B, time_B).double().cpu()[:real])
+                prediction = self.objective.answer(prediction, noisy_B, time_B)
+                loss_B = self.objective.loss(prediction, clean_B, noise_B, time_B) / self.brain_share
+                losses.append(loss_B.double().cpu()[:real])
             right_B, wrong_B = losses
             totals[:3] += torch.tensor([right_B.sum(), wrong_B.sum(), real], dtype=torch.float64)
             bins = (self.uniform[chosen][:real] * N_BINS).long()
-            totals[3 : 3 + N_BINS].index_add_(0, bins, right_B)
-            totals[3 + N_BINS :].index_add_(0, bins, torch.ones(real, dtype=torch.float64))
+            noisiest = bins == N_BINS - 1
+            if moments is not None and bool(noisiest.any()):
+                told = (labels_BA[:real, 0][noisiest], wrong_BA[:real, 0][noisiest])
+                best_B = moments.attainable_gain(self.objective, time_B[:real][noisiest], *told)
+                totals[3] += (wrong_B - right_B)[noisiest].sum()
+                totals[4] += best_B.sum() / self.brain_share
+            totals[5 : 5 + N_BINS].index_add_(0, bins, right_B)
+            totals[5 + N_BINS :].index_add_(0, bins, torch.ones(real, dtype=torch.float64))
         world.sum(totals)
         count = totals[2].clamp_min(1)
-        by_noise = (totals[3 : 3 + N_BINS] / totals[3 + N_BINS :]).tolist()
+        by_noise = (totals[5 : 5 + N_BINS] / totals[5 + N_BINS :]).tolist()
         return {
             "loss": float(totals[0] / count),
             "loss_by_noise": [None if value != value else value for value in by_noise],
             "condition_gain": float((totals[1] - totals[0]) / count),
+            "condition_gain_share": float(totals[3] / totals[4]) if totals[4] > 0 else None,
         }
 
 

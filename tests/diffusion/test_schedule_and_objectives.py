@@ -138,9 +138,18 @@ def test_training_times_cover_the_schedule():
     steps = Objective().draw_time(uniform)
     assert steps.min() == 0
     assert steps.max() == 999
-    normal = Objective(prediction="flow", flow_time="logit_normal").draw_time(uniform)
-    assert float(normal.median()) == pytest.approx(0.5, abs=1e-3)
-    assert float(normal.quantile(0.8413)) == pytest.approx(0.7311, abs=2e-3)  # sigmoid(1)
+
+
+@pytest.mark.parametrize("shift", [1.0, 8.0])
+def test_a_shift_multiplies_the_noise_to_signal_ratio_in_training_and_sampling(shift):
+    even, moved = Objective(prediction="flow"), Objective(prediction="flow", noise_shift=shift)
+    uniform = torch.linspace(0.01, 0.99, 99)
+    for before, after in (
+        (even.draw_time(uniform), moved.draw_time(uniform)),
+        (even.path.times(10)[1:-1], moved.path.times(10)[1:-1]),
+    ):
+        torch.testing.assert_close(after / (1 - after), shift * before / (1 - before))
+    assert moved.path.times(10)[[0, -1]].tolist() == [1, 0]
 
 
 def test_unknown_names_and_step_counts_are_refused():
@@ -152,36 +161,3 @@ def test_unknown_names_and_step_counts_are_refused():
         DiffusionSchedule().times(1001)
     with pytest.raises(UsageError, match="at least 1"):
         FlowSchedule().times(0)
-
-
-def test_scales_weigh_white_errors_alike_and_smooth_ones_more():
-    torch.manual_seed(0)
-    time = torch.rand(4).double()
-    clean = torch.zeros(4, 6, 16, 16, 16)
-    plain, scaled = Objective("flow"), Objective("flow", loss_scales=(1, 2, 4), loss_scale_power=3)
-    white = torch.randn_like(clean)
-    torch.testing.assert_close(scaled.training_loss(white, clean, clean, time), torch.ones(4), atol=0.05, rtol=0)
-    smooth = torch.ones_like(clean)
-    assert scaled.training_loss(smooth, clean, clean, time).tolist() == pytest.approx([(1 + 8 + 64) / 3] * 4)
-    assert torch.equal(scaled.loss(smooth, clean, clean, time), torch.ones(4))
-    assert torch.equal(plain.training_loss(white, clean, clean, time), plain.loss(white, clean, clean, time))
-
-
-def test_scales_leave_the_minimiser_where_it_is():
-    """The best constant answer to targets that differ is their mean, at every weighting of scales."""
-    torch.manual_seed(0)
-    targets = torch.randn(5, 2, 4, 4, 4)
-    answer = torch.zeros(1, 2, 4, 4, 4, requires_grad=True)
-    objective = Objective("epsilon", loss_scales=(1, 2, 4))
-    optimiser = torch.optim.LBFGS([answer], max_iter=200, tolerance_grad=1e-9)
-
-    def closure():
-        optimiser.zero_grad()
-        loss = objective.training_loss(
-            answer.expand(5, -1, -1, -1, -1), targets, targets, torch.full((5,), 500.0)
-        ).sum()
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    torch.testing.assert_close(answer[0].detach(), targets.mean(0), atol=1e-4, rtol=0)

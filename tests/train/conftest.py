@@ -23,6 +23,9 @@ def write_latents(root, n_subjects=6, blocks_per_condition=2, shape=SHAPE, effec
     (root / "tokenizer").mkdir(exist_ok=True)
     description = {"kind": "test", "latent_mean": [0.0] * shape[0], "latent_std": [1.0] * shape[0]}
     (root / "tokenizer" / "tokenizer.json").write_text(json.dumps(description))
+    mask = torch.ones(tuple(4 * side for side in shape[2:]), dtype=torch.uint8)
+    mask[-4:] = 0  # the last slice of cells holds no brain
+    save_file({"mask": mask}, root / "tokenizer" / "reference.safetensors")
     effects = {condition: effect * randn(*shape) for condition in CONDITIONS}
     for i in range(n_subjects):
         subject = f"sub-{i + 1:02d}"

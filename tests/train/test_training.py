@@ -17,9 +17,13 @@ from safetensors.torch import load_file, save_file
 from fmrisynth.config.load import dump_yaml, load_config
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.diffusion.generate import generate_latents
+from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.checkpoint import find_model_dir, list_checkpoints, load_denoiser
+from fmrisynth.models.distributed import World
 from fmrisynth.train import train_denoiser
+from fmrisynth.train.dataset import TrainingLatents
+from fmrisynth.train.moments import ClassMoments, class_moments
 from fmrisynth.train.runlog import read_log
 
 RUN = """
@@ -27,7 +31,10 @@ import sys
 from pathlib import Path
 from fmrisynth.config.load import load_config
 from fmrisynth.config.train import TrainConfig
+from fmrisynth.models.distributed import World
 from fmrisynth.train import train_denoiser
+from fmrisynth.train.dataset import TrainingLatents
+from fmrisynth.train.moments import ClassMoments, class_moments
 latents, out, config = map(Path, sys.argv[1:])
 train_denoiser(latents, out, load_config(TrainConfig, "train", file=config))
 """
@@ -52,14 +59,14 @@ def start(latents, out, config, path):
 
 
 def test_output_holds_all_that_sampling_needs(latents, tmp_path, make_config):
-    summary = train_denoiser(latents, tmp_path / "out", make_config(sample_every=6, prior="class_gaussian"))
+    summary = train_denoiser(latents, tmp_path / "out", make_config(sample_every=6))
     assert not summary.failed
     assert "Finished 6 steps" in summary.lines[0]
     loaded = load_denoiser(tmp_path / "out")
     assert loaded.step == 6
     assert loaded.conditions == ("emotion_fear", "gambling_loss", "motor_rh")
     assert loaded.latent_shape == (2, 3, 4, 4, 4)
-    assert loaded.prior_tensors.keys() == {"mean", "std", "varying"}
+    assert loaded.network.brain_XYZ.sum() == 3 * 4 * 4
     assert loaded.tokenizer == tmp_path / "out" / "tokenizer"
     assert load_denoiser(tmp_path / "out" / "best").tokenizer == tmp_path / "out" / "tokenizer"
     records = read_log(tmp_path / "out" / "log.jsonl")
@@ -69,10 +76,11 @@ def test_output_holds_all_that_sampling_needs(latents, tmp_path, make_config):
         "loss",
         "loss_by_noise",
         "condition_gain",
+        "condition_gain_share",
     }
     assert len(list_checkpoints(tmp_path / "out")) == 3
     assert not list((tmp_path / "out").rglob("*.pt"))
-    again = train_denoiser(latents, tmp_path / "out", make_config(sample_every=6, prior="class_gaussian"))
+    again = train_denoiser(latents, tmp_path / "out", make_config(sample_every=6))
     assert "already complete" in again.lines[0]
 
 
@@ -149,25 +157,20 @@ def test_a_run_of_a_version_without_some_setting_continues_with_its_default(late
     train_denoiser(latents, out, make_config(steps=2))
     state_file = out / "checkpoints" / "step-00000002" / "state.json"
     state = json.loads(state_file.read_text())
-    del state["config"]["objective"]["loss_scales"]
+    del state["config"]["objective"]["noise_shift"]
     state_file.write_text(json.dumps(state))
-    with pytest.raises(FmrisynthError, match=r"objective\.loss_scales: was \[1\], now \[1, 2\]"):
-        train_denoiser(latents, out, make_config("objective.loss_scales=[1,2]", steps=4))
+    with pytest.raises(FmrisynthError, match=r"objective\.noise_shift: was 1\.0, now 8\.0"):
+        train_denoiser(latents, out, make_config("objective.noise_shift=8", steps=4))
     train_denoiser(latents, out, make_config(steps=4))
-
-
-def test_scales_beyond_the_latent_grid_are_refused(latents, tmp_path, make_config):
-    with pytest.raises(FmrisynthError, match="cubes that fit into the latent grid"):
-        train_denoiser(latents, tmp_path / "out", make_config("objective.loss_scales=[1,64]", steps=2))
 
 
 def test_non_finite_loss_names_step_batch_and_checkpoint(latents, tmp_path, make_config):
     out = tmp_path / "out"
-    train_denoiser(latents, out, make_config("prior=none", steps=2))
+    train_denoiser(latents, out, make_config(steps=2))
     for shard in latents.glob("*.safetensors"):
         save_file({"latents": load_file(shard)["latents"] * float("nan")}, shard)
     with pytest.raises(FmrisynthError, match=r"Step 3: .*sub-\d+ row \d.*step-00000002"):
-        train_denoiser(latents, out, make_config("prior=none", steps=4))
+        train_denoiser(latents, out, make_config(steps=4))
     assert load_denoiser(out).step == 2
 
 
@@ -196,7 +199,7 @@ def test_accumulation_changes_nothing_but_rounding(latents, tmp_path, make_confi
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_two_ranks_give_the_loss_curve_of_one(latents, tmp_path, make_config, engine):
-    config = make_config(distributed=engine, prior="class_gaussian", checkpoint_every=3)
+    config = make_config(distributed=engine, checkpoint_every=3)
     one, two = tmp_path / "one", tmp_path / "two"
     train_denoiser(latents, one, config)
     (tmp_path / "config.yaml").write_text(dump_yaml(config))
@@ -223,7 +226,7 @@ def test_the_unet_baseline_goes_through_the_same_stage(latents, tmp_path):
         "model={kind: unet, num_channels: [8, 8], num_head_channels: [0, 8], attention_levels: [false, true], "
         "norm_num_groups: 4}"
     ]
-    flags = {"steps": 3, "batch_size": 4, "log_every": 1, "prior": "class_mean", "objective.prediction": "v"}
+    flags = {"steps": 3, "batch_size": 4, "log_every": 1, "objective.prediction": "v"}
     train_denoiser(latents, tmp_path / "out", load_config(TrainConfig, "train", overrides=overrides, flags=flags))
     loaded = load_denoiser(tmp_path / "out")
     drawn = generate_latents(loaded, "motor_rh", seeds=[1], n_steps=2)
@@ -248,7 +251,7 @@ def test_eight_instances_are_learnt_by_heart(make_latents, tmp_path, make_config
             if line[2] == "train":
                 line[2], left = ("train" if left > 0 else "test"), left - 1
         index.write_text("".join("\t".join(line) + "\n" for line in lines))
-    overrides = ["prior=none", "objective.prediction=epsilon", "model.base_ch=32", "model.num_heads=4"]
+    overrides = ["objective.prediction=epsilon", "model.base_ch=32", "model.num_heads=4"]
     overrides += ["optimiser.learning_rate=2e-3", "optimiser.decay=cosine", "conditioning.dropout=0"]
     config = make_config(
         *overrides,
@@ -271,7 +274,6 @@ def test_eight_instances_are_learnt_by_heart(make_latents, tmp_path, make_config
 def test_validation_loss_falls_and_the_condition_is_heard(make_latents, tmp_path, make_config, prediction):
     latents = make_latents(tmp_path / "latents", n_subjects=20, effect=1.0)
     overrides = [
-        "prior=none",
         f"objective.prediction={prediction}",
         "model.base_ch=16",
         "optimiser.learning_rate=2e-3",
@@ -286,62 +288,41 @@ def test_validation_loss_falls_and_the_condition_is_heard(make_latents, tmp_path
     assert records[-1]["condition_gain"] > 0.005
 
 
-def test_covariance_prior_and_preconditioning_train_resume_and_sample(latents, tmp_path, make_config):
-    config = make_config(
-        "objective.precondition=true", prior="class_covariance", prior_modes=4, steps=4, checkpoint_every=2
-    )
-    train_denoiser(latents, tmp_path / "whole", config)
-    train_denoiser(latents, tmp_path / "parts", config.model_copy(update={"steps": 2}))
-    train_denoiser(latents, tmp_path / "parts", config)
-    models = [load_denoiser(tmp_path / name) for name in ("whole", "parts")]
-    for name, tensor in models[0].network.state_dict().items():
-        assert torch.equal(tensor, models[1].network.state_dict()[name]), name
-    assert models[0].prior_tensors.keys() == {
-        "mean",
-        "modes",
-        "mode_gain",
-        "varying",
-        "course_root",
-        "new",
-        "link",
-        "unasked",
-        "response_weight",
-        "response_load",
-        "response_gain",
-        "response_course",
-        "response_spread",
-        "scale_spread",
+def test_the_best_model_is_the_one_that_hears_the_condition(make_latents, tmp_path, make_config):
+    latents = make_latents(tmp_path / "latents", n_subjects=12, effect=1.0)
+    train_denoiser(latents, tmp_path / "out", make_config("optimiser.learning_rate=2e-3", steps=60, val_every=10))
+    records = [r for r in read_log(tmp_path / "out" / "log.jsonl") if r["kind"] == "val" and r["step"]]
+    best = max(records, key=lambda record: record["condition_gain"])
+    assert load_denoiser(tmp_path / "out" / "best").step == best["step"]
+    assert best["condition_gain_share"] > 0
+
+
+def test_gain_from_the_label_that_is_attainable(latents):
+    """Against the exact posterior mean of independent Gaussians, for every objective."""
+    source = TrainingLatents(latents)
+    vocabulary = {"condition": ["emotion_fear", "gambling_loss", "motor_rh"]}
+    found = class_moments(source, source.select("train"), vocabulary, World(0, 1, torch.device("cpu")))
+    stacks = {
+        k: [source.read(i) for i in source.select("train") if source.labels(i, vocabulary) == [k]] for k in range(3)
     }
-    folds = load_file(tmp_path / "whole" / "folds.safetensors")
-    assert len(folds) > 1
-    assert {tensor.shape[0] for name, tensor in folds.items() if name.endswith("modes")} == {
-        4 + len(models[0].labels["condition"])
-    }
-    drawn = generate_latents(models[0], "gambling_loss", seeds=[1, 2, 3], n_steps=4)
-    again = generate_latents(models[1], "gambling_loss", seeds=[3], n_steps=4)
-    assert torch.isfinite(drawn).all()
-    assert torch.equal(drawn[2:], again)
+    torch.testing.assert_close(found.mean_KFXYZ, torch.stack([torch.stack(stacks[k]).mean(0) for k in range(3)]))
+    within = torch.cat([torch.stack(stacks[k]) - found.mean_KFXYZ[k] for k in range(3)])
+    torch.testing.assert_close(found.variance_FXYZ, within.square().sum(0) / (len(within) - 3))
 
-
-@pytest.mark.parametrize("damage", ["missing", "other"])
-def test_a_run_without_the_folds_of_its_prior_does_not_go_on_as_if_nothing_were(latents, tmp_path, make_config, damage):
-    config = make_config(prior="class_covariance", prior_modes=2, steps=1, checkpoint_every=1)
-    train_denoiser(latents, tmp_path / "out", config)
-    file = tmp_path / "out" / "folds.safetensors"
-    if damage == "missing":
-        file.unlink()
-    else:
-        save_file({k: modes[1:].contiguous() for k, modes in load_file(file).items()}, file)
-    with pytest.raises(FmrisynthError, match=r"folds\.safetensors: expected"):
-        train_denoiser(latents, tmp_path / "out", config.model_copy(update={"steps": 2}))
-
-
-@pytest.mark.parametrize("kind", ["class_mean", "class_gaussian", "class_covariance"])
-def test_a_prior_of_another_shape_is_refused(latents, tmp_path, make_config, kind):
-    train_denoiser(latents, tmp_path / "out", make_config(f"prior={kind}", "prior_modes=2", steps=1))
-    assert load_denoiser(tmp_path / "out").prior_kind == kind
-    file = next((tmp_path / "out" / "checkpoints").glob("*/prior.safetensors"))
-    tensors = load_file(file)
-    save_file(tensors | {"mean": tensors["mean"][:, :-1].contiguous()}, file)
-    with pytest.raises(FmrisynthError, match=r"do not fit checkpoint.json \(mean: expected"):
-        load_denoiser(tmp_path / "out")
+    generator = torch.Generator().manual_seed(0)
+    mean_KFXYZ, std = torch.randn(2, 4, 4, 4, 4, generator=generator), 0.7
+    exact = ClassMoments(torch.full((2,), 1e9), mean_KFXYZ, torch.full((4, 4, 4, 4), std**2))
+    clean = mean_KFXYZ[0] + std * torch.randn(4000, 4, 4, 4, 4, generator=generator)
+    noise = torch.randn(clean.shape, generator=generator)
+    for prediction, moment in (("epsilon", 600.0), ("v", 800.0), ("flow", 0.9)):
+        objective = Objective(prediction)
+        time_B = torch.full((len(clean),), moment, dtype=torch.float64)
+        noisy = objective.add_noise(clean, noise, time_B)
+        alpha, sigma = (float(c[0]) for c in objective.path.alpha_sigma(time_B))
+        loss = []
+        for mean_FXYZ in mean_KFXYZ:
+            posterior = mean_FXYZ + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (noisy - alpha * mean_FXYZ)
+            guess = objective.target(posterior, (noisy - alpha * posterior) / sigma, time_B)
+            loss.append(float(objective.loss(guess, clean, noise, time_B).mean()))
+        told = exact.attainable_gain(objective, time_B[:1], torch.tensor([0]), torch.tensor([1]))
+        assert float(told) == pytest.approx(loss[1] - loss[0], rel=0.02)

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
@@ -109,8 +110,7 @@ class TokenizerInfo:
     @property
     def latent_mask_xyz(self) -> Tensor:
         """Cells that hold at least one brain voxel, bool (x, y, z)."""
-        brain = torch.from_numpy(self.mask_XYZ.astype(np.float32))[None, None]
-        return functional.max_pool3d(brain, DOWNSAMPLING)[0, 0] > 0
+        return latent_mask(torch.from_numpy(self.mask_XYZ))
 
 
 class Tokenizer(nn.Module, ABC):
@@ -290,6 +290,28 @@ class Tokenizer(nn.Module, ABC):
         write_bytes(folder / REFERENCE_FILE, reference_bytes)
         write_json(folder / TOKENIZER_JSON, content)
         self.info = replace(self.info, sha256=content["sha256"])
+
+
+def latent_mask(mask_XYZ: Tensor) -> Tensor:
+    """Cells that hold at least one voxel of a mask, bool (x, y, z)."""
+    return functional.max_pool3d(mask_XYZ[None].float(), DOWNSAMPLING)[0] > 0
+
+
+def read_latent_mask(folder: Path) -> Tensor:
+    """Cells that hold brain, bool (x, y, z), from a tokenizer's folder without its weights.
+
+    Raises
+    ------
+    FmrisynthError
+        The tokenizer's reference file is missing or damaged.
+    """
+    path = folder / REFERENCE_FILE
+    try:
+        return latent_mask(load_bytes(path.read_bytes())["mask"])
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise FmrisynthError(
+            f"{path}: the tokenizer's brain mask cannot be read ({error}); get the tokenizer again."
+        ) from None
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

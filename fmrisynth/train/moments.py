@@ -1,0 +1,84 @@
+"""Mean and variance of the training latents per condition, and what they let a network gain from the right label.
+
+Axis legend: K conditions, F = C*T, X Y Z latent grid, B instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.models.distributed import World
+from fmrisynth.progress import progress_bar
+from fmrisynth.train.dataset import TrainingLatents
+
+MAX_INSTANCES = 4096
+"""At most so many training instances, evenly spread, are read for the moments."""
+
+
+@dataclass(frozen=True)
+class ClassMoments:
+    """Moments of standardised latents, 0 in cells without brain.
+
+    Attributes
+    ----------
+    count_K : Tensor
+        Instances per condition.
+    mean_KFXYZ : Tensor, float32
+    variance_FXYZ : Tensor, float32
+        Within conditions, pooled.
+    """
+
+    count_K: Tensor
+    mean_KFXYZ: Tensor
+    variance_FXYZ: Tensor
+
+    def attainable_gain(self, objective: Objective, time_B: Tensor, right_B: Tensor, wrong_B: Tensor) -> Tensor:
+        """How much a wrong label would raise the loss of a network that knew these moments, (B,), float64.
+
+        If elements were independent Gaussians with means m_k and variances s^2, the best guess of x_0 would be
+
+            E[x_0 | x_t, k] = m_k + alpha s^2 / (alpha^2 s^2 + sigma^2) (x_t - alpha m_k),
+
+        so that labels k and j differ by (m_k - m_j) sigma^2 / (alpha^2 s^2 + sigma^2), times what the target changes with x_0; the loss
+        rises by the mean square of that. Squared differences of means are cleared of what chance adds to them. Where noise is far
+        above the latents (sigma much larger than alpha s) their correlations do not matter and this is what is attainable; with less noise
+        it is too much.
+        """
+        gains = []
+        for time, right, wrong in zip(time_B, right_B.tolist(), wrong_B.tolist(), strict=True):
+            alpha, sigma = (float(c) for c in objective.path.alpha_sigma(time[None]))
+            chance = self.variance_FXYZ * (1 / self.count_K[right] + 1 / self.count_K[wrong])
+            squared = (self.mean_KFXYZ[right] - self.mean_KFXYZ[wrong]).square() - chance
+            kept = sigma**2 / (alpha**2 * self.variance_FXYZ + sigma**2)
+            gains.append(objective.slope(alpha, sigma) ** 2 * float((squared * kept.square()).double().mean()))
+        return torch.tensor(gains, dtype=torch.float64)
+
+
+def class_moments(
+    latents: TrainingLatents, instances: Sequence[int], vocabulary: Mapping[str, Sequence[str]], world: World
+) -> ClassMoments:
+    """Moments of the training latents, one instance at a time; the ranks share the reading."""
+    shape = (latents.channels, *latents.latent_shape[2:])
+    chosen = list(instances)[:: -(-len(instances) // MAX_INSTANCES)]
+    count_K = torch.zeros(len(vocabulary["condition"]), dtype=torch.float64)
+    sum_KFXYZ = torch.zeros(len(count_K), *shape, dtype=torch.float64)
+    squares_FXYZ = torch.zeros(shape, dtype=torch.float64)
+    with progress_bar("condition statistics", len(chosen)) as bar:
+        for instance in chosen[world.rank :: world.size]:
+            stack_FXYZ = latents.read(instance).double()
+            k = latents.labels(instance, vocabulary)[0]
+            count_K[k] += 1
+            sum_KFXYZ[k] += stack_FXYZ
+            squares_FXYZ += stack_FXYZ.square()
+            bar.update(world.size)
+    for total in (count_K, sum_KFXYZ, squares_FXYZ):
+        world.sum(total)
+    mean_KFXYZ = sum_KFXYZ / count_K.clamp_min(1).reshape(-1, 1, 1, 1, 1)
+    between_FXYZ = torch.einsum("k,kfxyz->fxyz", count_K, mean_KFXYZ.square())
+    variance_FXYZ = (squares_FXYZ - between_FXYZ) / (count_K.sum() - len(count_K)).clamp_min(1)
+    return ClassMoments(count_K.clamp_min(1), mean_KFXYZ.float(), variance_FXYZ.clamp_min(0).float())
