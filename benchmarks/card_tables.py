@@ -1,6 +1,6 @@
 """Tables of the bundled model's card, from the reports of `fmrisynth evaluate`.
 
-    python benchmarks/card_tables.py REPORT [--others alone=REPORT sharing=REPORT]
+    python benchmarks/card_tables.py REPORT [--controls untold=REPORT silenced=REPORT] [--others alone=REPORT sharing=REPORT]
 
 Prints Markdown: scores and realism of one report, and what the card says of the same recipe on other phantoms.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ REALISM = {
     "roi_agreement": "ROI courses, frames within sampling error",
     "roi_band": "ROI courses within one real SEM at most frames",
 }
+CONTROLS = {"untold": "told no condition (guidance 0)", "silenced": "network silenced"}
 CEILING_IN_TITLE = ("variance_map", "connectivity", "roi_courses", "roi_agreement", "roi_band")
 """Rows whose `real` is what training blocks reach."""
 
@@ -53,12 +55,13 @@ def number(value: float | None, interval: list[float] | None = None, digits: int
     return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
-def scores(metrics: Metrics) -> str:
-    """Samples, ceilings and baselines."""
+def scores(metrics: Metrics, controls: Mapping[str, Metrics]) -> str:
+    """Samples, the same model without a label or without its network, ceilings and baselines."""
     ceiling = metrics["ceiling"]
     split_half = {**ceiling["split_half"]["scores"], "top1_per_sample": ceiling["top1_per_block"]}
     sources = {
         "samples": metrics["synthetic"]["scores"],
+        **{name: found["synthetic"]["scores"] for name, found in controls.items()},
         "ceiling: training against test subjects": ceiling["train_against_test"]["scores"],
         "ceiling: test blocks through the tokenizer": ceiling["tokenizer"]["scores"],
         "split half of the test subjects": split_half,
@@ -139,10 +142,12 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
+    parser.add_argument("--controls", nargs="*", default=[], metavar="NAME=REPORT")
     parser.add_argument("--others", nargs="*", default=[], metavar="NAME=REPORT")
     arguments = parser.parse_args()
     metrics = read(arguments.report)
-    print(scores(metrics), realism(metrics), sep="\n\n")
+    controls = {CONTROLS.get(name, name): read(Path(report)) for name, _, report in (c.partition("=") for c in arguments.controls)}
+    print(scores(metrics, controls), realism(metrics), sep="\n\n")
     named = [entry.partition("=")[::2] for entry in arguments.others]
     if named:
         columns = [other(read(Path(report))) for _, report in named]
