@@ -100,7 +100,7 @@ def draw(
     top.set_ylim(0, 1.02)
     for row, (name, values) in enumerate(draws.items()):
         (line,) = bottom.plot([], [], label=name)
-        share, edges = np.histogram(np.clip(values, LEVELS[0], LEVELS[-1]), bins=60, range=(LEVELS[0], LEVELS[-1]))
+        share, edges = np.histogram(values, bins=60, range=(LEVELS[0], LEVELS[-1]))
         bottom.plot((edges[1:] + edges[:-1]) / 2, share / len(values) / np.diff(edges), color=line.get_color())
         bottom.plot(
             np.clip(grids[name], *LEVELS[[0, -1]]),
@@ -109,6 +109,7 @@ def draw(
             color=line.get_color(),
         )
     bottom.set_ylabel("density of training draws;\nticks: sampling steps")
+    bottom.set_yticks([0, 0.05, 0.1])
     bottom.set_xlabel(r"$\log(\alpha^2 / \sigma^2)$, from noise to data")
     bottom.legend(frameon=False, fontsize=8)
     for axes in (top, bottom):
