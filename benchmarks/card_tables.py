@@ -146,7 +146,10 @@ def main() -> None:
     parser.add_argument("--others", nargs="*", default=[], metavar="NAME=REPORT")
     arguments = parser.parse_args()
     metrics = read(arguments.report)
-    controls = {CONTROLS.get(name, name): read(Path(report)) for name, _, report in (c.partition("=") for c in arguments.controls)}
+    controls = {
+        CONTROLS.get(name, name): read(Path(report))
+        for name, _, report in (c.partition("=") for c in arguments.controls)
+    }
     print(scores(metrics, controls), realism(metrics), sep="\n\n")
     named = [entry.partition("=")[::2] for entry in arguments.others]
     if named:

@@ -22,7 +22,13 @@ from score import brain, equal_number_ceiling, real_maps, sample_effects, score
 
 from fmrisynth.sample.run import DEFAULT_STEPS, load_model
 
-SHOWN = {"corr": "Corr", "rsa": "RSA", "top1": "Top-1", "top1_samples": "Top-1, samples", "effect_variance_ratio": "variance"}
+SHOWN = {
+    "corr": "Corr",
+    "rsa": "RSA",
+    "top1": "Top-1",
+    "top1_samples": "Top-1, samples",
+    "effect_variance_ratio": "variance",
+}
 DRAWN = ("corr", "top1_samples", "effect_variance_ratio")
 
 

@@ -118,8 +118,8 @@ class ObjectiveConfig(Config):
         1.0,
         ge=1,
         le=1000,
-        description="Flow only: training and sampling times are moved towards the noise, which multiplies sigma / alpha by "
-        "this number; 1 leaves them even.",
+        description="Flow only: training times are moved towards the noise, which multiplies sigma / alpha by this number "
+        "(sampling times: by its square root); 1 leaves them even.",
     )
     precondition: bool = Field(
         False,

@@ -63,7 +63,7 @@ class Objective:
         """Map uniform numbers in [0, 1) to training times, float64."""
         if isinstance(self.path, DiffusionSchedule):
             return (uniform_B.double() * self.path.n_steps).floor()
-        return self.path.shifted(uniform_B.double())
+        return self.path.training_times(uniform_B.double())
 
     def add_noise(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
         """x_t = alpha x_0 + sigma noise (paper, forward process)."""
