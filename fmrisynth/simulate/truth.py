@@ -25,7 +25,7 @@ def group_maps(phantom: Phantom, labels: list[str]) -> np.ndarray:
     """True responses of the group, (K, V), percent signal change."""
     grey = sample_template(load_templates()["gm"], phantom.space.coordinates_V3)
     rows = [EVENT_LABELS.index(label) for label in labels]
-    return phantom.config.response.amplitude * phantom.activations.group_map(phantom.space, grey)[rows]
+    return phantom.activations.group_map(phantom.space, grey, phantom.config.response)[rows]
 
 
 def write_group(out: Path, phantom: Phantom, labels: list[str]) -> None:
