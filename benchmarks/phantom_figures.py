@@ -48,11 +48,10 @@ N_PARCELS = 360
 def block_effects(run: PhantomRun) -> dict[str, list[np.ndarray]]:
     """Window GLM effect (V,) of every block of the seven conditions in a run, percent signal change."""
     effects: dict[str, list[np.ndarray]] = {}
-    for event, first, weights in run.windows():
-        if event.condition in CONDITIONS:
-            design = window_design(0.0, event.duration_s, BLOCK_FRAMES, BLOCK_TR_S)
-            row = (design.pinv_PT[:1] @ weights).astype(np.float32)
-            effects.setdefault(event.condition, []).append(run.percent_signal(row, first)[0])
+    for event, first, weights in run.windows(*CONDITIONS):
+        design = window_design(0.0, event.duration_s, BLOCK_FRAMES, BLOCK_TR_S)
+        row = (design.pinv_PT[:1] @ weights).astype(np.float32)
+        effects.setdefault(event.condition, []).append(run.percent_signal(row, first)[0])
     return effects
 
 

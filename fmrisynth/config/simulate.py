@@ -51,11 +51,11 @@ class NoiseConfig(Config):
     """Noise in percent signal change: standard deviations in the brain's median voxel, thermal noise at 3 mm."""
 
     thermal_percent: float = Field(0.75, ge=0, description="White noise of the receiver, strongest where it is dark.")
-    fwhm_mm: float = Field(2.9, ge=0, le=12, description="Its spatial smoothness, from interpolation.")
-    vascular_percent: float = Field(0.45, ge=0, description="Slow local fluctuation of blood, strongest at vessels.")
+    fwhm_mm: float = Field(2.5, ge=0, le=12, description="Its spatial smoothness, from interpolation.")
+    vascular_percent: float = Field(0.36, ge=0, description="Slow local fluctuation of blood, strongest at vessels.")
     network_percent: float = Field(0.25, ge=0, description="Spontaneous activity of functional networks.")
-    global_percent: float = Field(0.1, ge=0, description="Slow fluctuation of the whole brain.")
-    cardiac_percent: float = Field(0.3, ge=0, description="Pulsation: CSF, vessels, base of the brain.")
+    global_percent: float = Field(0.07, ge=0, description="Slow fluctuation of the whole brain.")
+    cardiac_percent: float = Field(0.25, ge=0, description="Pulsation: CSF, vessels, base of the brain.")
     respiration_percent: float = Field(0.2, ge=0, description="Breathing: edges along x, dropout, CSF.")
     drift_percent: float = Field(0.4, ge=0, description="Slow scanner drift over a run.")
     motion_mm: float = Field(0.2, ge=0, le=3, description="SD of head motion within a run; rotations go with it.")

@@ -54,9 +54,7 @@ class Anatomy:
     dephasing_V: np.ndarray
 
 
-def make_anatomy(
-    space: Space, traits: Traits | NoTraits, person: Person, config: AnatomyConfig, seed: int
-) -> Anatomy:
+def make_anatomy(space: Space, traits: Traits | NoTraits, person: Person, config: AnatomyConfig, seed: int) -> Anatomy:
     """Draw one subject's anatomy; with `NoTraits` the typical one of a person's age, sex and site.
 
     The MNI152 tissue maps are sampled at displaced points (what registration left over); tissue
@@ -79,7 +77,9 @@ def make_anatomy(
     templates = load_templates()
     contrast = {
         name: level
-        * float(np.exp(config.contrast_sd * traits.normal(f"contrast {name}") + SITE_CONTRAST_SD * site.standard_normal()))
+        * float(
+            np.exp(config.contrast_sd * traits.normal(f"contrast {name}") + SITE_CONTRAST_SD * site.standard_normal())
+        )
         for name, level in TISSUE_INTENSITY.items()
     }
     contrast["gm"] *= float(np.exp(AGE_GREY * person.decades))
@@ -87,7 +87,8 @@ def make_anatomy(
     receive = gain(site.standard_normal((1, *gain.sizes), dtype=np.float32))[0]
     signal_gain = np.exp(
         SITE_GAIN_SD * receive
-        + config.gain_sd * field(gain, "gain", 1)[0] + config.texture_sd * field(texture, "texture", 1)[0]
+        + config.gain_sd * field(gain, "gain", 1)[0]
+        + config.texture_sd * field(texture, "texture", 1)[0]
     )
     loss = np.clip(0.55 + 0.12 * traits.normal("dropout", (len(SINUSES),)), 0.1, 0.95)
     dephasing_V = 1.0 - np.prod(1.0 - loss[:, None] * cavities, axis=0)

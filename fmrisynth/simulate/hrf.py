@@ -34,7 +34,9 @@ def double_gamma(
     -----
     Friston et al. 1998, NeuroImage 7:30; the same function as ``spm_hrf``.
     """
-    response = _gamma_density(times_s / width**2, delay_s / width**2) / width**2 - ratio * _gamma_density(times_s, undershoot_s)
+    response = _gamma_density(times_s / width**2, delay_s / width**2) / width**2 - ratio * _gamma_density(
+        times_s, undershoot_s
+    )
     return response / (1.0 - ratio)
 
 

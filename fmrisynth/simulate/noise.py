@@ -27,7 +27,7 @@ NETWORK_TAU_S = 5.0
 """Correlation time of networks and of the whole brain."""
 VASCULAR_FWHM_MM = 9.0
 VASCULAR_TAU_S = 2.0
-VESSEL_SD = 0.75
+VESSEL_SD = 0.8
 """SD of the log of how much vessel a voxel holds, beyond what its tissue says."""
 REFERENCE_VOXEL_MM = 3.0
 FORGOTTEN = 0.01
@@ -103,7 +103,9 @@ def vessels(space: Space, traits: Traits, anatomy: Anatomy) -> np.ndarray:
     base = np.exp(-((np.abs(x) / 25) ** 2 + ((y + 5) / 35) ** 2 + ((z + 22) / 18) ** 2))
     fields = CoarseFields(space, 7.0)
     own = VESSEL_SD * fields(traits.normal("vessels", (1, *fields.sizes)))[0]
-    amount = (0.25 + 0.25 * anatomy.grey_V + 0.9 * anatomy.csf_V + 0.7 * surface + 1.5 * sinus + 1.2 * base) * np.exp(own)
+    amount = (0.25 + 0.25 * anatomy.grey_V + 0.9 * anatomy.csf_V + 0.7 * surface + 1.5 * sinus + 1.2 * base) * np.exp(
+        own
+    )
     return (amount / np.median(amount[anatomy.mask_V])).astype(np.float32)
 
 
@@ -122,7 +124,7 @@ def spatial_noise(
     level = float(np.median(baseline[mask]))
     visible = np.maximum(baseline, DARKEST * level)
     vessel_V = vessels(space, traits, anatomy)
-    fields = CoarseFields(space, 40.0)
+    fields = CoarseFields(space, 35.0)
     phase, other_phase, *smooth = fields(traits.normal("physiology", (2 + N_DRIFT, *fields.sizes)))
 
     slopes = 100.0 * gradients(space, baseline) / visible
@@ -133,9 +135,9 @@ def spatial_noise(
     motion = config.motion_residual * np.concatenate([slopes, turning])
 
     # The pulse wave arrives at every place at its own time; breathing shifts the image along x, the phase encoding.
-    pulse = vessel_V * np.stack([np.cos(2 * phase), np.sin(2 * phase)])
-    breath = np.abs(gx) / 10 + 2 * anatomy.dephasing_V + anatomy.csf_V + 0.2
-    breath = breath * np.stack([np.cos(1.5 * other_phase), np.sin(1.5 * other_phase)])
+    pulse = vessel_V * np.stack([np.cos(3 * phase), np.sin(3 * phase)])
+    breath = np.abs(gx) / 10 + 2 * anatomy.dephasing_V + anatomy.csf_V + 0.1
+    breath = breath * np.stack([np.cos(2 * other_phase), np.sin(2 * other_phase)])
     drift = np.stack(smooth) / np.arange(1, N_DRIFT + 1, dtype=np.float32)[:, None]
     parts = [
         network_RV,
@@ -145,9 +147,11 @@ def spatial_noise(
         _scaled(drift, mask, config.drift_percent),
         motion,
     ]
-    g_factor = 1.0 + 0.8 * np.clip(space.depth_mm / 50.0, 0.0, 1.0)  # parallel imaging amplifies noise in the middle
+    g_factor = 1.0 + 1.0 * np.clip(space.depth_mm / 50.0, 0.0, 1.0)  # parallel imaging amplifies noise in the middle
     thermal = g_factor / visible
-    thermal *= config.thermal_percent * SITE_NOISE[person.site] * _voxel_factor(space.voxel_mm) / np.median(thermal[mask])
+    thermal *= (
+        config.thermal_percent * SITE_NOISE[person.site] * _voxel_factor(space.voxel_mm) / np.median(thermal[mask])
+    )
     return SpatialNoise(
         low_rank_RV=np.concatenate(parts).astype(np.float32),
         thermal_V=thermal.astype(np.float32),
@@ -180,7 +184,7 @@ def _spikes(rng: np.random.Generator, times_s: np.ndarray, restlessness: float, 
     minutes = (times_s[-1] - times_s[0]) / 60
     for _ in range(rng.poisson(config.spikes_per_minute * restlessness * minutes)):
         after = times_s - rng.uniform(times_s[0], times_s[-1])
-        way = rng.standard_t(3, 6) * np.array([0.7, 1.0, 1.5, 1.2, 0.6, 0.6])
+        way = rng.standard_t(3, 6) * np.array([1.5, 2.0, 3.0, 2.5, 1.2, 1.2])
         path += np.where(after >= 0, 0.2 + 0.8 * np.exp(-np.maximum(after, 0) / 1.5), 0.0)[:, None] * way
     return path
 

@@ -58,10 +58,10 @@ def ageing_mm(points_V3: np.ndarray, depth_V: np.ndarray) -> np.ndarray:
     Towards the middle of the nearer lateral ventricle within about 25 mm of it (ventricles look wider), and outwards at the
     brain's surface (sulci look wider).
     """
-    centre = np.stack([np.sign(points_V3[:, 0]) * 14.0, np.full(len(points_V3), -16.0), np.full(len(points_V3), 14.0)], 1)
-    away = points_V3 - centre
-    stretched = np.sqrt(((away / np.array([10.0, 26.0, 12.0])) ** 2).sum(axis=1))
-    inner = -0.06 * away * np.exp(-0.5 * (stretched / 1.3) ** 2)[:, None]
+    inner = np.zeros_like(points_V3)
+    for side in (-1, 1):
+        away = points_V3 - np.array([side * 14.0, -16.0, 14.0])
+        inner -= 0.06 * away * np.exp(-0.3 * ((away / np.array([10.0, 26.0, 12.0])) ** 2).sum(axis=1))[:, None]
     radius = np.maximum(np.linalg.norm(points_V3, axis=1), 1.0)
     outer = 0.25 * points_V3 / radius[:, None] * np.exp(-np.abs(depth_V) / 8.0)[:, None]
     return (inner + outer).astype(np.float32)

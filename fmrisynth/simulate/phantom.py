@@ -201,7 +201,7 @@ class PhantomSubject:
             raise UsageError(f"{condition!r} is no condition of the phantom's tasks; {suggest(condition, known)}")
         for run in self.runs():
             if condition is None or condition in CONDITIONS_BY_TASK[run.task]:
-                yield from run.blocks(condition)
+                yield from run.blocks(*([condition] if condition else []))
 
 
 class PhantomRun:
@@ -267,7 +267,9 @@ class PhantomRun:
         """Time courses (T, R) and maps (R, V) of task and noise, percent signal change."""
         rows, courses = self.task_courses
         responses = self.subject.responses
-        maps = np.stack([m[row] for row in rows for m in (responses.percent_KV, responses.delay_KV, responses.width_KV)])
+        maps = np.stack(
+            [m[row] for row in rows for m in (responses.percent_KV, responses.delay_KV, responses.width_KV)]
+        )
         noise = self.subject.noise_maps(self.direction)
         return (
             np.concatenate([courses, self.noise_courses.low_rank_TR], axis=1).astype(np.float32),
@@ -335,14 +337,14 @@ class PhantomRun:
             bold[..., first : first + len(frames)] = space.to_grid(frames)
         return bold
 
-    def windows(self, condition: str | None = None) -> Iterator[tuple[Event, int, np.ndarray]]:
+    def windows(self, *conditions: str) -> Iterator[tuple[Event, int, np.ndarray]]:
         """Block windows that fit into the run: event, first frame needed, and mixing weights (12, frames).
 
         A window starts at the block's onset; its frames are interpolated from the run's as in `prepare`.
         """
         times_s = np.arange(self.n_frames) * self.tr_s
         for event in self.paradigm.events:
-            if event.condition not in CONDITIONS_BY_TASK[self.task] or condition not in (None, event.condition):
+            if event.condition not in (conditions or CONDITIONS_BY_TASK[self.task]):
                 continue
             wanted_s = event.onset_s + BLOCK_TR_S * np.arange(BLOCK_FRAMES)
             past_end = wanted_s[-1] + BLOCK_TR_S > self.n_frames * self.tr_s + 1e-3
@@ -352,13 +354,13 @@ class PhantomRun:
             used = np.flatnonzero(weights.any(axis=0))
             yield event, int(used[0]), weights[:, used[0] : used[-1] + 1]
 
-    def blocks(self, condition: str | None = None) -> Iterator[PhantomBlock]:
-        """Block instances of the run, in order of onset."""
+    def blocks(self, *conditions: str) -> Iterator[PhantomBlock]:
+        """Block instances of the run in order of onset, all or those of some conditions."""
         space = self.subject.phantom.space
         mask_XYZ = self.subject.mask_XYZ
         mask_V = self.subject.anatomy.mask_V
         reference_XYZ = space.to_grid(np.where(mask_V, self.reference_V, 0.0).astype(np.float32))
-        for event, first, weights in self.windows(condition):
+        for event, first, weights in self.windows(*conditions):
             bold_FV = self.frames(weights, first) * mask_V
             yield PhantomBlock(
                 bold_XYZT=space.to_grid(bold_FV), reference_XYZ=reference_XYZ, mask_XYZ=mask_XYZ,

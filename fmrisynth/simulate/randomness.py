@@ -16,7 +16,7 @@ from fmrisynth.config.simulate import FamilyConfig
 def stream(seed: int, *name: str | int) -> np.random.Generator:
     """A generator for one named purpose."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in name]
-    return np.random.default_rng([seed, *words])
+    return np.random.Generator(np.random.SFC64([seed, *words]))  # draws normal numbers a quarter faster than PCG64
 
 
 class NoTraits:

@@ -217,7 +217,7 @@ class CoarseFields:
     """
 
     def __init__(self, space: Space, fwhm_mm: float) -> None:
-        spacing = fwhm_mm / 2
+        spacing = fwhm_mm / 1.5
         matrices = []
         self.sizes: list[int] = []
         for axis, low, high in zip(space.axes_mm, BRAIN_LOW_MM, BRAIN_HIGH_MM, strict=True):
