@@ -71,7 +71,7 @@ def make_anatomy(space: Space, traits: Traits | NoTraits, person: Person, config
         config.deformation_mm * field(broad, "deformation", 3)
         + config.fine_deformation_mm * field(fine, "fine deformation", 3)
     ).T
-    displacement_V3 += person.decades * ageing_mm(points, space.depth_mm) + person.maleness * maleness_mm(points)
+    displacement_V3 += person.decades * ageing_mm(space) + person.maleness * maleness_mm(points)
     site = stream(seed, "site", person.site)  # the same scanner for all its subjects
     cavities = np.stack([_blob(points, centre, fwhm) for centre, fwhm in SINUSES])
     templates = load_templates()
