@@ -122,8 +122,7 @@ def run_statistics(bold_XYZT: np.ndarray, mask_XYZ: np.ndarray, voxel_mm) -> dic
     n, n_voxels = bold_XYZT.shape[-1], int(mask_XYZ.sum())
     trend = np.vander(np.linspace(-1, 1, n), 4)
     series = bold_XYZT[mask_XYZ].T.astype(np.float64)
-    brain = series.mean(axis=1)
-    mean = series.mean(axis=0)
+    brain, mean = series.mean(axis=1), series.mean(axis=0)
     residual = series - trend @ np.linalg.lstsq(trend, series, rcond=None)[0]
     z = residual / np.maximum(residual.std(axis=0), 1e-9)
     percent = 100 * residual.std(axis=0) / mean
