@@ -36,25 +36,31 @@ class ResponseConfig(Config):
     idiosyncratic_percent: float = Field(
         0.12, ge=0, description="SD of a subject's own response at peaks that the group does not share, percent signal."
     )
-    location_sd_mm: float = Field(3.0, ge=0, le=10, description="SD of a peak's position per axis.")
+    location_sd_mm: float = Field(4.0, ge=0, le=10, description="SD of a peak's position per axis.")
+    missing_share: float = Field(0.12, ge=0, lt=1, description="Share of peaks that a subject does not have.")
+    split_share: float = Field(0.25, ge=0, le=1, description="Share of peaks that are two in a subject.")
     block_sd: float = Field(0.15, ge=0, description="SD of the amplitude from block to block, relative.")
     hrf_delay_sd_s: float = Field(0.5, ge=0, le=1.5, description="SD over subjects of the time to the HRF's peak.")
     region_delay_sd_s: float = Field(0.5, ge=0, le=1.5, description="SD over peaks of a subject of that time.")
+    width_sd: float = Field(
+        0.15, ge=0, le=0.4, description="SD of the log width of the HRF, over subjects and over peaks of a subject."
+    )
 
 
 class NoiseConfig(Config):
-    """Noise in percent signal change, at 3 mm and 0.72 s, in the brain's median voxel."""
+    """Noise in percent signal change: standard deviations in the brain's median voxel, thermal noise at 3 mm."""
 
-    local_percent: float = Field(0.9, ge=0, description="Thermal and local noise; grows where the image is dark.")
-    local_fwhm_mm: float = Field(4.0, ge=0, le=12, description="Its spatial smoothness.")
-    local_ar: float = Field(0.2, ge=0, lt=0.9, description="Its lag-one autocorrelation at 0.72 s.")
-    network_percent: float = Field(0.4, ge=0, description="Spontaneous activity of functional networks.")
-    network_tau_s: float = Field(5.0, gt=0, description="Its correlation time.")
-    respiration_percent: float = Field(0.3, ge=0, description="Breathing.")
-    cardiac_percent: float = Field(0.45, ge=0, description="Pulsation.")
-    drift_percent: float = Field(0.5, ge=0, description="Slow scanner drift over a run.")
-    motion_mm: float = Field(0.15, ge=0, le=3, description="SD of head motion within a run; rotations go with it.")
-    motion_residual: float = Field(0.15, ge=0, le=1, description="Share of motion that realignment left in the data.")
+    thermal_percent: float = Field(0.75, ge=0, description="White noise of the receiver, strongest where it is dark.")
+    fwhm_mm: float = Field(2.5, ge=0, le=12, description="Its spatial smoothness, from interpolation.")
+    vascular_percent: float = Field(0.36, ge=0, description="Slow local fluctuation of blood, strongest at vessels.")
+    network_percent: float = Field(0.25, ge=0, description="Spontaneous activity of functional networks.")
+    global_percent: float = Field(0.07, ge=0, description="Slow fluctuation of the whole brain.")
+    cardiac_percent: float = Field(0.25, ge=0, description="Pulsation: CSF, vessels, base of the brain.")
+    respiration_percent: float = Field(0.2, ge=0, description="Breathing: edges along x, dropout, CSF.")
+    drift_percent: float = Field(0.4, ge=0, description="Slow scanner drift over a run.")
+    motion_mm: float = Field(0.2, ge=0, le=3, description="SD of head motion within a run; rotations go with it.")
+    motion_residual: float = Field(0.25, ge=0, le=1, description="Share of motion that realignment left in the data.")
+    spikes_per_minute: float = Field(0.4, ge=0, le=20, description="Sudden movements of the median subject.")
 
 
 class FamilyConfig(Config):

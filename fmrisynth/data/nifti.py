@@ -8,7 +8,6 @@ Axis legend: X, Y, Z voxel axes; T frames.
 
 from __future__ import annotations
 
-import gzip
 import math
 import zlib
 from collections.abc import Iterator
@@ -172,6 +171,15 @@ def read_image(path: Path, *, ndim: int | None = None) -> Image:
     )
 
 
+def image_packer() -> zlib._Compress:
+    """A gzip stream for images: the same content gives the same bytes.
+
+    Run lengths only: noise has no repeats to search for, so that this is twice as fast as level 1 and packs a little
+    better. zlib, though ISA-L (which reads) is faster: once in a while that encodes equal content otherwise.
+    """
+    return zlib.compressobj(level=1, wbits=31, strategy=zlib.Z_RLE)  # 31: gzip, without a name or time in the header
+
+
 def write_image(
     path: Path,
     array: np.ndarray,
@@ -222,8 +230,8 @@ def write_image(
         stored = array.astype(np.dtype(dtype).newbyteorder("<"))
     content = header.binaryblock + b"\0" * (_HEADER_BYTES - len(header.binaryblock)) + stored.tobytes(order="F")
     if path.name.endswith(".gz"):
-        # zlib, though ISA-L (which reads) is ten times as fast: once in a while that encodes equal content otherwise.
-        content = gzip.compress(content, compresslevel=1, mtime=0)
+        packer = image_packer()
+        content = packer.compress(content) + packer.flush()
     write_bytes(path, content)
 
 

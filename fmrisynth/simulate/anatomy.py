@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmrisynth.config.simulate import AnatomyConfig
-from fmrisynth.simulate.randomness import Traits
+from fmrisynth.simulate.people import (
+    AGE_GREY,
+    MALE_WHITE,
+    SITE_CONTRAST_SD,
+    SITE_GAIN_SD,
+    Person,
+    ageing_mm,
+    maleness_mm,
+)
+from fmrisynth.simulate.randomness import NoTraits, Traits, stream
 from fmrisynth.simulate.space import FWHM_TO_SD, RIM_MM, CoarseFields, Space, load_templates, sample_template
 
 TISSUE_INTENSITY = {"gm": 1.0, "wm": 0.8, "csf": 1.35}
@@ -34,16 +43,19 @@ class Anatomy:
         The subject's brain.
     grey_V, csf_V : float32 arrays
         Tissue shares.
+    dephasing_V : float32 array
+        Share of the signal that the air cavities take.
     """
 
     baseline: dict[str, np.ndarray]
     mask_V: np.ndarray
     grey_V: np.ndarray
     csf_V: np.ndarray
+    dephasing_V: np.ndarray
 
 
-def make_anatomy(space: Space, traits: Traits, config: AnatomyConfig) -> Anatomy:
-    """Draw one subject's anatomy.
+def make_anatomy(space: Space, traits: Traits | NoTraits, person: Person, config: AnatomyConfig, seed: int) -> Anatomy:
+    """Draw one subject's anatomy; with `NoTraits` the typical one of a person's age, sex and site.
 
     The MNI152 tissue maps are sampled at displaced points (what registration left over); tissue
     contrast, a smooth receive gain and local texture multiply them. LR and RL see the same anatomy
@@ -59,17 +71,28 @@ def make_anatomy(space: Space, traits: Traits, config: AnatomyConfig) -> Anatomy
         config.deformation_mm * field(broad, "deformation", 3)
         + config.fine_deformation_mm * field(fine, "fine deformation", 3)
     ).T
+    displacement_V3 += person.decades * ageing_mm(space) + person.maleness * maleness_mm(points)
+    site = stream(seed, "site", person.site)  # the same scanner for all its subjects
     cavities = np.stack([_blob(points, centre, fwhm) for centre, fwhm in SINUSES])
     templates = load_templates()
     contrast = {
-        name: level * float(np.exp(config.contrast_sd * traits.normal(f"contrast {name}")))
+        name: level
+        * float(
+            np.exp(config.contrast_sd * traits.normal(f"contrast {name}") + SITE_CONTRAST_SD * site.standard_normal())
+        )
         for name, level in TISSUE_INTENSITY.items()
     }
+    contrast["gm"] *= float(np.exp(AGE_GREY * person.decades))
+    contrast["wm"] *= float(np.exp(MALE_WHITE * person.maleness))
+    receive = gain(site.standard_normal((1, *gain.sizes), dtype=np.float32))[0]
     signal_gain = np.exp(
-        config.gain_sd * field(gain, "gain", 1)[0] + config.texture_sd * field(texture, "texture", 1)[0]
+        SITE_GAIN_SD * receive
+        + config.gain_sd * field(gain, "gain", 1)[0]
+        + config.texture_sd * field(texture, "texture", 1)[0]
     )
     loss = np.clip(0.55 + 0.12 * traits.normal("dropout", (len(SINUSES),)), 0.1, 0.95)
-    signal_gain *= np.prod(1.0 - loss[:, None] * cavities, axis=0)
+    dephasing_V = 1.0 - np.prod(1.0 - loss[:, None] * cavities, axis=0)
+    signal_gain *= 1.0 - dephasing_V
 
     own_shift = field(broad, "distortion", 2)
     shift_V = config.distortion_mm * (cavities.T @ np.array([1.5, 1.2, -1.2], np.float32) + 0.5 * own_shift[0])
@@ -87,7 +110,7 @@ def make_anatomy(space: Space, traits: Traits, config: AnatomyConfig) -> Anatomy
         image = image + 0.25 * rim * np.clip(1.0 + space.depth_mm / RIM_MM, 0.05, 1.0)
         pe_gain = np.clip(1.0 + sign * (config.phase_encoding_gain * ramp_V + 0.5 * pile_up_V), 0.5, 1.5)
         baseline[direction] = np.maximum(image * signal_gain * pe_gain, 0.02).astype(np.float32)
-    return Anatomy(baseline, undistorted["brain"] > 0.5, undistorted["gm"], undistorted["csf"])
+    return Anatomy(baseline, undistorted["brain"] > 0.5, undistorted["gm"], undistorted["csf"], dephasing_V)
 
 
 def _blob(points_V3: np.ndarray, centre, fwhm_mm: float) -> np.ndarray:

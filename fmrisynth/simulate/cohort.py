@@ -23,7 +23,6 @@ from fmrisynth.progress import StageSummary, log, reason_of, track
 from fmrisynth.simulate import truth
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
 from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomSubject, subject_index
-from fmrisynth.simulate.randomness import stream
 from fmrisynth.simulate.space import HCP_2MM, MNI_3MM_FULL, STANDARD
 from fmrisynth.simulate.trees import write_bids_run, write_hcp_run
 
@@ -102,17 +101,13 @@ def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config:
     split = split_of(subject.label, config.seed, config.split, families)
     table = load_table()
     blocks: list[Block] = []
-    sex, age = person(subject)
+    person = subject.person
     grid = subject.phantom.grid
     for run in subject.runs():
         wanted = [label for label in CONDITIONS_BY_TASK[run.task] if label in labels]
         if not wanted:
             continue
-        number = 0
-        for data in run.blocks():
-            if data.condition not in wanted:
-                continue
-            number += 1
+        for number, data in enumerate(run.blocks(*wanted), start=1):
             condition = table.conditions[data.condition]
             entities = naming.Entities(
                 sub=subject.label, task=condition.task, dir=run.direction, run=number, space=grid.space,
@@ -123,18 +118,12 @@ def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config:
                     out, entities, condition.camel, data, grid, condition=data.condition, onset_s=data.onset_s,
                     duration_s=data.duration_s, tr_s=BLOCK_TR_S, split=split, source=f"{subject.label}/{run.name}",
                     source_onset_s=data.source_onset_s,
-                    attributes={"phase_encoding": run.direction, "sex": sex, "age": str(age)},
+                    attributes={"phase_encoding": run.direction, "sex": person.sex, "age": str(person.age)},
                     sidecar={"SourceRepetitionTime": run.tr_s, "PhaseEncoding": run.direction, "Synthetic": True},
                 )
             )  # fmt: skip
     finish_subject(out, subject.label, blocks)
     return len(blocks), len(blocks)
-
-
-def person(subject: PhantomSubject) -> tuple[str, int]:
-    """Sex and age of a subject; they have no effect on the data."""
-    rng = stream(subject.phantom.config.seed, "person", subject.index)
-    return ("F" if rng.random() < 0.5 else "M"), int(rng.integers(22, 36))
 
 
 def _all_conditions(config: SimulateConfig) -> list[str]:
@@ -192,29 +181,30 @@ def _write_people(out: Path, phantom: Phantom, own: set[str]) -> None:
 
 
 def _families_csv(subjects: list[PhantomSubject]) -> str:
-    """Family table in the form of HCP's restricted table."""
-    lines = ["Subject,ZygositySR,Family_ID"]
+    """Table of people in the form of HCP's restricted table (which has no site)."""
+    lines = ["Subject,Gender,Age_in_Yrs,Site,ZygositySR,Family_ID"]
     for subject in subjects:
-        lines.append(f"{subject.label},{subject.traits.zygosity},{subject.traits.family:05d}")
+        person, traits = subject.person, subject.traits
+        lines.append(f"{subject.label},{person.sex},{person.age},{person.site},{traits.zygosity},{traits.family:05d}")
     return "\n".join(lines) + "\n"
 
 
 def _write_participants(out: Path, subjects: list[PhantomSubject]) -> None:
-    rows = []
-    for subject in subjects:
-        sex, age = person(subject)
-        rows.append(
-            {
-                "participant_id": f"sub-{subject.label}", "sex": sex, "age": age,
-                "family_id": f"family{subject.traits.family:05d}", "zygosity": subject.traits.zygosity,
-            }
-        )  # fmt: skip
-    write_tsv(out / "participants.tsv", ("participant_id", "sex", "age", "family_id", "zygosity"), rows)
+    rows = [
+        {
+            "participant_id": f"sub-{subject.label}", "sex": subject.person.sex, "age": subject.person.age,
+            "site": subject.person.site, "family_id": f"family{subject.traits.family:05d}",
+            "zygosity": subject.traits.zygosity,
+        }
+        for subject in subjects
+    ]  # fmt: skip
+    write_tsv(out / "participants.tsv", tuple(rows[0]), rows)
     write_json(
         out / "participants.json",
         {
-            "sex": {"Description": "Without effect on the data", "Levels": {"F": "female", "M": "male"}},
-            "age": {"Description": "Years; without effect on the data"},
+            "sex": {"Description": "With an effect on anatomy", "Levels": {"F": "female", "M": "male"}},
+            "age": {"Description": "With an effect on anatomy", "Units": "year"},
+            "site": {"Description": "Simulated scanner, with an effect on intensities and noise"},
             "family_id": {"Description": "Relatives share part of anatomy and responses"},
             "zygosity": {"Description": "MZ, DZ or NotTwin"},
         },

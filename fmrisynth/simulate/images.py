@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from fmrisynth.bids.atomic import atomic_path
+from fmrisynth.data.nifti import image_packer
 from fmrisynth.simulate.phantom import PhantomRun
 
 _HEADROOM = 2.0
@@ -50,12 +50,13 @@ def write_run(path: Path, run: PhantomRun) -> np.ndarray:
     signals = np.zeros((run.n_frames, 3), dtype=np.float32)
     with (
         atomic_path(path) as temporary,
-        open(temporary, "wb") as raw,
-        gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as stream,  # no file name: equal bytes
+        open(temporary, "wb") as stream,
     ):
-        stream.write(header.binaryblock + b"\0" * (352 - len(header.binaryblock)))
+        packer = image_packer()
+        stream.write(packer.compress(header.binaryblock + b"\0" * (352 - len(header.binaryblock))))
         for first, frames_FV in run.chunks():
             signals[first : first + len(frames_FV)] = frames_FV @ tissues.T
             stored_FV = np.rint(frames_FV / slope).clip(0, 32767).astype("<i2")
-            stream.write(run.subject.phantom.space.to_grid(stored_FV).tobytes(order="F"))
+            stream.write(packer.compress(run.subject.phantom.space.to_grid(stored_FV).tobytes(order="F")))
+        stream.write(packer.flush())
     return signals

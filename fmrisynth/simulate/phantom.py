@@ -24,6 +24,8 @@ from fmrisynth.simulate.activations import EVENT_LABELS, ActivationModel, Respon
 from fmrisynth.simulate.anatomy import Anatomy, make_anatomy
 from fmrisynth.simulate.hrf import convolved_boxcar
 from fmrisynth.simulate.noise import (
+    VASCULAR_FWHM_MM,
+    VASCULAR_TAU_S,
     LocalNoise,
     SpatialNoise,
     TemporalNoise,
@@ -32,14 +34,18 @@ from fmrisynth.simulate.noise import (
     temporal_noise,
 )
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK, Event, Paradigm, make_paradigm
+from fmrisynth.simulate.people import Person, draw_person
 from fmrisynth.simulate.randomness import Traits, stream
-from fmrisynth.simulate.space import STANDARD, Smoother, Space, make_space
+from fmrisynth.simulate.space import STANDARD, CoarseFields, Smoother, Space, make_space
 
 BLOCK_FRAMES = 12
 BLOCK_TR_S = 1.44
 """Frames of a block instance and the time between them (paper, section 3)."""
 
 _FIRST_LABEL = 900_001
+
+RESTLESSNESS_SD = 0.5
+"""SD over subjects of the log of how much they move."""
 
 _CHUNK = 24
 """Frames of a run that are rendered at once."""
@@ -94,7 +100,8 @@ class Phantom:
         self.grid = grid
         self.space: Space = make_space(grid)
         self.activations: ActivationModel = load_activations(self.config.activations, self.config.atlas)
-        self.smoother = Smoother(self.space, self.config.noise.local_fwhm_mm)
+        self.thermal_field = Smoother(self.space, self.config.noise.fwhm_mm)
+        self.vascular_field = CoarseFields(self.space, VASCULAR_FWHM_MM)
 
     def subject(self, index: int) -> PhantomSubject:
         """The subject of an index (0, 1, ...)."""
@@ -120,7 +127,18 @@ class PhantomSubject:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The subject's anatomy."""
-        return make_anatomy(self.phantom.space, self.traits, self.phantom.config.anatomy)
+        config = self.phantom.config
+        return make_anatomy(self.phantom.space, self.traits, self.person, config.anatomy, config.seed)
+
+    @cached_property
+    def person(self) -> Person:
+        """Age, sex and site."""
+        return draw_person(self.traits)
+
+    @cached_property
+    def restlessness(self) -> float:
+        """How much more than the median subject this one moves."""
+        return float(np.exp(RESTLESSNESS_SD * self.traits.normal("restlessness")))
 
     @cached_property
     def responses(self) -> Responses:
@@ -130,7 +148,8 @@ class PhantomSubject:
         )
 
     @cached_property
-    def _network_RV(self) -> np.ndarray:
+    def network_RV(self) -> np.ndarray:
+        """Maps of the subject's functional networks, percent signal change."""
         return subject_network_maps(self.phantom.space, self.traits, self.anatomy, self.phantom.config.noise)
 
     @cached_property
@@ -141,8 +160,9 @@ class PhantomSubject:
         """Noise maps of a phase encoding."""
         if direction not in self._noise_maps:
             self._noise_maps[direction] = spatial_noise(
-                self.phantom.space, self.traits, self.anatomy, self._network_RV, direction, self.phantom.config.noise
-            )
+                self.phantom.space, self.traits, self.person, self.anatomy, self.network_RV, direction,
+                self.phantom.config.noise,
+            )  # fmt: skip
         return self._noise_maps[direction]
 
     @cached_property
@@ -181,7 +201,7 @@ class PhantomSubject:
             raise UsageError(f"{condition!r} is no condition of the phantom's tasks; {suggest(condition, known)}")
         for run in self.runs():
             if condition is None or condition in CONDITIONS_BY_TASK[run.task]:
-                yield from run.blocks(condition)
+                yield from run.blocks(*([condition] if condition else []))
 
 
 class PhantomRun:
@@ -193,9 +213,9 @@ class PhantomRun:
         self.tr_s = config.tr_s
         name = (subject.index, task, direction)
         self.paradigm: Paradigm = make_paradigm(task, direction, stream(config.seed, "paradigm", *name), self.tr_s)
-        self._local = LocalNoise(
-            subject.phantom.space, subject.phantom.smoother, self.tr_s, config.noise, config.seed, "local", *name
-        )
+        slowness = float(np.exp(-self.tr_s / VASCULAR_TAU_S))
+        self._thermal = LocalNoise(subject.phantom.thermal_field, 0.0, config.seed, "thermal", *name)
+        self._vascular = LocalNoise(subject.phantom.vascular_field, slowness, config.seed, "vascular", *name)
         self._name = name
 
     @property
@@ -213,12 +233,12 @@ class PhantomRun:
         """Time courses of the low-rank noise."""
         config = self.subject.phantom.config
         rng = stream(config.seed, "noise", *self._name)
-        n_networks = len(self.subject.noise_maps(self.direction).network_RV)
-        return temporal_noise(rng, self.n_frames, self.tr_s, n_networks, config.noise)
+        n_networks = len(self.subject.network_RV)
+        return temporal_noise(rng, self.n_frames, self.tr_s, n_networks, self.subject.restlessness, config.noise)
 
     @cached_property
     def task_courses(self) -> tuple[list[int], np.ndarray]:
-        """Rows of the responses that occur in the run, and their time courses (T, 2 per row)."""
+        """Rows of the responses that occur in the run, and their time courses (T, 3 per row)."""
         config = self.subject.phantom.config.response
         rng = stream(self.subject.phantom.config.seed, "block amplitude", *self._name)
         times = np.arange(self.n_frames) * self.tr_s
@@ -237,7 +257,7 @@ class PhantomRun:
             courses.extend(
                 convolved_boxcar(
                     [e.onset_s for e in events], [e.duration_s for e in events], [amplitudes[e] for e in events],
-                    times, self.subject.responses.hrf_delay_s,
+                    times, self.subject.responses.hrf_delay_s, self.subject.responses.hrf_width,
                 )
             )  # fmt: skip
         return rows, np.stack(courses, axis=1)
@@ -247,11 +267,13 @@ class PhantomRun:
         """Time courses (T, R) and maps (R, V) of task and noise, percent signal change."""
         rows, courses = self.task_courses
         responses = self.subject.responses
-        maps = np.stack([m[row] for row in rows for m in (responses.percent_KV, responses.delay_KV)])
+        maps = np.stack(
+            [m[row] for row in rows for m in (responses.percent_KV, responses.delay_KV, responses.width_KV)]
+        )
         noise = self.subject.noise_maps(self.direction)
         return (
-            np.concatenate([courses, self.noise_courses.stacked_TR], axis=1).astype(np.float32),
-            np.concatenate([maps, noise.stacked_RV]).astype(np.float32),
+            np.concatenate([courses, self.noise_courses.low_rank_TR], axis=1).astype(np.float32),
+            np.concatenate([maps, noise.low_rank_RV]).astype(np.float32),
         )
 
     def percent_signal(self, weights_FT: np.ndarray, first: int) -> np.ndarray:
@@ -267,7 +289,12 @@ class PhantomRun:
         courses, maps = self._low_rank
         part = weights_FT.astype(np.float32) @ courses[first : first + weights_FT.shape[1]]
         percent = part @ maps
-        percent += self._local.draw(weights_FT, first) * self.subject.noise_maps(self.direction).local_V
+        noise = self.subject.noise_maps(self.direction)
+        for local, sd_V in ((self._thermal, noise.thermal_V), (self._vascular, noise.vascular_V)):
+            if sd_V.any():
+                part = local.draw(weights_FT, first)
+                part *= sd_V
+                percent += part
         return percent
 
     @cached_property
@@ -279,7 +306,7 @@ class PhantomRun:
 
     @cached_property
     def _mean_V(self) -> np.ndarray:
-        """Temporal mean of the run in units of the baseline; the local noise averages out."""
+        """Temporal mean of the run in units of the baseline; full-rank noise averages out."""
         courses, maps = self._low_rank
         return self.subject.anatomy.baseline[self.direction] * (1 + (courses.mean(axis=0) @ maps) / 100)
 
@@ -310,14 +337,14 @@ class PhantomRun:
             bold[..., first : first + len(frames)] = space.to_grid(frames)
         return bold
 
-    def windows(self, condition: str | None = None) -> Iterator[tuple[Event, int, np.ndarray]]:
+    def windows(self, *conditions: str) -> Iterator[tuple[Event, int, np.ndarray]]:
         """Block windows that fit into the run: event, first frame needed, and mixing weights (12, frames).
 
         A window starts at the block's onset; its frames are interpolated from the run's as in `prepare`.
         """
         times_s = np.arange(self.n_frames) * self.tr_s
         for event in self.paradigm.events:
-            if event.condition not in CONDITIONS_BY_TASK[self.task] or condition not in (None, event.condition):
+            if event.condition not in (conditions or CONDITIONS_BY_TASK[self.task]):
                 continue
             wanted_s = event.onset_s + BLOCK_TR_S * np.arange(BLOCK_FRAMES)
             past_end = wanted_s[-1] + BLOCK_TR_S > self.n_frames * self.tr_s + 1e-3
@@ -327,13 +354,13 @@ class PhantomRun:
             used = np.flatnonzero(weights.any(axis=0))
             yield event, int(used[0]), weights[:, used[0] : used[-1] + 1]
 
-    def blocks(self, condition: str | None = None) -> Iterator[PhantomBlock]:
-        """Block instances of the run, in order of onset."""
+    def blocks(self, *conditions: str) -> Iterator[PhantomBlock]:
+        """Block instances of the run in order of onset, all or those of some conditions."""
         space = self.subject.phantom.space
         mask_XYZ = self.subject.mask_XYZ
         mask_V = self.subject.anatomy.mask_V
         reference_XYZ = space.to_grid(np.where(mask_V, self.reference_V, 0.0).astype(np.float32))
-        for event, first, weights in self.windows(condition):
+        for event, first, weights in self.windows(*conditions):
             bold_FV = self.frames(weights, first) * mask_V
             yield PhantomBlock(
                 bold_XYZT=space.to_grid(bold_FV), reference_XYZ=reference_XYZ, mask_XYZ=mask_XYZ,

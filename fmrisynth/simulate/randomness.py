@@ -16,7 +16,15 @@ from fmrisynth.config.simulate import FamilyConfig
 def stream(seed: int, *name: str | int) -> np.random.Generator:
     """A generator for one named purpose."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in name]
-    return np.random.default_rng([seed, *words])
+    return np.random.Generator(np.random.SFC64([seed, *words]))  # draws normal numbers a quarter faster than PCG64
+
+
+class NoTraits:
+    """A subject without peculiarities: every trait is at its mean."""
+
+    def normal(self, name: str, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Zeros; see `Traits.normal`."""
+        return np.zeros(shape, np.float32)
 
 
 class Traits:
@@ -48,6 +56,20 @@ class Traits:
         if pair is None:
             return half * family + np.float32(np.sqrt(1 - self._share)) * own
         return half * (family + pair) + np.float32(np.sqrt(1 - 2 * self._share)) * own
+
+    def uniform(self, name: str, shape: tuple[int, ...] = (), *, twins_share: bool = False) -> np.ndarray:
+        """Draw traits that are uniform between 0 and 1 and correlated between relatives as `normal`.
+
+        With `twins_share`, identical twins have the same values, and fraternal twins the same first one.
+        """
+        from scipy.special import ndtr
+
+        if not twins_share or self.zygosity == "NotTwin":
+            return ndtr(self.normal(name, shape).astype(np.float64))
+        shared = ndtr(self._draw("family", self.family, name, shape).astype(np.float64))
+        if not self._identical:
+            shared[1:] = ndtr(self.normal(name, shape).astype(np.float64))[1:]
+        return shared
 
     def _draw(self, kind: str, index: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return stream(self._seed, kind, index, name).standard_normal(shape, dtype=np.float32)

@@ -166,25 +166,38 @@ def sample_template(template: Template, points_V3: np.ndarray) -> np.ndarray:
     return map_coordinates(template.values_XYZ, voxels.astype(np.float32), order=1, output=np.float32)
 
 
-class Smoother:
-    """Makes smooth Gaussian fields with unit variance everywhere from white ones, on a box.
+def _separable(kernels: tuple[np.ndarray, np.ndarray, np.ndarray], values: np.ndarray) -> np.ndarray:
+    """Multiply a matrix to each spatial axis of fields (n, X, Y, Z)."""
+    kx, ky, kz = kernels
+    out = np.matmul(ky, values @ kz.T)
+    n, x = out.shape[:2]
+    return np.matmul(kx, out.reshape(n, x, -1)).reshape(n, len(kx), len(ky), len(kz))
 
-    Separable: one banded matrix per axis, its rows scaled to unit norm so that edges keep their variance.
+
+class Smoother:
+    """Makes smooth Gaussian fields with unit variance everywhere from white ones at the support voxels.
+
+    Separable: one banded matrix per axis. Smoothness estimators report `fwhm_mm`, the kernel that would make the
+    field from white noise.
     """
 
     def __init__(self, space: Space, fwhm_mm: float) -> None:
-        self._shape = space.shape
-        # Smoothness estimators report the FWHM of the kernel that would make the field from white noise.
-        self._kernels = [_kernel(len(axis), fwhm_mm / space.voxel_mm) for axis in space.axes_mm]
+        self._space = space
+        x, y, z = (_kernel(len(axis), fwhm_mm / space.voxel_mm) for axis in space.axes_mm)
+        self._kernels = x, y, z
+        variance = _separable((x**2, y**2, z**2), self._box(np.ones((1, len(space.support)), np.float32)))
+        self._scale_V = 1.0 / np.sqrt(variance.reshape(-1)[space.support])
+        self.size = len(space.support)
+
+    def _box(self, values: np.ndarray) -> np.ndarray:
+        box = np.zeros((len(values), int(np.prod(self._space.shape))), np.float32)
+        box[:, self._space.support] = values
+        return box.reshape(len(values), *self._space.shape)
 
     def __call__(self, white: np.ndarray) -> np.ndarray:
-        """Smooth fields of shape (T, X * Y * Z); returns the same shape, float32."""
-        x, y, z = self._shape
-        n = len(white)
-        kx, ky, kz = self._kernels
-        out = white.reshape(-1, z) @ kz.T
-        out = np.matmul(ky, out.reshape(-1, y, z))
-        return np.matmul(kx, out.reshape(n, x, y * z)).reshape(n, -1)
+        """Smooth fields (n, V) float32 from white ones of the same shape."""
+        smooth = _separable(self._kernels, self._box(white)).reshape(len(white), -1)
+        return smooth[:, self._space.support] * self._scale_V
 
 
 def _kernel(n: int, fwhm_voxels: float) -> np.ndarray:
@@ -193,7 +206,7 @@ def _kernel(n: int, fwhm_voxels: float) -> np.ndarray:
     distance = np.arange(n)[:, None] - np.arange(n)
     kernel = np.exp(-0.5 * (distance / (fwhm_voxels * FWHM_TO_SD)) ** 2)
     kernel[kernel < 1e-4] = 0.0  # also keeps subnormal numbers, which are slow, out of the products
-    return (kernel / np.sqrt((kernel**2).sum(axis=1, keepdims=True))).astype(np.float32)
+    return kernel.astype(np.float32)
 
 
 class CoarseFields:
@@ -204,20 +217,20 @@ class CoarseFields:
     """
 
     def __init__(self, space: Space, fwhm_mm: float) -> None:
-        spacing = fwhm_mm / 2
-        self.matrices = []
+        spacing = fwhm_mm / 1.5
+        matrices = []
         self.sizes: list[int] = []
         for axis, low, high in zip(space.axes_mm, BRAIN_LOW_MM, BRAIN_HIGH_MM, strict=True):
             nodes = np.arange(low - spacing, high + 2 * spacing, spacing)
             weights = np.exp(-0.5 * ((axis[:, None] - nodes) / (fwhm_mm * FWHM_TO_SD)) ** 2)
-            self.matrices.append((weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32))
+            weights[weights < 1e-4] = 0.0
+            matrices.append((weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32))
             self.sizes.append(len(nodes))
+        self._matrices = matrices[0], matrices[1], matrices[2]
         self._support = space.support
+        self.size = int(np.prod(self.sizes))
 
     def __call__(self, lattice: np.ndarray) -> np.ndarray:
-        """Fields at the support voxels, (n, V) float32, from lattice values of shape (n, *sizes)."""
-        a, b, c = self.matrices
-        field = np.einsum("nijk,zk->nijz", lattice, c, optimize=True)
-        field = np.einsum("nijz,yj->niyz", field, b, optimize=True)
-        field = np.einsum("niyz,xi->nxyz", field, a, optimize=True)
-        return field.reshape(len(lattice), -1)[:, self._support]
+        """Fields at the support voxels, (n, V) float32, from lattice values (n, *sizes) or (n, size)."""
+        fields = _separable(self._matrices, lattice.reshape(-1, *self.sizes).astype(np.float32, copy=False))
+        return fields.reshape(len(fields), -1)[:, self._support]

@@ -1,7 +1,8 @@
 """The ground truth of a phantom cohort, under ``ground_truth/``.
 
-``group/`` holds the responses of a brain without peculiarities, one image per condition; a subject's file holds
-its own true responses at the simulated voxels. Read by tests, benchmarks and `evaluate --truth` only.
+``group/`` holds the expected response of the population, one image per condition, and ``anatomy_effects`` what age, sex
+and site do to the image; a subject's file holds its own true responses at the simulated voxels. Read by tests,
+benchmarks and `evaluate --truth` only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from fmrisynth.bids.naming import group_statmap
 from fmrisynth.conditions import load_table
 from fmrisynth.data.nifti import write_image
 from fmrisynth.simulate.activations import EVENT_LABELS
+from fmrisynth.simulate.anatomy import make_anatomy
+from fmrisynth.simulate.people import MIDDLE_AGE, SITES, Person
 from fmrisynth.simulate.phantom import Phantom, PhantomSubject
+from fmrisynth.simulate.randomness import NoTraits
 from fmrisynth.simulate.space import load_templates, sample_template
 
 FOLDER = "ground_truth"
@@ -25,20 +29,51 @@ def group_maps(phantom: Phantom, labels: list[str]) -> np.ndarray:
     """True responses of the group, (K, V), percent signal change."""
     grey = sample_template(load_templates()["gm"], phantom.space.coordinates_V3)
     rows = [EVENT_LABELS.index(label) for label in labels]
-    return phantom.config.response.amplitude * phantom.activations.group_map(phantom.space, grey)[rows]
+    return phantom.activations.group_map(phantom.space, grey, phantom.config.response)[rows]
+
+
+def anatomy_effects(phantom: Phantom) -> dict[str, np.ndarray]:
+    """What age, sex and site do to the typical brain, each (V,) float32, percent of the image's grand mean.
+
+    Returns
+    -------
+    dict
+        ``age`` per decade (around `MIDDLE_AGE`), ``sex`` men minus women, ``site_A``, ``site_B``, ... minus the mean of sites.
+    """
+
+    def image(age: int = MIDDLE_AGE, sex: str = "F", site: str = SITES[0]) -> np.ndarray:
+        config = phantom.config
+        brain = make_anatomy(phantom.space, NoTraits(), Person(age, sex, site), config.anatomy, config.seed)
+        mean_V = np.mean(list(brain.baseline.values()), axis=0)
+        return 100.0 * mean_V / mean_V[brain.mask_V].mean()
+
+    sites = [image(site=site) for site in SITES]
+    effects = {"age": image(MIDDLE_AGE + 5) - image(MIDDLE_AGE - 5), "sex": image(sex="M") - image(sex="F")}
+    return effects | {f"site_{site}": own - np.mean(sites, axis=0) for site, own in zip(SITES, sites, strict=True)}
 
 
 def write_group(out: Path, phantom: Phantom, labels: list[str]) -> None:
-    """Write the group's true maps, one float32 image per condition; those that exist are kept."""
+    """Write the group's true maps, one float32 image per condition, and the effects on anatomy; those that exist are kept."""
+    from safetensors.numpy import save
+
     table, grid = load_table(), phantom.grid
     paths = [
         out / FOLDER / group_statmap(c.task, grid.space, c.contrast, "effect")
         for c in (table.conditions[label] for label in labels)
     ]
-    if all(path.exists() for path in paths):
+    effects = out / FOLDER / "anatomy_effects.safetensors"
+    if all(path.exists() for path in [*paths, effects]):
         return
     for path, values in zip(paths, group_maps(phantom, labels), strict=True):
         write_image(path, phantom.space.to_grid(values.astype(np.float32)), grid.affine)
+    tensors = {name: values.astype(np.float32) for name, values in anatomy_effects(phantom).items()}
+    write_bytes(effects, save(tensors | {"voxels": _voxels(phantom)}))
+
+
+def _voxels(phantom: Phantom) -> np.ndarray:
+    """Indices of the simulated voxels on the data's grid, (V, 3) int16."""
+    numbers = phantom.space.to_grid(np.arange(1, len(phantom.space.support) + 1, dtype=np.int32))
+    return np.argwhere(numbers)[np.argsort(numbers[numbers > 0])].astype(np.int16)
 
 
 def subject_file(out: Path, label: str) -> Path:
@@ -50,25 +85,27 @@ def write_subject(out: Path, subject: PhantomSubject, labels: list[str]) -> None
     """Write a subject's true responses and HRF.
 
     Tensors: ``percent`` (K, V) float16, percent signal change at the plateau of a long block; ``delay``
-    (K, V) float16, percent seconds; ``voxels`` (V, 3) int16, indices on the data's grid. The JSON beside it has
-    the conditions, the HRF, family and events.
+    (K, V) float16, percent seconds; ``width`` (K, V) float16, percent times log width; ``voxels`` (V, 3) int16, indices on
+    the data's grid. The JSON beside it has the conditions, the HRF, the person, family and events.
     """
     from safetensors.numpy import save
 
     path = subject_file(out, subject.label)
     if path.exists():
         return
-    space, responses = subject.phantom.space, subject.responses
+    responses, person = subject.responses, subject.person
     rows = [EVENT_LABELS.index(label) for label in labels]
-    numbers = space.to_grid(np.arange(1, len(space.support) + 1, dtype=np.int32))
-    where = np.argwhere(numbers)
-    voxels = where[np.argsort(numbers[numbers > 0])]
     events = {run.name: [[e.condition, e.onset_s, e.duration_s] for e in run.paradigm.events] for run in subject.runs()}
     write_json(
         path.with_suffix(".json"),
         {
             "Conditions": labels,
             "HrfDelay": responses.hrf_delay_s,
+            "HrfWidth": responses.hrf_width,
+            "Age": person.age,
+            "Sex": person.sex,
+            "Site": person.site,
+            "Restlessness": subject.restlessness,
             "Family": subject.traits.family,
             "Zygosity": subject.traits.zygosity,
             "GridShape": list(subject.phantom.grid.shape),
@@ -79,6 +116,7 @@ def write_subject(out: Path, subject: PhantomSubject, labels: list[str]) -> None
     tensors = {
         "percent": responses.percent_KV[rows].astype(np.float16),
         "delay": responses.delay_KV[rows].astype(np.float16),
-        "voxels": voxels.astype(np.int16),
+        "width": responses.width_KV[rows].astype(np.float16),
+        "voxels": _voxels(subject.phantom),
     }
     write_bytes(path, save(tensors))

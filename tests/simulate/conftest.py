@@ -2,8 +2,11 @@
 
 import pytest
 
-from fmrisynth.config.simulate import SimulateConfig
+from fmrisynth.config.simulate import NoiseConfig, SimulateConfig
 from fmrisynth.simulate import Phantom
+
+QUIET = NoiseConfig.model_validate({name: 0 for name in NoiseConfig.model_fields if name.endswith(("_percent", "_mm"))})
+"""No noise of any kind."""
 
 
 @pytest.fixture(scope="session")

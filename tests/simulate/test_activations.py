@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import yaml
 
-from fmrisynth.config.simulate import ResponseConfig, SimulateConfig
+from fmrisynth.config.simulate import FamilyConfig, ResponseConfig, SimulateConfig
 from fmrisynth.data.nifti import write_image
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.simulate import Phantom
-from fmrisynth.simulate.activations import EVENT_LABELS, load_peaks, read_activation_table
+from fmrisynth.simulate.activations import EVENT_LABELS, PeakActivations, load_peaks, read_activation_table
+from fmrisynth.simulate.randomness import Traits
 from fmrisynth.simulate.space import load_templates, sample_template
 
 SAME = ResponseConfig(
-    subject_sd=0, peak_sd=0, condition_peak_sd=0, idiosyncratic_percent=0, location_sd_mm=0, hrf_delay_sd_s=0,
-    region_delay_sd_s=0,
+    subject_sd=0, peak_sd=0, condition_peak_sd=0, idiosyncratic_percent=0, location_sd_mm=0, missing_share=0,
+    split_share=0, hrf_delay_sd_s=0, region_delay_sd_s=0, width_sd=0,
 )  # fmt: skip
 
 
@@ -49,6 +50,39 @@ def test_right_hand_is_left_motor_cortex_and_right_cerebellum(phantom):
     assert mean(story, (58, -14, 2)) > 0.5
 
 
+def test_people_miss_split_and_move_peaks(phantom):
+    """Against someone with all peaks where the table has them: what is missing is missing, what is split is two."""
+    space = phantom.space
+    lone = PeakActivations(np.array([[0.0, -20.0, 20.0]]), np.array([14.0]), np.ones((len(EVENT_LABELS), 1)))
+    grey = np.ones(len(space.support), np.float32)
+
+    def maps(n, **change):
+        config = SAME.model_copy(update=change)
+        return np.stack(
+            [lone.subject(space, Traits(1, i, FamilyConfig()), grey, config).percent_KV[0] for i in range(n)]
+        )
+
+    usual = maps(1)[0]
+    missing = (maps(40, missing_share=0.5) == 0).all(axis=1)
+    assert 10 <= missing.sum() <= 30
+    assert (maps(10, split_share=1.0).max(axis=1) < 0.85 * usual.max()).all()  # the same response over more ground
+    there = maps(40, location_sd_mm=4.0)
+    centres = there @ space.coordinates_V3 / there.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(centres.std(axis=0), 4.0, rtol=0.35)
+
+
+def test_the_groups_truth_is_the_mean_over_people(phantom):
+    space, config = phantom.space, phantom.config.response
+    grey = sample_template(load_templates()["gm"], space.coordinates_V3)
+    people = [load_peaks().subject(space, Traits(1, i, FamilyConfig()), grey, config).percent_KV for i in range(40)]
+    mean = np.mean(people, axis=0)
+    truth = load_peaks().group_map(space, grey, config)
+    for label in ("gambling_loss", "language_story", "motor_rh"):
+        row = EVENT_LABELS.index(label)
+        assert np.corrcoef(mean[row], truth[row])[0, 1] > 0.95
+        assert (mean[row] @ truth[row]) / (truth[row] @ truth[row]) == pytest.approx(1.0, abs=0.12)
+
+
 def table(path, header, rows):
     path.write_text("\n".join("\t".join(map(str, row)) for row in [header, *rows]) + "\n")
     return path
@@ -72,10 +106,12 @@ def test_a_table_over_an_atlas_is_the_truth(tmp_path, atlas):
     points = subject.phantom.space.coordinates_V3
     loss = subject.responses.percent_KV[EVENT_LABELS.index("gambling_loss")]
     rh = subject.responses.percent_KV[EVENT_LABELS.index("motor_rh")]
-    deep = subject.phantom.space.depth_mm > 8
-    np.testing.assert_allclose(loss[deep & (points[:, 0] < -10)], 1.5, atol=0.02)
-    np.testing.assert_allclose(loss[deep & (points[:, 0] > 10)], 0.0, atol=0.02)
-    np.testing.assert_allclose(rh[deep & (points[:, 0] > 10)], 0.7, atol=0.02)
+    left, right = points[:, 0] < -3, points[:, 0] > 3
+    np.testing.assert_allclose(loss[left], 1.5, rtol=1e-6)
+    np.testing.assert_allclose(loss[right], 0.0, rtol=1e-6)
+    np.testing.assert_allclose(rh[right], 0.7, rtol=1e-6)
+    group = subject.phantom.activations.group_map(subject.phantom.space, subject.anatomy.grey_V, config.response)
+    np.testing.assert_array_equal(group, subject.responses.percent_KV)
     assert (subject.responses.percent_KV[EVENT_LABELS.index("language_story")] == 0).all()
 
 
@@ -94,6 +130,7 @@ def test_a_table_varies_between_subjects(tmp_path, atlas):
         (("parcel", "motor_rh"), [(1, "x")], "row 2"),
         (("parcel", "motor_rh"), [(1, "nan")], "not finite"),
         (("parcel", "motor_rh"), [(1, 1), (1, 2)], "twice"),
+        (("parcel", "motor_rh"), [(1, 1), (2, -40)], "at most 10 in size; found 40"),
         (("parcel", "motor_rh", "MOTOR:rh"), [(1, 1, 1)], "two columns"),
     ],
 )

@@ -52,8 +52,23 @@ def test_a_long_block_reaches_one():
     from fmrisynth.simulate.hrf import convolved_boxcar
 
     times = np.arange(0, 200, 0.72)
-    regressor, derivative = convolved_boxcar([10.0], [120.0], [1.0], times)
+    regressor, derivative, by_width = convolved_boxcar([10.0], [120.0], [1.0], times)
     assert regressor[(times > 60) & (times < 120)] == pytest.approx(1.0, abs=1e-3)
     assert (regressor[times < 10] == 0).all()
-    later, _ = convolved_boxcar([10.5], [120.0], [1.0], times)
+    later, *_ = convolved_boxcar([10.5], [120.0], [1.0], times)
     np.testing.assert_allclose(regressor + 0.5 * derivative, later, atol=0.03)
+    wider, *_ = convolved_boxcar([10.0], [120.0], [1.0], times, width=1.1)
+    np.testing.assert_allclose(regressor + np.log(1.1) * by_width, wider, atol=0.01)
+
+
+def test_width_is_the_spread_of_the_response():
+    from fmrisynth.simulate.hrf import double_gamma
+
+    t = np.arange(0, 40, 0.01)
+    for width in (0.8, 1.0, 1.3):
+        response = double_gamma(t, 6.0, width, ratio=0.0)
+        mean = (response * t).sum() / response.sum()
+        assert mean == pytest.approx(6.0, abs=0.05)
+        assert np.sqrt((response * (t - mean) ** 2).sum() / response.sum()) == pytest.approx(
+            np.sqrt(6) * width, rel=0.02
+        )

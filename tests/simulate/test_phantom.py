@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 
-from fmrisynth.config.simulate import NoiseConfig, ResponseConfig, SimulateConfig
+from fmrisynth.config.simulate import ResponseConfig, SimulateConfig
 from fmrisynth.data.grid import MNI_3MM, mni_brain_mask
 from fmrisynth.errors import UsageError
 from fmrisynth.simulate import Phantom
 from fmrisynth.simulate.activations import EVENT_LABELS
-
-QUIET = NoiseConfig(
-    local_percent=0, network_percent=0, respiration_percent=0, cardiac_percent=0, drift_percent=0, motion_mm=0
-)
+from tests.simulate.conftest import QUIET
 
 
 def test_block_is_on_the_standard_grid_and_scaled(subject):
@@ -58,7 +55,9 @@ def test_noise_free_glm_recovers_the_truth():
     from nilearn.glm.first_level import make_first_level_design_matrix
 
     config = SimulateConfig(
-        resolution_mm=3, noise=QUIET, response=ResponseConfig(block_sd=0, hrf_delay_sd_s=0, region_delay_sd_s=0)
+        resolution_mm=3,
+        noise=QUIET,
+        response=ResponseConfig(block_sd=0, hrf_delay_sd_s=0, region_delay_sd_s=0, width_sd=0),
     )
     subject = Phantom(config).subject(0)
     run = subject.run("GAMBLING", "LR")
@@ -74,6 +73,14 @@ def test_noise_free_glm_recovers_the_truth():
         found = effects[list(design.columns).index(condition)]
         # nilearn centres its microtime bins differently: a few percent, not a different map
         np.testing.assert_allclose(found, truth, atol=0.03 * np.abs(truth).max())
+
+
+def test_blocks_of_some_conditions_are_those_of_all(subject):
+    run = subject.run("MOTOR", "LR")
+    every = [b for b in run.blocks() if b.condition in ("motor_rh", "motor_t")]
+    some = list(run.blocks("motor_rh", "motor_t"))
+    assert [b.source_onset_s for b in some] == [b.source_onset_s for b in every]
+    np.testing.assert_array_equal(some[1].bold_XYZT, every[1].bold_XYZT)
 
 
 def test_unknown_names_are_refused(subject):

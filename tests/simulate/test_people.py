@@ -1,0 +1,66 @@
+"""Age, sex and site: who people are, and that the data have the planted effects."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fmrisynth.config.simulate import FamilyConfig
+from fmrisynth.simulate.people import AGES, SITES, draw_person
+from fmrisynth.simulate.randomness import Traits
+from fmrisynth.simulate.truth import anatomy_effects
+
+
+def test_people_cover_ages_sexes_and_sites():
+    people = [draw_person(Traits(1, i, FamilyConfig())) for i in range(600)]
+    ages = [p.age for p in people]
+    assert (min(ages), max(ages)) == AGES
+    assert np.mean(ages) == pytest.approx(np.mean(AGES), abs=2)
+    assert np.mean([p.sex == "F" for p in people]) == pytest.approx(0.5, abs=0.07)
+    for site in SITES:
+        assert np.mean([p.site == site for p in people]) == pytest.approx(1 / len(SITES), abs=0.07)
+
+
+def test_twins_are_of_one_age():
+    families = FamilyConfig(size=2)
+    pairs = [[draw_person(Traits(1, 2 * f + b, families)) for b in (0, 1)] for f in range(40)]
+    assert all(a.age == b.age for a, b in pairs)
+    assert all(a == b for a, b in pairs[::2])  # identical twins
+    assert any(a.sex != b.sex for a, b in pairs[1::2])
+
+
+def as_if(phantom, index, **changes):
+    """A subject's image (percent of the grand mean) if age, sex or site were other ones."""
+    subject = phantom.subject(index)
+    subject.person = replace(subject.person, **changes)
+    mean_V = np.mean(list(subject.anatomy.baseline.values()), axis=0)
+    return 100 * mean_V / mean_V[subject.anatomy.mask_V].mean()
+
+
+@pytest.mark.parametrize(
+    ("effect", "low", "high", "least_r"),
+    [
+        ("age", {"age": 45}, {"age": 55}, 0.7),
+        ("sex", {"sex": "F"}, {"sex": "M"}, 0.3),  # dipoles at edges, which lie elsewhere in everyone
+        ("site_C", {"site": "A"}, {"site": "C"}, 0.9),
+    ],
+)
+def test_the_images_have_the_planted_effects(phantom, effect, low, high, least_r):
+    """The stored truth is the effect on the typical brain; people have it at their own places, hence blurred on average."""
+    found = np.mean([as_if(phantom, i, **high) - as_if(phantom, i, **low) for i in range(6)], axis=0)
+    truth = anatomy_effects(phantom)
+    expected = truth[effect] - (truth["site_A"] if effect == "site_C" else 0)
+    inside = phantom.space.depth_mm > 3
+    assert np.corrcoef(found[inside], expected[inside])[0, 1] > least_r
+    assert 0.15 < (found[inside] @ expected[inside]) / (expected[inside] @ expected[inside]) < 1.2
+
+
+def test_age_can_be_seen_in_a_cohort(phantom):
+    """Regression on age over 24 people, among all their differences: more CSF in the middle of the brain."""
+    middle = (np.abs(phantom.space.coordinates_V3[:, 0]) < 22) & (phantom.space.depth_mm > 25)
+    people = [phantom.subject(i) for i in range(24)]
+    volume = [p.anatomy.csf_V[middle].sum() for p in people]
+    assert np.corrcoef([p.person.age for p in people], volume)[0, 1] > 0.4
+    old, young = phantom.subject(0), phantom.subject(0)
+    old.person, young.person = (replace(old.person, age=age) for age in (75, 25))
+    assert old.anatomy.csf_V[middle].sum() > 1.15 * young.anatomy.csf_V[middle].sum()
