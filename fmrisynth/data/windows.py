@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmrisynth.bids.events import FoundBlock
+from fmrisynth.bids.runs import Timing
 from fmrisynth.config.prepare import BlocksConfig, WindowConfig
 
 NEGATIVE_ONSET = "starts before the run"
@@ -17,35 +18,6 @@ OVERLAPPING = "overlaps another block"
 DROP_REASONS = (NEGATIVE_ONSET, PAST_END, TOO_SHORT, OVERLAPPING)
 
 _TOLERANCE_S = 1e-3
-
-
-@dataclass(frozen=True)
-class Timing:
-    """When the frames of a run were acquired, on the clock of its events.
-
-    Attributes
-    ----------
-    n_frames : int
-        Frames.
-    tr_s : float
-        Repetition time, seconds.
-    first_frame_s : float
-        Time of the first frame, seconds.
-    """
-
-    n_frames: int
-    tr_s: float
-    first_frame_s: float = 0.0
-
-    @property
-    def times_s(self) -> np.ndarray:
-        """Time of every frame, seconds."""
-        return self.first_frame_s + self.tr_s * np.arange(self.n_frames)
-
-    @property
-    def end_s(self) -> float:
-        """End of the acquisition, seconds."""
-        return self.n_frames * self.tr_s
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmrisynth.bids.sources import SourceRun
+from fmrisynth.bids.runs import Run
 from fmrisynth.data.blocks import GRAND_MEAN, BlockData
 from fmrisynth.data.grid import Grid, mni_brain_mask
 from fmrisynth.data.nifti import Header, iterate_frames, read_image
@@ -108,7 +108,7 @@ def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> 
     )  # fmt: skip
 
 
-def brain_mask(run: SourceRun, header: Header, *, native: bool) -> np.ndarray | None:
+def brain_mask(run: Run, header: Header, *, native: bool) -> np.ndarray | None:
     """The brain mask on the run's own grid: as given, or for native grids from the mean image.
 
     Raises
@@ -117,13 +117,7 @@ def brain_mask(run: SourceRun, header: Header, *, native: bool) -> np.ndarray | 
         The mask is empty, or not on the grid of the image.
     """
     if run.mask is not None:
-        image = read_image(run.mask, ndim=3)
-        if image.shape != header.shape[:3] or not np.allclose(image.affine, header.affine, atol=1e-2):
-            raise FmrisynthError(
-                f"{run.mask}: the mask ({' x '.join(map(str, image.shape))}) is not on the grid of {run.bold.name} "
-                f"({' x '.join(map(str, header.shape[:3]))}), or their affines differ; resample the mask to the image."
-            )
-        mask_XYZ = image.scaled() > 0.5
+        mask_XYZ = read_image(run.mask, ndim=3).scaled() > 0.5
         if not mask_XYZ.any():
             raise FmrisynthError(f"{run.mask}: the brain mask is empty; make it again.")
         return mask_XYZ
@@ -202,7 +196,7 @@ def _frames_needed(run: PlannedRun) -> list[int]:
 
 
 def _mask_on_grid(
-    run: SourceRun, resampler: SpatialResampler, source_mask_XYZ: np.ndarray | None, reference_XYZ: np.ndarray
+    run: Run, resampler: SpatialResampler, source_mask_XYZ: np.ndarray | None, reference_XYZ: np.ndarray
 ) -> tuple[np.ndarray, str]:
     if source_mask_XYZ is not None:
         mask_XYZ = resampler(source_mask_XYZ) >= 0.5

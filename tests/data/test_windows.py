@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmrisynth.bids.events import FoundBlock
+from fmrisynth.bids.runs import Timing
 from fmrisynth.conditions import condition_from_label
 from fmrisynth.config.prepare import BlocksConfig, WindowConfig
 from fmrisynth.data.resample import temporal_matrix
@@ -19,7 +20,6 @@ from fmrisynth.data.windows import (
     OVERLAPPING,
     PAST_END,
     TOO_SHORT,
-    Timing,
     plan_windows,
 )
 
