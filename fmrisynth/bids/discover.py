@@ -152,15 +152,14 @@ class BidsSource:
             roots.append((folder, True))
         if not self.config.derivatives and not roots[0][1] and (self.root / "derivatives").is_dir():
             inside = self.root / "derivatives"
-            found = [inside] if (inside / "dataset_description.json").exists() else []
-            found += sorted(p.parent for p in inside.glob("*/dataset_description.json"))
-            roots += [(folder, True) for folder in found]
+            folders = [inside, *sorted(path for path in inside.iterdir() if path.is_dir())]
+            roots += [(f, True) for f in folders if (f / "dataset_description.json").exists() or any(f.glob("sub-*"))]
         if self.config.raw is not None:
             if not self.config.raw.is_dir():
                 raise UsageError(f"{self.config.raw}: there is no such raw BIDS folder; check the path.")
             roots.append((self.config.raw, False))
-        elif roots[0][1] and self.root.parent.name == "derivatives":
-            roots.append((self.root.parent.parent, False))
+        elif roots[0][1] and self.root.absolute().parent.name == "derivatives":
+            roots.append((self.root.absolute().parent.parent, False))
         return [(folder.absolute(), derivative) for folder, derivative in roots]  # as pybids gives paths
 
     @cached_property
@@ -249,9 +248,11 @@ class BidsSource:
                 "mni": "in MNI space",
                 "any": "that is raw or preprocessed (desc-preproc)",
             }
+            others = [f.path for f in self._by_kind(("bold",), IMAGE_EXTENSIONS, subject)]
+            found = f", only others (as {others[0]})" if others else ""
             raise FmrisynthError(
-                f"{self.root}: participant {subject} has no BOLD image {what[self.images]}; preprocess this participant as "
-                "the others."
+                f"{self.root}: participant {subject} has no BOLD image {what[self.images]}{found}; preprocess this participant "
+                "as the others."
             )
         labels = {candidates[0].entities["sub"] for candidates in files}
         if len(labels) > 1:
@@ -350,7 +351,9 @@ def _sortable(key: tuple) -> tuple[str, ...]:
 
 def _is_derivative(root: Path) -> bool:
     path = root / "dataset_description.json"
-    return path.exists() and read_json(path).get("DatasetType") == "derivative"
+    if path.exists():
+        return read_json(path).get("DatasetType") == "derivative"
+    return root.absolute().parent.name == "derivatives"
 
 
 def _index(root: Path, derivative: bool, database_dir: Path | None, number: int) -> list[Path]:

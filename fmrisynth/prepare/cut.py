@@ -9,7 +9,7 @@ Axis legend: X, Y, Z voxel axes; T frames.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fmrisynth.data.nifti import Header, iterate_frames, read_image
 from fmrisynth.data.resample import SpatialResampler, temporal_matrix
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.prepare.plan import PlannedRun, PlannedWindow
+from fmrisynth.progress import log
 
 MIN_COVERAGE = 0.7
 """Least share of the standard box that an image in MNI space must hold (HCP's images hold 94 %)."""
@@ -41,12 +42,18 @@ class CutRun:
         What the source's intensities were multiplied with.
     mask_source : str
         Where the mask came from.
+    bad_frames : frozenset of int
+        Frames that are no signal; windows get them from their neighbours.
+    doubts : tuple of str
+        What was odd about the image, in sentences.
     """
 
     reference_XYZ: np.ndarray
     mask_XYZ: np.ndarray
     factor: float
     mask_source: str
+    bad_frames: frozenset[int]
+    doubts: tuple[str, ...]
     _scale: float  # the same for frames in stored units
     _frames_Tzyx: np.ndarray  # the resampled frames, in order of time
     _rows: dict[int, int]  # source frame -> row of _frames_Tzyx
@@ -56,7 +63,7 @@ class CutRun:
         """Yield each window's arrays."""
         outside = ~self.mask_XYZ.T.ravel()
         for planned in self._run.windows:
-            weights, first, last = _window_weights(self._run, planned)
+            weights, first, last = _window_weights(self._run, planned, self.bad_frames)
             rows = self._frames_Tzyx[self._rows[first] : self._rows[last] + 1]  # contiguous: no copy
             mixed = (weights * np.float32(self._scale)) @ rows.reshape(len(rows), -1)
             mixed[:, outside] = 0.0
@@ -86,13 +93,17 @@ def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> 
     resampler = _resampler(path, header, grid)
     rows = {frame: row for row, frame in enumerate(_frames_needed(run))}
     frames_Tzyx = np.empty((len(rows), *grid.shape[::-1]), dtype=np.float32)
-    mean = _MeanOfFrames(header)
+    mean, bad = _MeanOfFrames(header), set(run.source.bad_frames)
     for number, frame in enumerate(iterate_frames(path)):
-        cropped = mean.add(resampler.crop_frame(frame))
+        cropped = resampler.crop_frame(frame)
+        if cropped.min() == cropped.max():  # dropped by the scanner, or not written
+            bad.add(number)
+        cropped = mean.add(cropped, counts=number not in bad)
         if number in rows:
             resampler.resample_crop(cropped, out_zyx=frames_Tzyx[rows[number]])
     reference = resampler.resample_crop(mean.values())
     mask_XYZ, mask_source = _mask_on_grid(run.source, resampler, source_mask_XYZ, reference)
+    doubts = _doubts(run, mean, bad, resampler, source_mask_XYZ)
     _check_finite(path, mean.bad_XYZ, resampler, source_mask_XYZ, mask_XYZ)
     grand_mean = float(reference[mask_XYZ].mean(dtype=np.float64))
     if not np.isfinite(grand_mean) or grand_mean <= 0:
@@ -104,7 +115,7 @@ def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> 
     return CutRun(
         reference_XYZ=np.where(mask_XYZ, reference * np.float32(scale), np.float32(0)),
         mask_XYZ=mask_XYZ, factor=scale / mean.slope_left, mask_source=mask_source,
-        _scale=scale, _frames_Tzyx=frames_Tzyx, _rows=rows, _run=run,
+        bad_frames=frozenset(bad), doubts=doubts, _scale=scale, _frames_Tzyx=frames_Tzyx, _rows=rows, _run=run,
     )  # fmt: skip
 
 
@@ -125,7 +136,7 @@ def brain_mask(run: Run, header: Header, *, native: bool) -> np.ndarray | None:
 
 
 class _MeanOfFrames:
-    """Sum of frames in a type that cannot overflow, and the voxels that were ever not finite."""
+    """Sum of frames in a type that cannot overflow, and the voxels that are not finite in some or in every frame."""
 
     def __init__(self, header: Header) -> None:
         self._convert = header.intercept != 0 or header.slope < 0
@@ -136,27 +147,47 @@ class _MeanOfFrames:
         self.slope_left = 1.0 if self._convert else header.slope  # still to be applied to frames and mean
         self._sum: np.ndarray | None = None
         self._n = 0
-        self.bad_XYZ: np.ndarray | None = None
+        self._ever_XYZ: np.ndarray | None = None
+        self._always_XYZ: np.ndarray | None = None
 
-    def add(self, cropped_XYZ: np.ndarray) -> np.ndarray:
-        """Add a frame; return it with voxels that are not finite set to 0."""
+    def add(self, cropped_XYZ: np.ndarray, *, counts: bool = True) -> np.ndarray:
+        """Take a frame, into the mean if it `counts`; return it with voxels that are not finite set to 0."""
         if self._sum is None:
             self._sum = np.zeros(cropped_XYZ.shape, dtype=self._type, order="F")
+            self._ever_XYZ = np.zeros(cropped_XYZ.shape, dtype=bool)
+            self._always_XYZ = np.ones(cropped_XYZ.shape, dtype=bool)
         if self._floats and not np.isfinite(cropped_XYZ.sum(dtype=np.float64)):
             bad = ~np.isfinite(cropped_XYZ)
-            self.bad_XYZ = bad if self.bad_XYZ is None else self.bad_XYZ | bad
+            self._ever_XYZ |= bad
+            self._always_XYZ &= bad
             cropped_XYZ = np.where(bad, 0, cropped_XYZ)
+        else:
+            self._always_XYZ = np.zeros(cropped_XYZ.shape, dtype=bool)
         if self._convert:
             slope, intercept = np.float32(self._header.slope), np.float32(self._header.intercept)
             cropped_XYZ = cropped_XYZ.astype(np.float32) * slope + intercept
-        self._sum += cropped_XYZ
-        self._n += 1
+        if counts:
+            self._sum += cropped_XYZ
+            self._n += 1
         return cropped_XYZ
+
+    @property
+    def bad_XYZ(self) -> np.ndarray | None:
+        """Voxels that are finite in some frames and not in others; None without any."""
+        assert self._ever_XYZ is not None
+        found = self._ever_XYZ & ~self.missing_XYZ
+        return found if found.any() else None
+
+    @property
+    def missing_XYZ(self) -> np.ndarray:
+        """Voxels that are finite in no frame: the image does not reach there."""
+        assert self._always_XYZ is not None
+        return self._always_XYZ
 
     def values(self) -> np.ndarray:
         """Temporal mean, float32."""
         assert self._sum is not None
-        return (self._sum / self._n).astype(np.float32)
+        return (self._sum / max(self._n, 1)).astype(np.float32)
 
 
 def _resampler(path: Path, header: Header, grid: Grid) -> SpatialResampler:
@@ -178,13 +209,35 @@ def _resampler(path: Path, header: Header, grid: Grid) -> SpatialResampler:
     return resampler
 
 
-def _window_weights(run: PlannedRun, planned: PlannedWindow) -> tuple[np.ndarray, int, int]:
-    """Temporal weights of a window (n_out, n_used), and the first and last source frame they use."""
+def _window_weights(
+    run: PlannedRun, planned: PlannedWindow, bad_frames: Collection[int] = ()
+) -> tuple[np.ndarray, int, int]:
+    """Temporal weights of a window (n_out, n_used), and the first and last source frame they use.
+
+    Weights of bad frames go to the nearest good ones of the window, as in linear interpolation.
+    """
     timing, window = run.timing, planned.window
     weights = temporal_matrix(timing.times_s, window.times_s, timing.tr_s, window.tr_s)
     used = np.flatnonzero(weights.any(axis=0))
     first, last = int(used[0]), int(used[-1])
-    return weights[:, first : last + 1], first, last
+    weights = weights[:, first : last + 1].copy()
+    good = [frame for frame in range(first, last + 1) if frame not in bad_frames]
+    if not good:
+        raise FmrisynthError(
+            f"{run.source.bold}: every volume of a window is empty or marked as no signal; leave the run out."
+        )
+    for frame in set(range(first, last + 1)) - set(good):
+        before = max((g for g in good if g < frame), default=None)
+        after = min((g for g in good if g > frame), default=None)
+        one, other = (
+            (before if after is None else after) if before is None else before,
+            before if after is None else after,
+        )
+        share = 0.0 if one == other else (frame - one) / (other - one)
+        weights[:, one - first] += (1 - share) * weights[:, frame - first]
+        weights[:, other - first] += share * weights[:, frame - first]
+        weights[:, frame - first] = 0.0
+    return weights, first, last
 
 
 def _frames_needed(run: PlannedRun) -> list[int]:
@@ -193,6 +246,24 @@ def _frames_needed(run: PlannedRun) -> list[int]:
         _, first, last = _window_weights(run, planned)
         needed.update(range(first, last + 1))
     return sorted(needed)
+
+
+def _doubts(
+    run: PlannedRun, mean: _MeanOfFrames, bad: Collection[int], resampler: SpatialResampler,
+    source_mask_XYZ: np.ndarray | None,
+) -> tuple[str, ...]:  # fmt: skip
+    path, doubts = run.source.bold, []
+    empty = sorted(set(bad) - run.source.bad_frames)
+    if empty:
+        doubts.append(f"{path}: {len(empty)} volumes are empty (the first is {empty[0]}, counted from 0); their neighbours "
+                      "are taken instead.")  # fmt: skip
+    n_missing = 0 if source_mask_XYZ is None else int((mean.missing_XYZ & resampler.crop_frame(source_mask_XYZ)).sum())
+    if n_missing:
+        doubts.append(f"{path}: {n_missing} voxels inside the brain mask are NaN or infinite in every frame; they are taken "
+                      "as outside.")  # fmt: skip
+    for text in doubts:
+        log.warning("%s", text)
+    return tuple(doubts)
 
 
 def _mask_on_grid(

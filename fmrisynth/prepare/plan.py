@@ -208,7 +208,9 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
             notes.append(f"{run.name}: left out: {error}")
             continue
         notes += run.warnings
-        kept, dropped = plan_windows(blocks, timing, config.window, config.blocks, config.tr_s)
+        kept, dropped = plan_windows(
+            blocks, timing, config.window, config.blocks, config.tr_s, bad_frames=run.bad_frames
+        )
         planned = []
         for window in kept:
             key = (run.session, window.block.condition.task, run.entities.get("dir"))
