@@ -151,8 +151,9 @@ def fit_subject_runs(
         except FmrisynthError as error:
             reasons[f"{subject} task-{task}"] = str(error)
     if not rows:
-        why = "; ".join(reasons.values()) or "it has none of the conditions that the contrasts need"
-        raise FmrisynthError(f"sub-{subject}: no map could be made: {why}")
+        errors = [p.text for run in runs for p in run.problems if p.severity == "error"]
+        why = "; ".join([*reasons.values()] or errors[:3]) or "it has none of the conditions that the contrasts need"
+        raise FmrisynthError(f"no map could be made: {why}")
     failed.update(reasons)
     if not reasons:
         write_index(out, subject, rows)
@@ -183,6 +184,8 @@ def _fit_task(
             for name in conditions
         ]
     if not contrasts:
+        for run in () if config.contrasts else runs:
+            run.check()  # why its events could not be read
         return []
     fitted = fit_runs(runs, config)
     grid = make_grid(fitted.mask_XYZ.shape, fitted.affine, base.space or NATIVE_SPACE)
