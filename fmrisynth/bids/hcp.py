@@ -95,7 +95,9 @@ class HcpSource:
         return runs
 
     def _run(self, subject: str, folder: Path, bold: Path, task: str, direction: str) -> Run:
-        problems, events, files = [], (), ()
+        problems: list[Problem] = []
+        events: tuple[Event, ...] = ()
+        files: tuple[Path, ...] = ()
         try:
             events, files = self._events(folder / "EVs", task)
         except FmrisynthError as error:

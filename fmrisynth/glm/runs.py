@@ -64,27 +64,62 @@ def runs_of(source: Source, subject: str, config: GlmConfig) -> list[Run]:
     return found
 
 
+def _find_runs(
+    dataset: Path, config: GlmConfig, participant_labels: Sequence[str] | None
+) -> tuple[dict[str, list[Run]], dict[str, str]]:
+    """Runs by participant, and the participants that have none; contrasts are checked before any fit.
+
+    Raises
+    ------
+    UsageError
+        An unknown participant, or conditions of contrasts that no run has; all of them are named.
+    """
+    source = open_runs(dataset, config)
+    found: dict[str, list[Run]] = {}
+    failed: dict[str, str] = {}
+    known: set[str] = set()
+    for subject in choose_subjects(dataset, source.subjects(), participant_labels):
+        try:
+            runs = runs_of(source, subject, config)
+            known |= {name for own in _by_task(runs).values() for name in condition_names(own).values()}
+            found[subject] = runs
+        except FmrisynthError as error:
+            failed[subject] = str(error)
+    wrong = []
+    for formula in config.contrasts if found else ():
+        try:
+            parse_contrast(_local(formula, known, found), sorted(known))
+        except UsageError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UsageError(" ".join(wrong))
+    return found, failed
+
+
+def plan_runs(dataset: Path, config: GlmConfig, participant_labels: Sequence[str] | None = None) -> list[str]:
+    """What would be fitted, in lines: the files of every run, its clock, and the doubts about it."""
+    found, failed = _find_runs(dataset, config, participant_labels)
+    lines = [f"sub-{subject}: cannot be analysed: {reason}" for subject, reason in failed.items()]
+    for run in (run for runs in found.values() for run in runs):
+        when = (
+            f"TR {run.timing.tr_s:g} s, first frame at {run.timing.first_frame_s:g} s ({run.timing.clock})"
+            if run.timing
+            else ""
+        )
+        files = [path.name for path in (run.mask, run.confounds_file, *run.events_files) if path]
+        lines.append(
+            f"sub-{run.subject} task-{run.task}: {run.name}: {when}; {', '.join(files)}; {len(run.events)} events"
+        )
+        lines += [f"  {problem.severity}: {problem.text}" for problem in run.problems]
+    return lines
+
+
 def fit_dataset(
     dataset: Path, out: Path, config: GlmConfig, participant_labels: Sequence[str] | None = None
 ) -> tuple[list[SubjectResult], dict[str, str]]:
     """Fit every subject and task; see `fmrisynth.glm.run_glm`."""
     results: list[SubjectResult] = []
-    failed: dict[str, str] = {}
-    source = open_runs(dataset, config)
-    chosen = choose_subjects(dataset, source.subjects(), participant_labels)
-    found: dict[str, list[Run]] = {}
-    known: set[str] = set()
-    for subject in chosen:
-        try:
-            found[subject] = runs_of(source, subject, config)
-            known |= {name for runs in _by_task(found[subject]).values() for name in condition_names(runs).values()}
-        except FmrisynthError as error:
-            failed[subject] = str(error)
-    found = {subject: runs for subject, runs in found.items() if subject not in failed}
-    if not found:
-        return results, failed
-    for formula in config.contrasts:
-        parse_contrast(_local(formula, known, found), sorted(known))
+    found, failed = _find_runs(dataset, config, participant_labels)
     for subject, runs in track(list(found.items()), "GLM of runs", total=len(found)):
         try:
             with exclusive(out, f"sub-{subject}"):

@@ -227,12 +227,8 @@ def _window_weights(
             f"{run.source.bold}: every volume of a window is empty or marked as no signal; leave the run out."
         )
     for frame in set(range(first, last + 1)) - set(good):
-        before = max((g for g in good if g < frame), default=None)
-        after = min((g for g in good if g > frame), default=None)
-        one, other = (
-            (before if after is None else after) if before is None else before,
-            before if after is None else after,
-        )
+        before, after = [g for g in good if g < frame], [g for g in good if g > frame]
+        one, other = (before or after)[-1 if before else 0], (after or before)[0 if after else -1]
         share = 0.0 if one == other else (frame - one) / (other - one)
         weights[:, one - first] += (1 - share) * weights[:, frame - first]
         weights[:, other - first] += share * weights[:, frame - first]

@@ -92,6 +92,8 @@ def tokenize_dataset(
         except Exception as error:
             summary.failed[subject] = reason_of(f"sub-{subject}", error)
             log.error("sub-%s: %s", subject, summary.failed[subject])
+    if len(summary.failed) == len(subjects):
+        return summary  # nothing was encoded, so there is nothing to report
     info = loaded.info
     summary.lines.append(
         f"Encoded {n_blocks} blocks of {len(subjects) - len(summary.failed)} subjects to latents of shape "

@@ -12,7 +12,8 @@ import pytest
 
 from fmrisynth.cli.main import run
 from fmrisynth.config.glm import GlmConfig
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.glm import run_glm
 from fmrisynth.glm.run_model import condition_names, contrast_estimate, fit_runs, run_design, scan_run
 from fmrisynth.glm.runs import open_runs
 from tests.glm.test_glm_runs import make_bids
@@ -257,3 +258,29 @@ def test_frame_times_of_the_design(root):
     design = run_design(first, condition_names([first]), PLAIN)
     np.testing.assert_allclose(design.index[:3], [0.97, 2.97, 4.97])
     assert list(scan_run(first, np.ones((8, 8, 8), bool), PLAIN).kept) == list(range(60))
+
+
+def test_dry_run_checks_the_same_and_lists_the_doubts(root, tmp_path, capsys):
+    command = ["glm", str(root), str(tmp_path / "out"), "--unit", "run"]
+    wrong = ["--contrast", "rigth_hand", "--contrast", "left_hnad - right_hand"]
+    for how in ([], ["--dry-run"]):
+        assert run([*command, *wrong, *how]) == 2
+        said = capsys.readouterr().err
+        assert "'rigth_hand'; did you mean right_hand" in said
+        assert "'left_hnad'; did you mean left_hand" in said
+    rewrite_events(root, 1, lambda text: text + "140\t15\tleft-hand\n")
+    assert run([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "TR 2 s, first frame at 0.97 s (StartTime of the sidecar)" in said
+    assert "warning: " in said
+    assert "1 of 4 events begin after the end" in said
+
+
+def test_labels_of_participants_with_and_without_sub(root, tmp_path):
+    out = tmp_path / "out"
+    assert (
+        run(["glm", str(root), str(out), "--unit", "run", "--set", "reports=false", "--participant-label", "sub-01"])
+        == 0
+    )
+    with pytest.raises(UsageError, match=r"there is no participant 07; found 1: 01"):
+        run_glm(root, out, PLAIN, participant_labels=["sub-07"])
