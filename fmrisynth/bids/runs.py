@@ -223,8 +223,10 @@ def read_run(run: Run, config: SourceConfig, problems: Iterable[Problem] = ()) -
     if timing is not None and events:
         _check_times(run, events, timing, doubts)
     if run.confounds_file is not None:
-        with doubts.of("confounds"):
+        try:
             confounds = read_confounds(run.confounds_file, header.shape[3] if header else None)
+        except FmrisynthError as error:  # an error for those who need them only
+            doubts.warn("confounds", str(error))
     if run.mask is not None and header is not None:
         with doubts.of("mask"):
             check_mask(run.mask, header)

@@ -6,10 +6,40 @@ a small fraction of the brain's carries no percent signal change: dividing by it
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+
+from fmrisynth.errors import FmrisynthError
 
 MIN_REFERENCE_FRACTION = 0.05
 """Least reference of a usable voxel, as a fraction of the reference's median over the brain."""
+
+MIN_TSNR = 3.0
+"""Median temporal signal-to-noise below which an image has lost its mean (real runs: 20 to 200)."""
+
+
+def check_mean(path: Path, mean_V: np.ndarray, deviation_V: np.ndarray) -> None:
+    """Refuse an image whose mean was removed: its percent signal change would be anything.
+
+    Parameters
+    ----------
+    path : Path
+        The image, for the message.
+    mean_V, deviation_V : array of shape (V,)
+        Temporal mean and standard deviation of brain voxels.
+
+    Raises
+    ------
+    FmrisynthError
+        The mean is not many times the fluctuation.
+    """
+    moving = deviation_V > 0
+    if not moving.any() or np.median(mean_V[moving] / deviation_V[moving]) < MIN_TSNR:
+        raise FmrisynthError(
+            f"{path}: expected BOLD intensities, whose mean is many times their fluctuation, found an image whose mean was "
+            "removed (demeaned, standardised or denoised); give the preprocessed image from before that step."
+        )
 
 
 def usable_voxels(

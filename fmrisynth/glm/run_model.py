@@ -18,15 +18,12 @@ from fmrisynth.bids.runs import Run
 from fmrisynth.conditions import fold, spell
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.nifti import iterate_frames, read_image
-from fmrisynth.data.percent import percent_change, usable_voxels
+from fmrisynth.data.percent import check_mean, percent_change, usable_voxels
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.statistics import Estimate
 from fmrisynth.progress import log
 
 MIN_FRAMES = 10
-MIN_TSNR = 3.0
-"""Median temporal signal-to-noise below which an image has lost its mean (real runs: 20 to 200)."""
-
 MAX_INFLATION = 10.0
 """Variance inflation of a condition above which the data can hardly tell it from the rest of the model."""
 
@@ -222,15 +219,11 @@ def scan_run(run: Run, mask_XYZ: np.ndarray, config: GlmConfig) -> Scan:
         )
     mean = total / n
     deviation = np.sqrt(np.maximum(squares / n - mean**2, 0))
-    inside = mask_XYZ & ~bad_XYZ & (deviation > 0)
-    if not inside.any() or np.median(mean[inside] / deviation[inside]) < MIN_TSNR:
-        raise FmrisynthError(
-            f"{path}: expected BOLD intensities, whose mean is many times their fluctuation, found an image whose mean was "
-            "removed (demeaned, standardised or denoised); give the preprocessed image from before that step."
-        )
+    inside = mask_XYZ & ~bad_XYZ
+    check_mean(path, mean[inside], deviation[inside])
     usable_XYZ = usable_voxels(np.where(bad_XYZ, np.nan, mean), mask_XYZ, config.min_reference_fraction)
     n_bad = int((bad_XYZ & mask_XYZ).sum())
-    if n_bad:
+    if n_bad and run.mask is not None:
         doubts.append(f"{path}: {n_bad} voxels inside the brain mask are NaN or infinite and are left out of the maps.")
     return Scan(mean.astype(np.float32), usable_XYZ, kept, tuple(doubts))
 
@@ -247,6 +240,9 @@ def _frames(numbers: Sequence[int] | np.ndarray) -> str:
 def _check_confounds(runs: Sequence[Run], config: GlmConfig) -> None:
     if config.confounds == "none":
         return
+    for run in runs:
+        if run.confounds_file is not None and run.confounds is None:
+            raise FmrisynthError(next(problem.text for problem in run.problems if problem.name == "confounds"))
     having = [run for run in runs if run.confounds_file is not None]
     lacking = [run for run in runs if run.confounds_file is None]
     if having and lacking:

@@ -19,6 +19,7 @@ from fmrisynth.bids.runs import Run
 from fmrisynth.data.blocks import GRAND_MEAN, BlockData
 from fmrisynth.data.grid import Grid, mni_brain_mask
 from fmrisynth.data.nifti import Header, iterate_frames, read_image
+from fmrisynth.data.percent import check_mean
 from fmrisynth.data.resample import SpatialResampler, temporal_matrix
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.prepare.plan import PlannedRun, PlannedWindow
@@ -26,6 +27,9 @@ from fmrisynth.progress import log
 
 MIN_COVERAGE = 0.7
 """Least share of the standard box that an image in MNI space must hold (HCP's images hold 94 %)."""
+
+SOME_FRAMES = 24
+"""Frames that are enough to see whether an image has lost its mean."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> 
             f"{path}: expected BOLD intensities with a positive mean in the brain, found {grand_mean:.4g}; give the "
             "image before demeaning or standardising."
         )
+    some = [row for frame, row in rows.items() if frame not in bad][:SOME_FRAMES]
+    check_mean(path, reference[mask_XYZ], frames_Tzyx[some].T[mask_XYZ].std(axis=1))
     scale = GRAND_MEAN / grand_mean
     return CutRun(
         reference_XYZ=np.where(mask_XYZ, reference * np.float32(scale), np.float32(0)),

@@ -191,10 +191,10 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
             run.events, conditions, job.table,
             merge_gap_s=config.blocks.merge_gap_s, rows_are_blocks=run.events_are_blocks,
         )  # fmt: skip
-        unread = not run.events and any(p.severity == "error" and p.name == "events" for p in run.problems)
+        unread = [p.text for p in run.problems if p.name == "events" and p.severity == "error" and not run.events]
         if not blocks and not (conditions and unread):
-            if conditions and not run.events:
-                notes += run.warnings or [f"{run.name}: no events file, or an empty one"]
+            if unread or (conditions and not run.events):
+                notes += unread or run.warnings or [f"{run.name}: no events file, or an empty one"]
             continue
         try:
             header, timing = run.check()
@@ -208,6 +208,8 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
             notes.append(f"{run.name}: left out: {error}")
             continue
         notes += run.warnings
+        for text in run.warnings:
+            log.warning("%s", text)
         kept, dropped = plan_windows(
             blocks, timing, config.window, config.blocks, config.tr_s, bad_frames=run.bad_frames
         )

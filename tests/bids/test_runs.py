@@ -16,6 +16,8 @@ from fmrisynth.conditions import load_table
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.config.prepare import PrepareConfig
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.glm.run_model import fit_runs
+from fmrisynth.prepare import plan_prepare
 from tests.prepare.conftest import make_hcp_run
 
 STEM = "sub-01_task-hand"
@@ -214,6 +216,31 @@ def test_a_broken_run_does_not_hide_the_others(tmp_path: Path) -> None:
     hand, rest = BidsSource(root, PrepareConfig()).runs("01")
     assert hand.problems == ()
     assert problems(rest) == [("sidecar", "error"), ("image", "error")]
+
+
+def test_a_broken_run_of_another_task_does_not_hide_a_condition(tmp_path: Path) -> None:
+    root = study(tmp_path)
+    func = root / "derivatives/fmriprep/sub-01/func"
+    image(func / "sub-01_task-rest_echo-1_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz")
+    other = "sub-01_task-stop_space-MNI152NLin6Asym_desc-preproc"
+    write(func / f"{other}_bold.nii.gz", "no image")
+    write(func / f"{other}_bold.json", {"RepetitionTime": "2.0"})
+    write(root / "sub-01/func/sub-01_task-stop_events.tsv", table([(1, 2, 3)], ("onset", "duration", "kind")))
+    lines = plan_prepare(root, PrepareConfig(conditions=("hand_left",)))
+    assert lines[0].endswith("1 blocks")
+    lines = plan_prepare(root, PrepareConfig(conditions=("all",)))
+    assert lines[0].endswith("2 blocks")
+    assert any("stop_events.tsv: expected a column named trial_type" in line for line in lines)
+
+
+def test_confounds_that_cannot_be_read_matter_to_those_who_need_them(tmp_path: Path) -> None:
+    root = study(tmp_path)
+    write(root / f"derivatives/fmriprep/sub-01/func/{STEM}_desc-confounds_timeseries.tsv", "")
+    run = only_run(root)
+    run.check()
+    assert problems(run) == [("confounds", "warning")]
+    with pytest.raises(FmrisynthError, match=r"confounds_timeseries\.tsv: the table is empty"):
+        fit_runs([run], GlmConfig(unit="run"))
 
 
 def test_surfaces_are_not_enough(tmp_path: Path) -> None:

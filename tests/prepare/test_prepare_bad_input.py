@@ -319,3 +319,13 @@ def test_all_wrong_conditions_in_one_call(tmp_path: Path) -> None:
     assert [block.condition for block in read_blocks(tmp_path / "out")] == ["motor_rh", "motor_cue"]
     with pytest.raises(UsageError, match=r"'rh' is not a condition label.*'lh' is not a condition label"):
         plan_prepare(root, PrepareConfig(conditions=("rh", "lh")))
+
+
+@pytest.mark.parametrize("how", ["standardised", "offset"])
+def test_an_image_that_lost_its_mean_is_refused(tmp_path: Path, how: str) -> None:
+    run = make_hcp_run(tmp_path / "hcp", "100307", "MOTOR_LR", ONE_BLOCK)
+    bold = make_bold(90, 1).astype(np.float32)
+    centred = (bold - bold.mean(axis=-1, keepdims=True)) / np.maximum(bold.std(axis=-1, keepdims=True), 1e-3)
+    save(run.bold, centred if how == "standardised" else centred + 1.0, tr_s=0.72)
+    summary = prepare_dataset(tmp_path / "hcp", tmp_path / "out", PrepareConfig())
+    assert "tfMRI_MOTOR_LR.nii.gz: expected BOLD intensities" in summary.failed["100307"]
