@@ -193,8 +193,9 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
         )  # fmt: skip
         unread = [p.text for p in run.problems if p.name == "events" and p.severity == "error" and not run.events]
         if not blocks and not (conditions and unread):
-            if unread or (conditions and not run.events):
-                notes += unread or run.warnings or [f"{run.name}: no events file, or an empty one"]
+            doubts = unread or run.warnings
+            if not run.events and (conditions or (job.labels is None and doubts)):
+                notes += doubts or [f"{run.name}: no events file, or an empty one"]
             continue
         try:
             header, timing = run.check()
