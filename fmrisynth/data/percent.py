@@ -35,7 +35,7 @@ def check_mean(path: Path, mean_V: np.ndarray, deviation_V: np.ndarray) -> None:
         The mean is not many times the fluctuation.
     """
     moving = deviation_V > 0
-    if not moving.any() or np.median(mean_V[moving] / deviation_V[moving]) < MIN_TSNR:
+    if moving.any() and np.median(mean_V[moving] / deviation_V[moving]) < MIN_TSNR:
         raise FmrisynthError(
             f"{path}: expected BOLD intensities, whose mean is many times their fluctuation, found an image whose mean was "
             "removed (demeaned, standardised or denoised); give the preprocessed image from before that step."

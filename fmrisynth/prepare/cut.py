@@ -28,8 +28,8 @@ from fmrisynth.progress import log
 MIN_COVERAGE = 0.7
 """Least share of the standard box that an image in MNI space must hold (HCP's images hold 94 %)."""
 
-SOME_FRAMES = 24
-"""Frames that are enough to see whether an image has lost its mean."""
+COARSE = (slice(None, None, 4),) * 3
+"""Voxels that are enough to see whether an image has lost its mean."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,7 @@ def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> 
             f"{path}: expected BOLD intensities with a positive mean in the brain, found {grand_mean:.4g}; give the "
             "image before demeaning or standardising."
         )
-    some = [row for frame, row in rows.items() if frame not in bad][:SOME_FRAMES]
-    check_mean(path, reference[mask_XYZ], frames_Tzyx[some].T[mask_XYZ].std(axis=1))
+    check_mean(path, *mean.sample(None if source_mask_XYZ is None else resampler.crop_frame(source_mask_XYZ)))
     scale = GRAND_MEAN / grand_mean
     return CutRun(
         reference_XYZ=np.where(mask_XYZ, reference * np.float32(scale), np.float32(0)),
@@ -155,6 +154,7 @@ class _MeanOfFrames:
         self._n = 0
         self._ever_XYZ: np.ndarray | None = None
         self._always_XYZ: np.ndarray | None = None
+        self._coarse = self._coarse_squares = np.zeros(())
 
     def add(self, cropped_XYZ: np.ndarray, *, counts: bool = True) -> np.ndarray:
         """Take a frame, into the mean if it `counts`; return it with voxels that are not finite set to 0."""
@@ -175,6 +175,8 @@ class _MeanOfFrames:
         if counts:
             self._sum += cropped_XYZ
             self._n += 1
+            coarse = cropped_XYZ[COARSE].astype(np.float64)
+            self._coarse, self._coarse_squares = self._coarse + coarse, self._coarse_squares + coarse**2
         return cropped_XYZ
 
     @property
@@ -189,6 +191,17 @@ class _MeanOfFrames:
         """Voxels that are finite in no frame: the image does not reach there."""
         assert self._always_XYZ is not None
         return self._always_XYZ
+
+    def sample(self, mask_XYZ: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Temporal mean and standard deviation of some voxels of the mask, or of the brightest ones without a mask."""
+        mean = self._coarse / max(self._n, 1)
+        deviation = np.sqrt(np.maximum(self._coarse_squares / max(self._n, 1) - mean**2, 0.0))
+        chosen = deviation > 0
+        if mask_XYZ is not None:
+            chosen &= mask_XYZ[COARSE]
+        elif chosen.any():
+            chosen &= mean >= np.quantile(mean[chosen], 0.75)
+        return mean[chosen], deviation[chosen]
 
     def values(self) -> np.ndarray:
         """Temporal mean, float32."""
