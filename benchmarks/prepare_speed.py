@@ -98,7 +98,9 @@ def run_reference(root: Path, out: Path) -> None:
     reference *= 10_000 / reference[mask].mean()
     taps = firwin(13, 0.5, window="lanczos")  # 0.5 of the source's Nyquist is the output's Nyquist
     filtered = convolve1d(bold[mask], taps, axis=-1, mode="nearest")
-    spline = CubicSpline(TR_S * np.arange(N_FRAMES), filtered, axis=-1)
+    spline = CubicSpline(
+        TR_S * (np.arange(N_FRAMES) + 0.5), filtered, axis=-1
+    )  # frames stand for the middle of their TR
     out.mkdir()
     onsets = sorted(onset for rows in EVS.values() for onset, _ in rows)
     for number, onset in enumerate(onsets, start=1):

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmrisynth.bids.sources import clean_label
 from fmrisynth.config.app import AppConfig
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.config.glm import GlmConfig
@@ -72,7 +73,8 @@ def run_participants(
         }
     )
     summary = prepare_dataset(bids_dir, out, prepare, participant_labels=participant_labels)
-    done = [subject for subject in subjects_of(out) if not participant_labels or subject in participant_labels]
+    asked = {clean_label(label) for label in participant_labels or ()}
+    done = [subject for subject in subjects_of(out) if not asked or subject in asked]
     chosen = tokenizer or bundled_tokenizer_dir()
     misfit = _misfit(out, done, chosen) if done else None
     if misfit is None:

@@ -8,6 +8,7 @@ conditions of the HCP task battery; a user's table of the same form is merged ov
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -58,7 +59,7 @@ class Condition:
     @property
     def camel(self) -> str:
         """The stem as a BIDS entity value (``2bk_places`` -> ``2bkPlaces``)."""
-        first, *rest = re.split(r"[^0-9A-Za-z]+", self.stem)
+        first, *rest = spell(self.stem)
         return first + "".join(word[:1].upper() + word[1:] for word in rest)
 
     @property
@@ -67,9 +68,34 @@ class Condition:
         return self.task + self.camel[:1].upper() + self.camel[1:]
 
 
+_SYMBOLS = {"+": "plus", "<": "less", ">": "more", "=": "equals", "%": "percent"}
+
+
+def spell(name: str) -> list[str]:
+    """The words of a name, in ASCII letters and digits, so that names which differ in meaning stay different.
+
+    Signs are spelt out, characters outside ASCII become their code point; blanks, ``_``, hyphens inside a word and
+    other punctuation only separate words.
+
+    Examples
+    --------
+    >>> spell("CS+"), spell("CS-"), spell("left-hand"), spell("-0.5")
+    (['CS', 'plus'], ['CS', 'minus'], ['left', 'hand'], ['minus', '0', 'point', '5'])
+    >>> spell("schön")
+    ['schu00f6n']
+    """
+    text = unicodedata.normalize("NFC", name).replace("\N{MINUS SIGN}", "-")
+    text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
+    text = re.sub(r"(?<![^\W_])-(?=[^\W_])|(?<=[^\W_])-(?![^\W_])|(?<=[_\s])-$", " minus ", text)
+    for symbol, word in _SYMBOLS.items():
+        text = text.replace(symbol, f" {word} ")
+    text = "".join(c if c.isascii() or unicodedata.category(c)[0] in "PZC" else f"u{ord(c):04x}" for c in text)
+    return [word for word in re.split(r"[^0-9A-Za-z]+", text) if word]
+
+
 def fold(name: str) -> str:
-    """Spelling-insensitive form of a task or trial-type name: lower case, letters and digits only."""
-    return re.sub(r"[^0-9a-z]", "", name.lower())
+    """Spelling-insensitive form of a task or trial-type name: `spell` in lower case and in one word."""
+    return "".join(spell(name)).lower()
 
 
 @dataclass(frozen=True)
@@ -99,7 +125,9 @@ class ConditionTable:
         return next((c for c in self.task_conditions(task_name) if folded in c.trial_types), None)
 
     def get(self, label: str) -> Condition:
-        """The condition of a label; a label outside the table is taken as ``<task>_<trial type>``.
+        """The condition of a label, or of another spelling of it (``MOTOR:rh``, ``WM 2bk:places``).
+
+        A condition outside the table is taken as ``<task>_<trial type>``.
 
         Raises
         ------
@@ -108,21 +136,28 @@ class ConditionTable:
         """
         if label in self.conditions:
             return self.conditions[label]
-        return condition_from_label(label)
+        task, stem = _split_label(label)
+        return self.match(task, stem) or condition_from_label(label)
+
+
+def _split_label(label: str) -> tuple[str, str]:
+    task, *rest = re.split(r"[_:\s]+", label.strip(), maxsplit=1)
+    if not rest or not fold(task) or not fold(rest[0]):
+        raise UsageError(f"{label!r} is not a condition label: expected <task>_<condition>, for example gambling_loss.")
+    return task, rest[0]
 
 
 def condition_from_label(label: str) -> Condition:
     """A user's own condition from its label alone: ``oneback_face`` is trial type ``face`` of task ``oneback``."""
-    task, separator, stem = label.partition("_")
-    if not separator or not fold(task) or not fold(stem):
-        raise UsageError(f"{label!r} is not a condition label: expected <task>_<condition>, for example gambling_loss.")
-    return Condition(label, task, stem, (fold(task),), (fold(stem),))
+    task, stem = _split_label(label)
+    label = make_label(task, stem)
+    task, _, stem = label.partition("_")
+    return Condition(label, task, stem, (task,), (fold(stem),))
 
 
 def make_label(task_name: str, trial_type: str) -> str:
     """Label of a BIDS pair that no table knows: ``oneback``, ``face`` -> ``oneback_face``."""
-    stem = "_".join(part for part in re.split(r"[^0-9A-Za-z]+", trial_type.lower()) if part)
-    return f"{fold(task_name)}_{stem}"
+    return f"{fold(task_name)}_{'_'.join(spell(trial_type)).lower()}"
 
 
 def suggest(label: str, known: Iterable[str]) -> str:

@@ -117,3 +117,47 @@ def test_bad_user_table(tmp_path: Path, text: str, message: str) -> None:
 def test_suggestions() -> None:
     assert "did you mean gambling_loss" in suggest("gambling_los", TABLE.labels)
     assert suggest("zzz", ["a_b"]) == "known are a_b."
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("MOTOR:cue", "motor_cue"),
+        ("MOTOR:rh", "motor_rh"),
+        ("REASONING:rel", "relational_relation"),
+        ("WM 2bk:places", "wm_2bk_places"),
+        ("LANGUAGE:story", "language_story"),
+        ("fear_CS+", "fear_cs_plus"),
+    ],
+)
+def test_labels_as_the_field_writes_them(text: str, label: str) -> None:
+    assert TABLE.get(text).label == label
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("CS+", "CS-"),
+        ("+5", "-5", "5"),
+        ("a<b", "a>b", "a=b"),
+        ("0.5", "5", "05"),
+        ("快", "慢"),
+        ("schön", "schon"),
+        ("50%", "50"),
+    ],
+)
+def test_names_that_differ_in_meaning_stay_apart(names: tuple[str, ...]) -> None:
+    conditions = [condition_from_label(make_label("fear", name)) for name in names]
+    for which in ("label", "camel", "contrast"):
+        values = [getattr(condition, which) for condition in conditions]
+        assert len({value.lower() for value in values}) == len(names)
+        assert all(value.isascii() and value.replace("_", "").isalnum() for value in values)
+    assert all(len(condition.trial_types) == 1 for condition in conditions)
+
+
+@given(st.text(max_size=12), st.text(max_size=12))
+def test_different_spellings_have_different_file_names(one: str, other: str) -> None:
+    """Also where a file system does not tell upper from lower case."""
+    if fold(one) and fold(other) and fold(one) != fold(other):
+        a, b = (condition_from_label(make_label("t", name)).camel.lower() for name in (one, other))
+        assert a != b

@@ -10,33 +10,55 @@ from __future__ import annotations
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
+from typing import Literal
 
 from fmrisynth.bids.atomic import temporary_name
-from fmrisynth.bids.events import read_events
 from fmrisynth.bids.hcp import HcpSource, is_hcp_tree
 from fmrisynth.bids.naming import parse_entities
-from fmrisynth.bids.sources import Source, SourceRun, clean_label, read_json
+from fmrisynth.bids.runs import Problem, Run, read_run
+from fmrisynth.bids.sources import Source, clean_label, read_json
 from fmrisynth.conditions import ConditionTable
-from fmrisynth.config.prepare import PrepareConfig
+from fmrisynth.config.source import SourceConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.progress import log
 
-RUN_ENTITIES = ("sub", "ses", "task", "acq", "ce", "dir", "rec", "run", "echo", "part")
-"""Entities that tell one acquisition from another."""
+RUN_ENTITIES = ("sub", "ses", "task", "acq", "ce", "dir", "rec", "run")
+"""Entities that tell one acquisition from another; its echoes and its phase images are no runs of their own."""
 
 SPACE_ORDER = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
 NATIVE_SPACES = (None, "func", "boldref", "scanner")
 IMAGE_EXTENSIONS = (".nii.gz", ".nii")
+SURFACE_EXTENSIONS = (".func.gii", ".dtseries.nii", ".gii", ".ptseries.nii")
+
+Images = Literal["mni", "native", "any"]
+"""Which images are wanted: preprocessed in MNI space, in the scanner's own, or the best that a run has."""
 
 
 def open_source(
-    root: Path, config: PrepareConfig, table: ConditionTable, labels: Sequence[str] | None = None
+    root: Path,
+    config: SourceConfig,
+    table: ConditionTable,
+    labels: Sequence[str] | None = None,
+    *,
+    images: Images = "mni",
 ) -> Source:
     """Recognise the layout of `root` and open it.
+
+    Parameters
+    ----------
+    root : Path
+        The input.
+    config : SourceConfig
+        Settings of the reader.
+    table, labels
+        The condition table, and the conditions asked for, for HCP's EV files; None asks for all.
+    images : {"mni", "native", "any"}
+        Which image of a run is wanted.
 
     Raises
     ------
@@ -47,16 +69,16 @@ def open_source(
         raise UsageError(f"{root}: there is no such folder; check the path of the input.")
     layout = _recognise(root) if config.layout == "auto" else config.layout
     if layout == "hcp":
-        if config.native:
+        if images == "native":
             raise UsageError("--native is for BIDS input in scanner space; HCP runs are in MNI space already.")
-        source: Source = HcpSource(root, table, labels)
+        source: Source = HcpSource(root, table, labels, config)
         if not source.subjects():
             raise UsageError(
                 f"{root}: expected an HCP tree, found no <subject>/MNINonLinear/Results; give the folder that holds "
                 "the subjects' folders."
             )
         return source
-    return BidsSource(root, config)
+    return BidsSource(root, config, images)
 
 
 def _recognise(root: Path) -> str:
@@ -67,7 +89,9 @@ def _recognise(root: Path) -> str:
     if (root / "dataset_description.json").exists() or any(root.glob("sub-*")):
         table = next(root.glob("sub-*/sub-*_scans.tsv"), None)
         if table is not None and "n_frames" in table.read_text(encoding="utf-8", errors="replace"):
-            raise UsageError(f"{root}: this is a block dataset already; give it to `fmrisynth tokenize`.")
+            raise UsageError(
+                f"{root}: this is a block dataset already; give it to `fmrisynth tokenize` or `fmrisynth glm --unit block`."
+            )
         return "bids"
     raise UsageError(
         f"{root}: expected an HCP tree (<subject>/MNINonLinear/Results) or a BIDS dataset (sub-*), found neither; "
@@ -82,20 +106,25 @@ class _File:
     root: Path
     path: Path
     entities: dict[str, str]
+    derivative: bool
 
     @property
     def key(self) -> tuple:
         """What identifies the acquisition (``run-1`` and ``run-01`` are the same)."""
         return tuple(_value(self.entities, name) for name in RUN_ENTITIES)
 
-    def applies_to(self, bold: dict[str, str]) -> bool:
-        """Inheritance: every acquisition entity of this file's name is in the image's name too."""
-        return all(_value(self.entities, name) == _value(bold, name) for name in RUN_ENTITIES if name in self.entities)
+    def applies_to(self, bold: _File) -> bool:
+        """Inheritance: every entity of this file's name, and of its folders, is in the image's name too."""
+        folders = dict(part.split("-", 1) for part in self.path.relative_to(self.root).parts[:-1] if "-" in part)
+        own = {k: v for k, v in self.entities.items() if k not in ("suffix", "extension")}
+        own |= {k: v for k, v in folders.items() if k in ("sub", "ses")}
+        return all(_value(own, name) == _value(bold.entities, name) for name in own)
 
     @property
-    def specificity(self) -> tuple[int, str]:
+    def specificity(self) -> tuple[int, bool, int, str]:
         """Order of the inheritance chain, most general first."""
-        return sum(name in self.entities for name in RUN_ENTITIES), str(self.path)
+        n_entities = sum(name in self.entities for name in RUN_ENTITIES)
+        return n_entities, not self.derivative, len(self.path.parts), str(self.path)
 
 
 def _value(entities: dict[str, str], name: str) -> str | int | None:
@@ -108,7 +137,8 @@ class BidsSource:
     """A BIDS dataset; see `open_source`."""
 
     root: Path
-    config: PrepareConfig
+    config: SourceConfig
+    images: Images = "mni"
     kind: str = "bids"
     _cache: dict = field(default_factory=dict, compare=False, repr=False)
 
@@ -122,15 +152,14 @@ class BidsSource:
             roots.append((folder, True))
         if not self.config.derivatives and not roots[0][1] and (self.root / "derivatives").is_dir():
             inside = self.root / "derivatives"
-            found = [inside] if (inside / "dataset_description.json").exists() else []
-            found += sorted(p.parent for p in inside.glob("*/dataset_description.json"))
-            roots += [(folder, True) for folder in found]
+            folders = [inside, *sorted(path for path in inside.iterdir() if path.is_dir())]
+            roots += [(f, True) for f in folders if (f / "dataset_description.json").exists() or any(f.glob("sub-*"))]
         if self.config.raw is not None:
             if not self.config.raw.is_dir():
                 raise UsageError(f"{self.config.raw}: there is no such raw BIDS folder; check the path.")
             roots.append((self.config.raw, False))
-        elif roots[0][1] and self.root.parent.name == "derivatives":
-            roots.append((self.root.parent.parent, False))
+        elif roots[0][1] and self.root.absolute().parent.name == "derivatives":
+            roots.append((self.root.absolute().parent.parent, False))
         return [(folder.absolute(), derivative) for folder, derivative in roots]  # as pybids gives paths
 
     @cached_property
@@ -138,63 +167,68 @@ class BidsSource:
         files = []
         for number, (root, derivative) in enumerate(self._roots):
             for path in _index(root, derivative, self.config.bids_database_dir, number):
-                files.append(_File(root, path, parse_entities(path.name)))
+                files.append(_File(root, path, parse_entities(path.name), derivative))
         return files
 
     @cached_property
-    def _images(self) -> dict[str, list[_File]]:
-        """Usable BOLD images by subject: one per acquisition."""
+    def _images(self) -> dict[str, list[list[_File]]]:
+        """Usable BOLD images by subject: for each acquisition the candidates, the best one first."""
         everything = [
             f for f in self._files
             if f.entities["suffix"] == "bold" and f.entities["extension"] in IMAGE_EXTENSIONS and "sub" in f.entities
         ]  # fmt: skip
         if not everything:
-            n_events = sum(f.entities["suffix"] == "events" for f in self._files)
-            also = f" and {n_events} events files" if n_events else ""
-            raise FmrisynthError(
-                f"{self.root}: expected BOLD images (*_bold.nii.gz), found none{also}; get the image data first."
-            )
-        wanted = self._native_rank if self.config.native else self._mni_rank
-        by_run: dict[tuple, list[tuple]] = defaultdict(list)
+            raise FmrisynthError(self._no_images())
+        by_run: dict[tuple, list[tuple[tuple, _File]]] = defaultdict(list)
         for file in everything:
-            rank = wanted(file.entities)
+            rank = self._rank(file.entities)
             if rank is not None and self._session_asked_for(file.entities):
-                by_run[file.key].append((rank, str(file.path), file))
-        if not by_run and not self.config.native:
+                by_run[file.key].append((("echo" in file.entities, *rank, str(file.path)), file))
+        if not by_run and self.images == "mni":
             raise FmrisynthError(
                 f"{self.root}: found {len(everything)} BOLD images, none of them in MNI space "
                 "(space-MNI152..._desc-preproc_bold); run fMRIPrep first and give its output folder as INPUT, or "
                 "use --native to keep each subject's own grid."
             )
-        images: dict[str, list[_File]] = defaultdict(list)
+        images: dict[str, list[list[_File]]] = defaultdict(list)
         for key in sorted(by_run, key=_sortable):
-            file = min(by_run[key])[2]
-            images[clean_label(file.entities["sub"])].append(file)
+            candidates = [file for _, file in sorted(by_run[key], key=itemgetter(0))]
+            images[clean_label(candidates[0].entities["sub"])].append(candidates)
         # Participants that have images of another kind only are listed too, so that they are reported.
         for file in everything:
             images.setdefault(clean_label(file.entities["sub"]), [])
         return dict(images)
 
+    def _no_images(self) -> str:
+        surfaces = [
+            f for f in self._files if f.entities["suffix"] == "bold" and f.entities["extension"] in SURFACE_EXTENSIONS
+        ]
+        if surfaces:
+            return (
+                f"{self.root}: found {len(surfaces)} BOLD files on surfaces (GIFTI or CIFTI, as {surfaces[0].path.name}) and no "
+                "volumes; volumes are needed: *_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz (fMRIPrep with "
+                "--output-spaces MNI152NLin6Asym:res-2)."
+            )
+        n_events = sum(f.entities["suffix"] == "events" for f in self._files)
+        also = f" and {n_events} events files" if n_events else ""
+        return f"{self.root}: expected BOLD images (*_bold.nii.gz), found none{also}; get the image data first."
+
     def _session_asked_for(self, entities: dict[str, str]) -> bool:
         asked = {clean_label(s.removeprefix("ses-")) for s in self.config.sessions}
         return not asked or entities.get("ses") in asked
 
-    @staticmethod
-    def _mni_rank(entities: dict[str, str]) -> tuple | None:
+    def _rank(self, entities: dict[str, str]) -> tuple | None:
+        """How far an image is from what is wanted; None for one that is not."""
         space = entities.get("space", "")
-        if not space.startswith("MNI152") or entities.get("desc", "preproc") != "preproc":
+        if entities.get("desc", "preproc") != "preproc" or entities.get("part", "mag") != "mag":
+            return None
+        in_mni, native = space.startswith("MNI152"), entities.get("space") in NATIVE_SPACES
+        if (self.images == "mni" and not in_mni) or (self.images == "native" and not native):
             return None
         order = SPACE_ORDER.index(space) if space in SPACE_ORDER else len(SPACE_ORDER)
         resolution = {"2": 0, "02": 0, "native": 2}.get(entities.get("res", ""), 1)
-        return order, space, resolution
-
-    @staticmethod
-    def _native_rank(entities: dict[str, str]) -> tuple | None:
-        if entities.get("space") not in NATIVE_SPACES or entities.get("desc", "preproc") != "preproc":
-            return None
-        if entities.get("part", "mag") != "mag":
-            return None
-        return (0 if "desc" in entities else 1,)  # a preprocessed image before a raw one
+        raw = "desc" not in entities and not in_mni  # a preprocessed image before a raw one
+        return raw, not in_mni, order, space, resolution
 
     def subjects(self) -> list[str]:
         """Subject labels, sorted."""
@@ -202,70 +236,95 @@ class BidsSource:
 
     def tasks(self) -> list[str]:
         """Task spellings, sorted."""
-        return sorted({f.entities["task"] for files in self._images.values() for f in files if "task" in f.entities})
+        files = [candidates[0] for runs in self._images.values() for candidates in runs]
+        return sorted({f.entities["task"] for f in files if "task" in f.entities})
 
-    def runs(self, subject: str) -> list[SourceRun]:
+    def runs(self, subject: str) -> list[Run]:
         """The subject's runs, ordered by their entities."""
         files = self._images.get(subject, [])
         if not files:
-            what = "in its own space" if self.config.native else "in MNI space"
+            what = {
+                "native": "in its own space",
+                "mni": "in MNI space",
+                "any": "that is raw or preprocessed (desc-preproc)",
+            }
+            others = [f.path for f in self._by_kind(("bold",), IMAGE_EXTENSIONS, subject)]
+            found = f", only others (as {others[0]})" if others else ""
             raise FmrisynthError(
-                f"{self.root}: participant {subject} has no BOLD image {what}; preprocess this participant as the others."
+                f"{self.root}: participant {subject} has no BOLD image {what[self.images]}{found}; preprocess this participant "
+                "as the others."
             )
-        labels = {f.entities["sub"] for f in files}
+        labels = {candidates[0].entities["sub"] for candidates in files}
         if len(labels) > 1:
             raise FmrisynthError(
                 f"{self.root}: {', '.join(sorted(labels))} are one participant ({subject}); rename one of them."
             )
-        return [self._run(subject, file) for file in files]
+        return [self._run(subject, candidates) for candidates in files]
 
-    def _run(self, subject: str, file: _File) -> SourceRun:
+    def _run(self, subject: str, candidates: list[_File]) -> Run:
+        file = candidates[0]
         entities = file.entities
+        problems = []
         if "echo" in entities:
-            raise FmrisynthError(
-                f"{file.path}: this is one echo of a multi-echo run; combine the echoes first (fMRIPrep does)."
-            )
-        metadata = self._metadata(entities)
-        events = self._nearest("events", ".tsv", entities)
-        return SourceRun(
+            problems.append(Problem("echo", "error", f"{file.path}: this is one echo of a multi-echo run; combine the echoes "
+                                    "first (fMRIPrep does)."))  # fmt: skip
+        rivals = [f for f in candidates[1:] if f.root != file.root and self._rank(f.entities) == self._rank(entities)]
+        if rivals and "desc" in entities:
+            problems.append(Problem("pipelines", "warning", f"{file.path}: {rivals[0].path} is the same run from another "
+                                    "pipeline and is not used; name one folder as derivatives to choose."))  # fmt: skip
+        metadata: dict = {}
+        try:
+            metadata = self._metadata(file)
+        except FmrisynthError as error:
+            problems.append(Problem("sidecar", "error", str(error)))
+        events = self._best(
+            file, [f for f in self._by_kind(("events",), (".tsv",), entities["sub"]) if f.applies_to(file)]
+        )
+        space = str(entities.get("space"))
+        run = Run(
             subject=subject,
             session=entities.get("ses"),
             task=entities.get("task", ""),
             bold=file.path,
-            mask=self._mask(file),
-            events=read_events(events.path) if events else (),
-            space=entities.get("space") if str(entities.get("space")).startswith("MNI152") else None,
             name=file.path.relative_to(file.root).as_posix(),
+            space=space if space.startswith("MNI152") else None,
             entities=entities,
             phase_encoding=entities.get("dir") or metadata.get("PhaseEncodingDirection"),
-            tr_s=_seconds(file.path, metadata, "RepetitionTime"),
-            first_frame_s=_seconds(file.path, metadata, "StartTime") or 0.0,
+            metadata=metadata,
+            mask=self._mask(file),
+            events_files=(events,) if events else (),
+            confounds_file=self._confounds(file),
         )
+        return read_run(run, self.config, problems)
+
+    @staticmethod
+    def _best(bold: _File, fitting: Iterable[_File]) -> Path | None:
+        file = max(fitting, key=lambda f: f.specificity, default=None)
+        return file.path if file else None
 
     def _mask(self, bold: _File) -> Path | None:
-        same = ("space", "res")
-        for file in self._by_kind("mask", IMAGE_EXTENSIONS):
-            brain = file.entities.get("desc") == "brain" or file.entities.get("label") == "brain"
-            aligned = all(file.entities.get(name) == bold.entities.get(name) for name in same)
-            if brain and aligned and file.key == bold.key:
-                return file.path
-        return None
+        def fits(file: _File) -> bool:
+            brain = "brain" in (file.entities.get("desc"), file.entities.get("label"))
+            aligned = all(file.entities.get(name) == bold.entities.get(name) for name in ("space", "res"))
+            return brain and aligned and file.key == bold.key and "echo" not in file.entities
 
-    def _nearest(self, suffix: str, extension: str, bold: dict[str, str]) -> _File | None:
-        fitting = [f for f in self._by_kind(suffix, (extension,), bold["sub"]) if f.applies_to(bold)]
-        return max(fitting, key=lambda f: f.specificity, default=None)
+        return next((f.path for f in self._by_kind(("mask",), IMAGE_EXTENSIONS, bold.entities["sub"]) if fits(f)), None)
 
-    def _metadata(self, bold: dict[str, str]) -> dict:
+    def _confounds(self, bold: _File) -> Path | None:
+        known = {*RUN_ENTITIES, "desc", "suffix", "extension"}  # a table of regions has seg- or atlas-
+        fitting = [
+            f for f in self._by_kind(("timeseries", "regressors", "confounds"), (".tsv",), bold.entities["sub"])
+            if f.key == bold.key and f.root == bold.root and f.entities.keys() <= known
+            and f.entities.get("desc", "confounds") == "confounds"
+        ]  # fmt: skip
+        return self._best(bold, fitting)
+
+    def _metadata(self, bold: _File) -> dict:
         """Sidecars along the inheritance chain: raw before derivative, general before specific."""
+        chain = [f for f in self._by_kind(("bold",), (".json",), bold.entities["sub"]) if f.applies_to(bold)]
         content: dict = {}
-        for root, _ in sorted(self._roots, key=lambda entry: entry[1]):
-            chain = [
-                f for f in self._by_kind("bold", (".json",), bold["sub"])
-                if f.root == root and f.applies_to(bold)
-                and all(f.entities.get(n, bold.get(n)) == bold.get(n) for n in ("space", "res", "desc"))
-            ]  # fmt: skip
-            for file in sorted(chain, key=lambda f: f.specificity):
-                content.update(self._json(file.path))
+        for file in sorted(chain, key=lambda f: (f.derivative, f.specificity)):
+            content.update(self._json(file.path))
         return content
 
     def _json(self, path: Path) -> dict:
@@ -273,14 +332,14 @@ class BidsSource:
             self._cache[path] = read_json(path)
         return self._cache[path]
 
-    def _by_kind(self, suffix: str, extensions: Sequence[str], sub: str | None = None) -> list[_File]:
+    def _by_kind(self, suffixes: Sequence[str], extensions: Sequence[str], sub: str) -> list[_File]:
         """Files of one kind that belong to one subject or to none (so to all)."""
-        key = (suffix, tuple(extensions), sub)
+        key = (tuple(suffixes), tuple(extensions), sub)
         if key not in self._cache:
             self._cache[key] = [
                 f for f in self._files
-                if f.entities["suffix"] == suffix and f.entities["extension"] in extensions
-                and (sub is None or f.entities.get("sub", sub) == sub)
+                if f.entities["suffix"] in suffixes and f.entities["extension"] in extensions
+                and f.entities.get("sub", sub) == sub
             ]  # fmt: skip
         return self._cache[key]
 
@@ -292,16 +351,9 @@ def _sortable(key: tuple) -> tuple[str, ...]:
 
 def _is_derivative(root: Path) -> bool:
     path = root / "dataset_description.json"
-    return path.exists() and read_json(path).get("DatasetType") == "derivative"
-
-
-def _seconds(image: Path, metadata: dict, key: str) -> float | None:
-    value = metadata.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FmrisynthError(f"{image}: its sidecar has {key} = {value!r}, expected a number of seconds; mend it.")
-    return float(value)
+    if path.exists():
+        return read_json(path).get("DatasetType") == "derivative"
+    return root.absolute().parent.name == "derivatives"
 
 
 def _index(root: Path, derivative: bool, database_dir: Path | None, number: int) -> list[Path]:
@@ -323,7 +375,9 @@ def _index(root: Path, derivative: bool, database_dir: Path | None, number: int)
                 if not database.is_dir():
                     _build_database(root, database, options)
                 layout = BIDSLayout(root, database_path=database, **options)
-            found = layout.get(suffix=["bold", "events", "mask"], return_type="filename")
+            found = layout.get(
+                suffix=["bold", "events", "mask", "timeseries", "regressors", "confounds"], return_type="filename"
+            )
         except (OSError, ValueError) as error:
             raise FmrisynthError(f"{root}: the BIDS dataset cannot be indexed ({error}).") from None
     return sorted(Path(path) for path in found)

@@ -8,14 +8,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.conditions import Condition, ConditionTable, condition_from_label, fold, make_label
 from fmrisynth.errors import FmrisynthError, UsageError
+
+RESTART_S = 60.0
+_MISSING = ("", "n/a", "nan", "NaN")
+_RUN_COLUMNS = ("run", "runid", "runnumber", "runnr", "runname", "session", "sessionid", "ses")
 
 
 class Event(NamedTuple):
@@ -40,26 +45,78 @@ class FoundBlock:
         return self.onset_s + self.duration_s
 
 
-def read_events(path: Path) -> tuple[Event, ...]:
-    """Read a BIDS ``events.tsv``, ordered by onset.
+@dataclass(frozen=True)
+class EventsTable:
+    """What an events file holds, and what is odd about it.
 
-    Rows without a trial type or an onset (``n/a``) are left out; a missing duration counts as 0.
+    Attributes
+    ----------
+    events : tuple of Event
+        Ordered by onset, repeated rows once.
+    columns : tuple of str
+        Its header.
+    n_duplicates : int
+        Rows that repeat an event.
+    n_restarts : int
+        How often the onsets fall back by more than a minute, in a table that is not listed by trial type.
+    several_runs : dict
+        Columns that name runs or sessions, in tables where the onsets start again with their value -> the values.
+    """
+
+    events: tuple[Event, ...]
+    columns: tuple[str, ...]
+    n_duplicates: int = 0
+    n_restarts: int = 0
+    several_runs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def read_events(path: Path) -> EventsTable:
+    """Read a BIDS ``events.tsv``.
+
+    Rows without a trial type or an onset (``n/a``) are left out, all of them where there is no column
+    ``trial_type``, which BIDS does not demand; a missing duration counts as 0.
 
     Raises
     ------
     FmrisynthError
         Missing columns, commas instead of tabs, cells that are not numbers.
     """
-    events = []
-    for number, row in enumerate(read_tsv(path, ("onset", "duration", "trial_type")), start=2):
-        label = row["trial_type"].strip()
-        if label in ("", "n/a") or row["onset"].strip() in ("", "n/a"):
+    rows = read_tsv(path, ("onset", "duration"))
+    found: list[Event] = []
+    for number, row in enumerate(rows, start=2):
+        label = row.get("trial_type", "").strip()
+        if label in _MISSING or row["onset"].strip() in _MISSING:
             continue
         onset_s = _number(path, number, "onset", row["onset"])
         duration = row["duration"].strip()
-        duration_s = 0.0 if duration in ("", "n/a") else _number(path, number, "duration", duration)
-        events.append(Event(onset_s, duration_s, label))
-    return tuple(sorted(events))
+        duration_s = 0.0 if duration in _MISSING else _number(path, number, "duration", duration)
+        if duration_s < 0:
+            raise FmrisynthError(f"{path}: expected a duration of 0 or more in line {number}, found {duration_s:g} s.")
+        found.append(Event(onset_s, duration_s, label))
+    once = sorted(set(found))
+    labels = [event.label for event in found]
+    listed_by_type = len(list(groupby(labels))) == len(set(labels))
+    falls = sum(after.onset_s < before.onset_s - RESTART_S for before, after in pairwise(found))
+    return EventsTable(
+        tuple(once), tuple(rows[0]) if rows else ("trial_type",), len(found) - len(once),
+        0 if listed_by_type else falls, _several_runs(rows),
+    )  # fmt: skip
+
+
+def _several_runs(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for name in (name for name in (rows[0] if rows else ()) if fold(name) in _RUN_COLUMNS):
+        changes = [(one, two) for one, two in pairwise(rows) if one[name] != two[name]]
+        if any(_is_before(two["onset"], one["onset"]) for one, two in changes):
+            found[name] = tuple(dict.fromkeys(row[name].strip() for row in rows))
+    return found
+
+
+def _is_before(one: str, other: str) -> bool:
+    try:
+        return float(one) < float(other)
+    except ValueError:
+        return False
 
 
 def read_ev(path: Path, label: str) -> tuple[Event, ...]:
@@ -118,7 +175,7 @@ def conditions_of_task(
         if table.match(task, trial_type) is None and fold(trial_type) not in fillers:
             try:
                 condition = condition_from_label(make_label(task, trial_type))
-            except UsageError:  # no letter or digit in it
+            except UsageError:  # nothing in it that can be written
                 continue
             found.setdefault(condition.label, condition)
     return list(found.values())

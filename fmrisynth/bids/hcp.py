@@ -11,13 +11,17 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from fmrisynth.bids.events import Event, read_ev
-from fmrisynth.bids.sources import SourceRun, clean_label
+from fmrisynth.bids.runs import TR_TOLERANCE, Problem, Run, read_run
+from fmrisynth.bids.sources import clean_label
 from fmrisynth.conditions import ConditionTable, fold
+from fmrisynth.config.source import SourceConfig
 from fmrisynth.errors import FmrisynthError
 
 RESULTS = Path("MNINonLinear", "Results")
@@ -26,6 +30,7 @@ SPACE = "MNI152NLin6Asym"
 TR_S = 0.72
 """Repetition time of HCP's 3T protocol, seconds."""
 
+_DEFAULTS = SourceConfig()
 _RUN = re.compile(r"^tfMRI_(?P<task>[A-Za-z0-9]+?)(?P<repeat>\d?)_(?P<direction>LR|RL|AP|PA)$")
 
 
@@ -46,11 +51,14 @@ class HcpSource:
         Conditions whose EV files are looked for.
     labels : sequence of str or None
         Conditions asked for; those outside the table are looked up by their stem.
+    config : SourceConfig
+        The user's own repetition time, and the moment of a frame within it.
     """
 
     root: Path
     table: ConditionTable
     labels: Sequence[str] | None = None
+    config: SourceConfig = _DEFAULTS
     kind: str = "hcp"
 
     def subjects(self) -> list[str]:
@@ -61,7 +69,7 @@ class HcpSource:
         """Task names of the battery; all subjects share it."""
         return sorted({c.task.upper() for c in self.table.conditions.values()})
 
-    def runs(self, subject: str) -> list[SourceRun]:
+    def runs(self, subject: str) -> list[Run]:
         """The subject's task runs, by name; runs that are missing on disk are simply not listed."""
         folders = self._subject_folders.get(subject, [])
         if len(folders) > 1:
@@ -69,42 +77,63 @@ class HcpSource:
                 f"{self.root}: the folders {', '.join(f.name for f in folders)} are one participant ({subject}); "
                 "keep one of them or rename the others."
             )
-        runs = []
+        runs, surfaces = [], []
         for folder in _folders(folders[0] / RESULTS):
             match = _RUN.match(folder.name)
             if match is None:
                 continue
             bold = folder / f"{folder.name}.nii.gz"
-            if not bold.is_file():
-                continue
-            runs.append(self._run(subject, folder, bold, match["task"], match["direction"]))
+            if bold.is_file() or bold.is_symlink():
+                runs.append(self._run(subject, folder, bold, match["task"], match["direction"]))
+            else:
+                surfaces += [path for path in _files(folder) if path.name.endswith((".dtseries.nii", ".func.gii"))]
+        if surfaces and not runs:
+            raise FmrisynthError(
+                f"{surfaces[0]}: participant {subject} has grayordinates (CIFTI, GIFTI) and no volumes; volumes are needed: "
+                f"{surfaces[0].parent.name}.nii.gz in the same folder."
+            )
         return runs
 
-    def _run(self, subject: str, folder: Path, bold: Path, task: str, direction: str) -> SourceRun:
-        mask = next((folder / name for name in MASK_NAMES if (folder / name).is_file()), None)
-        return SourceRun(
-            subject=subject, session=None, task=task, bold=bold, mask=mask,
-            events=self._events(folder / "EVs", task), space=SPACE,
-            name=bold.relative_to(self.root).as_posix(), phase_encoding=direction, events_are_blocks=True,
-            entities={"dir": direction},
+    def _run(self, subject: str, folder: Path, bold: Path, task: str, direction: str) -> Run:
+        problems: list[Problem] = []
+        events: tuple[Event, ...] = ()
+        files: tuple[Path, ...] = ()
+        try:
+            events, files = self._events(folder / "EVs", task)
+        except FmrisynthError as error:
+            problems.append(Problem("events", "error", str(error)))
+        movement = folder / "Movement_Regressors.txt"
+        run = Run(
+            subject=subject, session=None, task=task, bold=bold, space=SPACE, name=bold.relative_to(self.root).as_posix(),
+            entities={"sub": subject, "task": task, "dir": direction, "space": SPACE}, phase_encoding=direction,
+            mask=next((folder / name for name in MASK_NAMES if (folder / name).is_file()), None),
+            events_files=files, events=events, events_are_blocks=True,
+            confounds_file=movement if movement.is_file() else None,
         )  # fmt: skip
+        run = read_run(run, self.config, problems)
+        if run.timing and self.config.source_tr_s is None and not np.isclose(run.timing.tr_s, TR_S, rtol=TR_TOLERANCE):
+            text = f"{bold}: TR {run.timing.tr_s:g} s, HCP's protocol has {TR_S:g} s; check the header"
+            run = replace(run, problems=(*run.problems, Problem("repetition-time", "warning", text)))
+        return run
 
-    def _events(self, folder: Path, task: str) -> tuple[Event, ...]:
+    def _events(self, folder: Path, task: str) -> tuple[tuple[Event, ...], tuple[Path, ...]]:
         if not folder.is_dir():
-            return ()
+            return (), ()
         conditions = {c.label: c for c in self.table.task_conditions(task)}
         for label in self.labels or ():
             if fold(task) in self.table.get(label).tasks:
                 conditions.setdefault(label, self.table.get(label))
         files = {path.stem: path for path in _files(folder) if path.suffix == ".txt"}
         events: list[Event] = []
+        used: list[Path] = []
         for condition in conditions.values():
             names = [name for name in files if fold(name) in condition.trial_types]
             if condition.stem in names:
                 names = [condition.stem]
             for name in names[:1]:
                 events.extend(read_ev(files[name], condition.stem))
-        return tuple(sorted(events))
+                used.append(files[name])
+        return tuple(sorted(events)), tuple(used)
 
     @cached_property
     def _subject_folders(self) -> dict[str, list[Path]]:

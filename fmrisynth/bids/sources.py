@@ -1,4 +1,4 @@
-"""What `prepare` reads: one typed record per source run, whatever the layout on disk.
+"""A dataset as a list of participants with runs, whatever the layout on disk.
 
 `fmrisynth.bids.hcp` and `fmrisynth.bids.discover` both produce a `Source`.
 """
@@ -6,64 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from fmrisynth import parse
-from fmrisynth.bids.events import Event
+from fmrisynth.bids.runs import Run
 from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.errors import FmrisynthError, UsageError
-
-
-@dataclass(frozen=True)
-class SourceRun:
-    """One functional run of the input.
-
-    Attributes
-    ----------
-    subject : str
-        Label without ``sub-``, letters and digits.
-    session : str or None
-        Session label.
-    task : str
-        Task in the source's own spelling (``GAMBLING``, ``HcpGambling``).
-    bold : Path
-        4D image.
-    mask : Path or None
-        Brain mask on the same grid; None where the source has none.
-    events : tuple of Event
-        Rows of the events (or EV) files, in order of onset.
-    space : str or None
-        BIDS space label; None is the scanner's own.
-    name : str
-        Path of `bold` relative to its dataset, for records.
-    entities : mapping
-        BIDS entities of the file name, where there are any.
-    phase_encoding : str or None
-        ``LR``, ``ap``, ``j-`` ... as the source says it.
-    tr_s : float or None
-        Repetition time that a sidecar declares, seconds; None where only the header knows.
-    first_frame_s : float
-        Time of the first frame on the clock of the events, seconds (fMRIPrep's ``StartTime``).
-    events_are_blocks : bool
-        Whether each row is a whole block already (HCP's EV files).
-    """
-
-    subject: str
-    session: str | None
-    task: str
-    bold: Path
-    mask: Path | None
-    events: tuple[Event, ...]
-    space: str | None
-    name: str
-    entities: Mapping[str, str] = field(default_factory=dict)
-    phase_encoding: str | None = None
-    tr_s: float | None = None
-    first_frame_s: float = 0.0
-    events_are_blocks: bool = False
 
 
 class Source(Protocol):
@@ -83,7 +33,7 @@ class Source(Protocol):
     def tasks(self) -> list[str]:
         """Task spellings that occur in the dataset, sorted."""
 
-    def runs(self, subject: str) -> list[SourceRun]:
+    def runs(self, subject: str) -> list[Run]:
         """The subject's runs in a fixed order; raises `FmrisynthError` for a broken subject."""
 
 
@@ -92,25 +42,34 @@ def clean_label(name: str) -> str:
     return re.sub(r"[^0-9A-Za-z]", "", name.removeprefix("sub-"))
 
 
-def choose_subjects(source: Source, labels: Sequence[str] | None) -> list[str]:
-    """The subjects asked for, in the dataset's order.
+def choose_subjects(root: Path, known: Iterable[str], labels: Sequence[str] | None) -> list[str]:
+    """The participants asked for, in the dataset's order; all without `labels`.
+
+    Parameters
+    ----------
+    root : Path
+        The dataset, for the message.
+    known : iterable of str
+        Its participants, without ``sub-``.
+    labels : sequence of str or None
+        As a user writes them, with or without ``sub-``.
 
     Raises
     ------
     UsageError
         If a label is not in the dataset.
     """
-    known = source.subjects()
-    if labels is None:
+    known = list(known)
+    if not labels:
         return known
-    asked = [clean_label(label) for label in labels]
-    missing = sorted(set(asked) - set(known))
+    asked = {clean_label(label) for label in labels}
+    missing = sorted(asked - set(known))
     if missing:
         shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
         raise UsageError(
-            f"{source.root}: there is no participant {', '.join(missing)}; found {len(known)}: {shown or 'none'}."
+            f"{root}: there is no participant {', '.join(missing)}; found {len(known)}: {shown or 'none'}."
         )
-    return [label for label in known if label in set(asked)]
+    return [label for label in known if label in asked]
 
 
 def read_participants(root: Path) -> dict[str, dict[str, str]]:

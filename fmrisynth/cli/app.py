@@ -299,6 +299,11 @@ def glm(
     options.check_out(out)
     if dry_run:
         options.show_config(resolved)
+        if resolved.unit == "run":
+            from fmrisynth.glm.runs import plan_runs
+
+            for line in plan_runs(dataset, resolved, participant_label):
+                typer.echo(line)
         return 0
     from fmrisynth.glm import run_glm
 

@@ -61,8 +61,7 @@ def _expand_lists(argv: Sequence[str]) -> list[str]:
         elif _hyphens(word) in LIST_OPTIONS:
             option, n_values = _hyphens(word), 0
         elif option is not None and _continues_list(option, word, n_values):
-            value = word.removeprefix("sub-") if option == "--participant-label" else word
-            words += [option, value]
+            words += [option, word]
             n_values += 1
         else:
             if option is not None and not n_values:

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from fmrisynth.config.base import StageConfig
+from fmrisynth.config.source import SourceConfig
 
 
-class GlmConfig(StageConfig):
+class GlmConfig(SourceConfig):
     """Settings of the window GLM (``unit: block``) and of the whole-run GLM (``unit: run``).
 
     ``drift``, ``noise_model`` and ``smoothing_fwhm_mm`` default to what suits the unit; the resolved
@@ -40,17 +40,15 @@ class GlmConfig(StageConfig):
         description="Voxels whose reference volume is below this fraction of its brain median carry no percent "
         "signal change and are left out.",
     )  # fmt: skip
-    slice_time_ref: float = Field(
-        0.5, ge=0, le=1,
-        description="Moment within the TR that a frame of a run stands for (0 its start, 0.5 its middle); a sidecar's "
-        "StartTime takes precedence. Block windows: frame k is at k * TR.",
-    )  # fmt: skip
     split: Literal["train", "val", "test"] | None = Field(
         None, description="Analyse the subjects of this split only (block datasets)."
     )
     task: str | None = Field(None, description="Analyse this BIDS task only (unit run).")
-    confounds: Literal["auto", "none"] = Field(
-        "auto", description="auto: six movement parameters, CSF and white matter where a confounds file has them."
+    confounds: Literal["auto", "simple", "scrubbing", "none"] = Field(
+        "auto",
+        description="auto: six movement parameters, CSF and white matter where a confounds file has them; simple and "
+        "scrubbing: as nilearn's load_confounds_strategy. Volumes that the file marks as non-steady-state or outlying are "
+        "dropped whatever the choice (unit run).",
     )
     reports: bool = Field(True, description="Write one HTML page per subject and a design matrix figure.")
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fmrisynth.config.base import Config, StageConfig
+from fmrisynth.config.base import Config
+from fmrisynth.config.source import SourceConfig
 
 ALL_CONDITIONS = "all"
 
@@ -55,38 +56,24 @@ class SplitConfig(Config):
         return self
 
 
-class PrepareConfig(StageConfig):
+class PrepareConfig(SourceConfig):
     """From HCP, BIDS or phantom data to a block dataset.
 
     An empty `conditions` asks for the seven of the reference paper where the dataset has any HCP task, and
     for every block-like condition where it has none; ``all`` asks for everything.
     """
 
-    layout: Literal["auto", "hcp", "bids"] = Field("auto", description="Layout of the input.")
     conditions: tuple[str, ...] = Field((), description="Condition labels, or 'all'.")
     condition_table: Path | None = Field(None, description="YAML with further conditions and spellings.")
-    sessions: tuple[str, ...] = Field((), description="Only these sessions (BIDS); empty means all.")
     native: bool = Field(
         False,
         description="Keep each subject's own grid in scanner space (no MNI space needed); for trials of one subject.",
     )
     mask: Path | None = Field(None, description="Brain mask, on the grid of the images, for runs that have none.")
     tr_s: float = Field(1.44, gt=0.05, le=10, description="Time between the frames of a window, in s.")
-    source_tr_s: float | None = Field(
-        None, gt=0.05, le=20, description="Repetition time of the input where header and sidecar are wrong, in s."
-    )
     window: WindowConfig = WindowConfig()
     blocks: BlocksConfig = BlocksConfig()
     split: SplitConfig = SplitConfig()
-    derivatives: tuple[Path, ...] = Field(
-        (), description="fMRIPrep folders (BIDS); default: INPUT itself, or those under INPUT/derivatives."
-    )
-    raw: Path | None = Field(
-        None, description="Raw BIDS root that holds the events, where INPUT is a derivative folder."
-    )
-    bids_database_dir: Path | None = Field(
-        None, description="Keep the pybids index here: built once, then only read (array jobs)."
-    )
     on_bad_run: Literal["fail", "skip"] = Field(
         "fail", description="fail: a damaged run makes its participant fail; skip: leave the run out and say so."
     )

@@ -1,34 +1,27 @@
 """Read and write NIfTI-1 images, distrustfully and fast.
 
-The header is checked against the size of the data before memory is taken, so a truncated or hostile file
-ends in one sentence. gzip is read through ISA-L, which inflates several times faster than zlib.
+The header is checked against the size of the data before memory is taken (`fmrisynth.bids.headers`), so a truncated
+or hostile file ends in one sentence. gzip is read through ISA-L, which inflates several times faster than zlib.
 
 Axis legend: X, Y, Z voxel axes; T frames.
 """
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_threaded, isal_zlib
-from nibabel.spatialimages import HeaderDataError
 
 from fmrisynth.bids.atomic import write_bytes
+from fmrisynth.bids.headers import HEADER_BYTES, Header, check_header, damage_explained, open_image, read_header
 from fmrisynth.errors import FmrisynthError
 
-MAX_BYTES = 64 * 2**30
-"""Largest uncompressed image that is read (64 GiB; an HCP run is 0.5 to 1.5 GB)."""
-
-_HEADER_BYTES = 352
-_GZIP_ERRORS: tuple[type[Exception], ...] = (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile)  # type: ignore[assignment]
+__all__ = ["Header", "Image", "iterate_frames", "read_header", "read_image", "write_image"]
 
 
 @dataclass(frozen=True)
@@ -71,49 +64,6 @@ class Image:
         return values
 
 
-@dataclass(frozen=True)
-class Header:
-    """What the header of an image says, checked against the size of its file.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    shape : tuple of int
-        As stored; trailing axes of length 1 are dropped.
-    dtype : numpy dtype
-        Stored type, with byte order.
-    affine : array of shape (4, 4), float64
-        Voxel to world, in mm.
-    slope, intercept : float
-        ``value = stored * slope + intercept``.
-    tr_s : float
-        Repetition time in seconds, 0 if the header has none.
-    offset : int
-        Where the voxels start, bytes.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    affine: np.ndarray
-    slope: float
-    intercept: float
-    tr_s: float
-    offset: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of the voxels."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def read_header(path: Path, *, ndim: int | None = None) -> Header:
-    """Read and check the header of an image, without its voxels (see `read_image`)."""
-    with _damage_explained(path), _open(path) as stream:
-        return _header(path, stream, ndim)
-
-
 def iterate_frames(path: Path) -> Iterator[np.ndarray]:
     """Yield the frames of a 4D image one by one, as stored (no intensity scaling), Fortran order.
 
@@ -125,9 +75,9 @@ def iterate_frames(path: Path) -> Iterator[np.ndarray]:
     FmrisynthError
         As `read_image`, at the frame where the damage is.
     """
-    with _damage_explained(path), _open(path, ahead=True) as stream:
-        header = _header(path, stream, 4)
-        _skip(stream, header.offset - _HEADER_BYTES)
+    with damage_explained(path), open_image(path, ahead=True) as stream:
+        header = check_header(path, stream, 4)
+        _skip(stream, header.offset - HEADER_BYTES)
         volume_bytes = header.n_bytes // header.shape[3]
         for number in range(header.shape[3]):
             raw = np.empty(volume_bytes, dtype=np.uint8)
@@ -153,9 +103,9 @@ def read_image(path: Path, *, ndim: int | None = None) -> Image:
     FmrisynthError
         Missing, empty, truncated or corrupt file; not NIfTI-1; implausible size; wrong dimensions.
     """
-    with _damage_explained(path), _open(path) as stream:
-        header = _header(path, stream, ndim)
-        _skip(stream, header.offset - _HEADER_BYTES)
+    with damage_explained(path), open_image(path) as stream:
+        header = check_header(path, stream, ndim)
+        _skip(stream, header.offset - HEADER_BYTES)
         raw = np.empty(header.n_bytes, dtype=np.uint8)
         got = _read_into(stream, raw.data)
         if got < header.n_bytes:
@@ -220,7 +170,7 @@ def write_image(
     header.set_qform(affine, code)
     zooms = tuple(np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
     header.set_zooms(zooms + ((float(tr_s or 1.0),) if array.ndim == 4 else ()))
-    header["vox_offset"] = _HEADER_BYTES
+    header["vox_offset"] = HEADER_BYTES
     if dtype == "int16":
         slope = float(np.float32(np.abs(array).max(initial=0.0) / 32767.0)) or 1.0
         header.set_slope_inter(slope, 0.0)
@@ -228,108 +178,17 @@ def write_image(
     else:
         header.set_slope_inter(1.0, 0.0)
         stored = array.astype(np.dtype(dtype).newbyteorder("<"))
-    content = header.binaryblock + b"\0" * (_HEADER_BYTES - len(header.binaryblock)) + stored.tobytes(order="F")
+    content = header.binaryblock + b"\0" * (HEADER_BYTES - len(header.binaryblock)) + stored.tobytes(order="F")
     if path.name.endswith(".gz"):
         packer = image_packer()
         content = packer.compress(content) + packer.flush()
     write_bytes(path, content)
 
 
-@contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
-    """Turn what a damaged file raises into one sentence."""
-    try:
-        yield
-    except _GZIP_ERRORS as error:
-        raise FmrisynthError(f"{path}: the gzip data are damaged or cut short ({error}); get it again.") from None
-    except OSError as error:
-        raise FmrisynthError(f"{path}: the image cannot be read ({error.strerror or error}).") from None
-
-
 def _truncated(path: Path, expected: int, found: int) -> FmrisynthError:
     return FmrisynthError(
         f"{path}: expected {expected} bytes of voxels, found {found}; the file is truncated, get it again."
     )
-
-
-def _open(path: Path, *, ahead: bool = False):
-    if not path.exists():
-        raise FmrisynthError(f"{path}: there is no such image; check the path.")
-    if path.stat().st_size == 0:
-        raise FmrisynthError(
-            f"{path}: the image is empty (0 bytes); if the dataset is under DataLad or git-annex, get its content first."
-        )
-    if not path.name.endswith(".gz"):
-        return open(path, "rb")
-    if ahead:
-        return igzip_threaded.open(path, "rb", threads=1)
-    return igzip.open(path, "rb")
-
-
-def _header(path: Path, stream, ndim: int | None) -> Header:
-    raw = _read_header(path, stream)
-    shape = tuple(int(n) for n in raw.get_data_shape())
-    dtype = raw.get_data_dtype()
-    n_bytes = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 1 or n_bytes > MAX_BYTES or not 0 <= int(raw["vox_offset"]) < 2**20:
-        raise FmrisynthError(
-            f"{path}: the header claims an image of {' x '.join(map(str, shape))} {dtype} voxels, which is "
-            "not plausible; the file is damaged, get it again."
-        )
-    _check_claim(path, n_bytes)
-    tr_s = _tr_s(raw, len(shape))
-    while len(shape) > 3 and shape[-1] == 1 and ndim != len(shape):
-        shape = shape[:-1]
-    if ndim is not None and len(shape) != ndim:
-        raise FmrisynthError(
-            f"{path}: expected a {ndim}D image, found {len(shape)}D ({' x '.join(map(str, shape))}); "
-            "check that this is the right file."
-        )
-    pixdim = raw["pixdim"]  # some writers leave 0 for the handedness 1, or signs
-    pixdim[:4] = [pixdim[0] if pixdim[0] in (-1, 1) else 1, *np.abs(pixdim[1:4])]
-    try:
-        affine = raw.get_best_affine()
-        slope, intercept = raw.get_slope_inter()
-    except (HeaderDataError, ValueError) as error:
-        raise FmrisynthError(f"{path}: the header is damaged ({error}); get the file again.") from None
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise FmrisynthError(f"{path}: the affine of the header is not invertible; the header is damaged.")
-    return Header(
-        path=path,
-        shape=shape,
-        dtype=dtype,
-        affine=affine,
-        slope=1.0 if slope is None else float(slope),
-        intercept=0.0 if intercept is None else float(intercept),
-        tr_s=tr_s,
-        offset=max(int(raw["vox_offset"]), _HEADER_BYTES),
-    )
-
-
-def _read_header(path: Path, stream) -> nib.Nifti1Header:
-    block = stream.read(_HEADER_BYTES)
-    try:
-        header = nib.Nifti1Header(block[:348], check=False)  # extensions after it are skipped, not parsed
-        if header["magic"].item() not in (b"n+1", b"ni1") or int(header["sizeof_hdr"]) != 348:
-            raise ValueError("no NIfTI-1 magic")
-        dtype = header.get_data_dtype()
-        if dtype.kind not in "iuf":
-            raise ValueError(f"voxel type {dtype}")
-    except Exception as error:
-        raise FmrisynthError(f"{path}: expected a NIfTI-1 image, found something else ({error}).") from None
-    return header
-
-
-def _check_claim(path: Path, n_bytes: int) -> None:
-    """Refuse a header that promises more than its file could hold, before the memory is taken."""
-    size = path.stat().st_size
-    # Deflate cannot exceed about 1032:1, and a plain file holds what it holds.
-    most = size * 1100 if path.name.endswith(".gz") else size
-    if n_bytes > most:
-        raise FmrisynthError(
-            f"{path}: the header promises {n_bytes} bytes of voxels, more than a file of {size} bytes can hold; "
-            "the file is truncated or damaged, get it again."
-        )
 
 
 def _skip(stream, n_bytes: int) -> None:
@@ -345,12 +204,3 @@ def _read_into(stream, view: memoryview) -> int:
             break
         done += n
     return done
-
-
-def _tr_s(header: nib.Nifti1Header, ndim: int) -> float:
-    if ndim < 4:
-        return 0.0
-    value = float(header["pixdim"][4])
-    unit = header.get_xyzt_units()[1]
-    scale = {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
-    return value * scale if np.isfinite(value) and value > 0 else 0.0

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from fmrisynth.data.percent import percent_change, usable_voxels
 from fmrisynth.errors import FmrisynthError
 
 Normalisation = Literal["dynamics", "global"]
@@ -45,13 +46,14 @@ def normalise(
     Returns
     -------
     array of the shape of `bold_XYZT`, float32
-        Percent signal change, or z units; 0 outside the mask.
+        Percent signal change, or z units; 0 outside the mask, and for percent signal change where the reference is
+        too small to divide by (`fmrisynth.data.percent.usable_voxels`).
     """
     inside = mask_XYZ[..., None]
     if kind == "dynamics":
-        usable = mask_XYZ & (reference_XYZ > 0)
+        usable = usable_voxels(reference_XYZ, mask_XYZ)
         safe = np.where(usable, reference_XYZ, 1.0).astype(np.float32)[..., None]
-        change_XYZT: np.ndarray = (bold_XYZT / safe - 1.0) * np.float32(100.0)
+        change_XYZT = percent_change(bold_XYZT, safe)
         return np.where(usable[..., None], change_XYZT, 0.0).clip(-PSC_LIMIT, PSC_LIMIT).astype(np.float32)
     mean, std = _brain_statistics(reference_XYZ, mask_XYZ)
     return np.where(inside, (bold_XYZT - mean) / std, 0.0).astype(np.float32)

@@ -8,44 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmrisynth.bids.events import FoundBlock
+from fmrisynth.bids.runs import Timing
 from fmrisynth.config.prepare import BlocksConfig, WindowConfig
 
 NEGATIVE_ONSET = "starts before the run"
 PAST_END = "runs past the end"
 TOO_SHORT = "too short"
 OVERLAPPING = "overlaps another block"
-DROP_REASONS = (NEGATIVE_ONSET, PAST_END, TOO_SHORT, OVERLAPPING)
+NO_SIGNAL = "lies in volumes that are no signal"
+DROP_REASONS = (NEGATIVE_ONSET, PAST_END, TOO_SHORT, OVERLAPPING, NO_SIGNAL)
+
+MAX_BAD_SHARE = 1 / 3
+"""Windows with a larger share of bad frames are dropped; others get them from their neighbours."""
 
 _TOLERANCE_S = 1e-3
-
-
-@dataclass(frozen=True)
-class Timing:
-    """When the frames of a run were acquired, on the clock of its events.
-
-    Attributes
-    ----------
-    n_frames : int
-        Frames.
-    tr_s : float
-        Repetition time, seconds.
-    first_frame_s : float
-        Time of the first frame, seconds.
-    """
-
-    n_frames: int
-    tr_s: float
-    first_frame_s: float = 0.0
-
-    @property
-    def times_s(self) -> np.ndarray:
-        """Time of every frame, seconds."""
-        return self.first_frame_s + self.tr_s * np.arange(self.n_frames)
-
-    @property
-    def end_s(self) -> float:
-        """End of the acquisition, seconds."""
-        return self.n_frames * self.tr_s
 
 
 @dataclass(frozen=True)
@@ -89,7 +65,13 @@ class Dropped:
 
 
 def plan_windows(
-    blocks: Sequence[FoundBlock], timing: Timing, window: WindowConfig, rules: BlocksConfig, tr_s: float
+    blocks: Sequence[FoundBlock],
+    timing: Timing,
+    window: WindowConfig,
+    rules: BlocksConfig,
+    tr_s: float,
+    *,
+    bad_frames: frozenset[int] = frozenset(),
 ) -> tuple[list[Window], list[Dropped]]:
     """Choose the windows of a run.
 
@@ -103,6 +85,8 @@ def plan_windows(
         Length and place of windows; which blocks are usable.
     tr_s : float
         Spacing of the output frames, seconds.
+    bad_frames : frozenset of int
+        Frames that are no signal (non-steady-state, outlying).
 
     Returns
     -------
@@ -111,15 +95,18 @@ def plan_windows(
     dropped : list of Dropped
         The other blocks with the reason.
     """
-    windows, dropped = [], []
-    overlapping = _overlapping(blocks, rules)
-    for number, block in enumerate(blocks):
+    candidates = []
+    for block in blocks:
         start_s = block.onset_s + window.delay_s
         if window.align == "frame":
             nearest = round((start_s - timing.first_frame_s) / timing.tr_s)
             start_s = timing.first_frame_s + nearest * timing.tr_s
-        candidate = Window(block, start_s, window.n_frames, tr_s)
-        if block.onset_s < -_TOLERANCE_S or start_s < timing.first_frame_s - timing.tr_s / 2 - _TOLERANCE_S:
+        candidates.append(Window(block, start_s, window.n_frames, tr_s))
+    windows, dropped = [], []
+    overlapping = _overlapping(candidates, rules)
+    for number, candidate in enumerate(candidates):
+        block = candidate.block
+        if block.onset_s < -_TOLERANCE_S or candidate.start_s < timing.first_frame_s - timing.tr_s / 2 - _TOLERANCE_S:
             dropped.append(Dropped(block, NEGATIVE_ONSET))
         elif number in overlapping:
             dropped.append(Dropped(block, OVERLAPPING))
@@ -127,9 +114,20 @@ def plan_windows(
             dropped.append(Dropped(block, PAST_END))
         elif block.duration_s < rules.min_duration_s - _TOLERANCE_S:
             dropped.append(Dropped(block, TOO_SHORT))
+        elif bad_frames and _lacks_signal(candidate, timing, bad_frames):
+            dropped.append(Dropped(block, NO_SIGNAL))
         else:
             windows.append(candidate)
     return windows, dropped
+
+
+def _lacks_signal(window: Window, timing: Timing, bad_frames: frozenset[int]) -> bool:
+    """Whether a window begins or ends in bad frames, or has too many: they cannot be interpolated then."""
+    inside = np.flatnonzero(
+        np.abs(timing.times_s - window.times_s[:, None]).min(axis=0) <= timing.tr_s / 2 + _TOLERANCE_S
+    )
+    bad = [int(frame) in bad_frames for frame in inside]
+    return not bad or bad[0] or bad[-1] or sum(bad) > MAX_BAD_SHARE * len(bad)
 
 
 def _is_past_the_end(window: Window, timing: Timing) -> bool:
@@ -139,26 +137,33 @@ def _is_past_the_end(window: Window, timing: Timing) -> bool:
     return ends_s > timing.end_s + _TOLERANCE_S or window.times_s[-1] > last_frame_s + timing.tr_s / 2 + _TOLERANCE_S
 
 
-def _overlapping(blocks: Sequence[FoundBlock], rules: BlocksConfig) -> set[int]:
-    """Blocks whose label is ambiguous: of two of one condition the later, of two conditions both.
+def _overlapping(windows: Sequence[Window], rules: BlocksConfig) -> set[int]:
+    """Windows whose label is ambiguous, because another block runs while their own block does, inside the window.
 
-    Blocks that are dropped anyway (before the run, too short: button presses, cues) take nothing with them.
+    Of two of one condition the later is dropped. Blocks that are dropped anyway (before the run, too short: button
+    presses, cues) take nothing with them, and a block that another one meets only after its window keeps it.
     """
     found: set[int] = set()
     usable = [
-        number for number, block in enumerate(blocks)
-        if block.onset_s >= -_TOLERANCE_S and block.duration_s >= rules.min_duration_s - _TOLERANCE_S
+        number for number, window in enumerate(windows)
+        if window.block.onset_s >= -_TOLERANCE_S and window.block.duration_s >= rules.min_duration_s - _TOLERANCE_S
     ]  # fmt: skip
     for at, first in enumerate(usable):
-        one = blocks[first]
+        one = windows[first]
         for second in usable[at + 1 :]:
-            other = blocks[second]
-            if other.onset_s >= one.end_s:
+            other = windows[second]
+            if other.block.onset_s >= one.block.end_s:
                 break
-            if min(one.end_s, other.end_s) - other.onset_s <= rules.overlap_s:
-                continue
-            if other.condition.label != one.condition.label:
-                found |= {first, second}
-            elif first not in found:
+            same = other.block.condition.label == one.block.condition.label
+            if not same and _shared_s(one, other.block) > rules.overlap_s:
+                found.add(first)
+            if _shared_s(other, one.block) > rules.overlap_s and not (same and first in found):
                 found.add(second)
     return found
+
+
+def _shared_s(window: Window, other: FoundBlock) -> float:
+    """How long another block runs inside the part of a window that its own block fills, seconds."""
+    start_s = max(window.block.onset_s, window.start_s, other.onset_s)
+    end_s = min(window.block.end_s, window.start_s + window.n_frames * window.tr_s, other.end_s)
+    return end_s - start_s

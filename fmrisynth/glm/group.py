@@ -10,7 +10,7 @@ from fmrisynth.glm.effects import EffectTable
 from fmrisynth.glm.statistics import Estimate, fixed_effects, random_effects
 
 RANDOM_EFFECTS = "random effects over subjects"
-SINGLE_SUBJECT = "single subject: fixed effects over blocks"
+SINGLE_SUBJECT = "single subject: fixed effects"
 
 
 @dataclass(frozen=True)

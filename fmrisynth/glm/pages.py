@@ -14,6 +14,7 @@ from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block
 from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.data.nifti import read_image
+from fmrisynth.glm.run_model import FittedTask
 from fmrisynth.glm.windows import block_design
 from fmrisynth.progress import count
 from fmrisynth.report import Page, Section, Table, Text, render_page
@@ -89,17 +90,17 @@ def write_block_page(
 
 
 def write_run_page(
-    out: Path, base: naming.Entities, task: str, model: Any, background: np.ndarray,
-    rows: Sequence[dict[str, Any]], config: GlmConfig,
-) -> None:  # fmt: skip
+    out: Path, base: naming.Entities, task: str, fitted: FittedTask, rows: Sequence[dict[str, Any]], config: GlmConfig
+) -> None:
     """Write ``sub-<label>.html`` of whole runs (of the last task, where a subject has several)."""
-    mask_image = model.masker_.mask_img_
-    mask_XYZ = np.asarray(mask_image.dataobj) > 0
-    grid = make_grid(mask_XYZ.shape, mask_image.affine, base.space or "scanner")
+    mask_XYZ = fitted.mask_XYZ
+    grid = make_grid(mask_XYZ.shape, fitted.affine, base.space or "scanner")
     designs = [
-        (f"run {i + 1}", matrix.to_numpy(), tuple(map(str, matrix.columns)), float(matrix.index[1] - matrix.index[0]))
-        for i, matrix in enumerate(model.design_matrices_)
-    ]
+        (f"run {i + 1}", run.design.to_numpy(), tuple(map(str, run.design.columns)),
+         float(run.design.index[1] - run.design.index[0]))
+        for i, run in enumerate(fitted.runs)
+    ]  # fmt: skip
+    doubts = [Section("Doubts", [Text(text) for text in fitted.doubts])] if fitted.doubts else []
     page = Page(
         title=f"sub-{base.sub}: task {task}",
         subtitle=f"Whole-run GLM of {count(len(designs), 'run')}, {count(len(rows), 'contrast')}.",
@@ -108,7 +109,8 @@ def write_run_page(
                ("smoothing", f"{config.resolved_smoothing_fwhm_mm:g} mm FWHM")),
         sections=(
             Section("Contrasts", [_table(rows, "runs")]),
-            Section("Maps", _contrast_elements(out, base, rows, background, mask_XYZ, grid)),
+            Section("Maps", _contrast_elements(out, base, rows, fitted.mean_XYZ, mask_XYZ, grid)),
+            *doubts,
             Section("Design", [Figure.of(design_figure(designs[:4]), "Design matrices of the runs.")]),
         ),
     )  # fmt: skip

@@ -1,237 +1,117 @@
-"""The whole-run GLM of a BIDS or fMRIPrep dataset, through nilearn's ``FirstLevelModel``."""
+"""``fmrisynth glm --unit run``: the whole runs of an HCP tree, a BIDS or an fMRIPrep dataset."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import remove_temporaries
+from fmrisynth.bids.discover import open_source
 from fmrisynth.bids.lock import exclusive
-from fmrisynth.bids.sidecars import read_tsv
+from fmrisynth.bids.runs import Run
+from fmrisynth.bids.sources import Source, choose_subjects
+from fmrisynth.conditions import fold, load_table, spell
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.grid import NATIVE_SPACE, make_grid
-from fmrisynth.data.nifti import read_header
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import Contrast, camel_case, parse_contrast
 from fmrisynth.glm.maps import read_index, write_index
-from fmrisynth.glm.stage import SubjectResult, chosen_subjects, write_subject_contrast
-from fmrisynth.glm.statistics import Estimate
-from fmrisynth.parse import read_json
+from fmrisynth.glm.run_model import condition_name, condition_names, contrast_estimate, fit_runs
+from fmrisynth.glm.stage import SubjectResult, write_subject_contrast
 from fmrisynth.progress import log, reason_of, track
 
-MOTION = re.compile(r"^(trans|rot)_[xyz]$")
-TISSUE = ("csf", "white_matter")
-_NOT_CONDITIONS = {"", "n/a", "nan"}
+
+def open_runs(dataset: Path, config: GlmConfig) -> Source:
+    """The dataset as the reader of runs sees it: the best image of each run, whatever its space."""
+    return open_source(dataset, config, load_table(), images="any")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One BOLD run with the files that belong to it."""
+def runs_of(source: Source, subject: str, config: GlmConfig) -> list[Run]:
+    """A participant's runs with conditions, of the task asked for.
 
-    bold: Path
-    events: Path
-    mask: Path | None
-    confounds: Path | None
-    tr_s: float
-    start_time_s: float | None
-    entities: dict[str, str]
-
-    @property
-    def task(self) -> str:
-        """BIDS task name."""
-        return self.entities.get("task", "task")
-
-
-def find_runs(dataset: Path, task: str | None = None, *, failed: dict[str, str] | None = None) -> dict[str, list[Run]]:
-    """Runs with events of a BIDS dataset, by subject.
-
-    Preprocessed images (``desc-preproc``) below the dataset are preferred over raw ones; among them, MNI
-    spaces over others. Events may lie in the raw dataset when the images are in its ``derivatives``.
-
-    Parameters
-    ----------
-    dataset : Path
-        BIDS root, fMRIPrep derivatives, or a BIDS root with ``derivatives/fmriprep``.
-    task : str, optional
-        Only this task.
-    failed : dict, optional
-        Takes the subjects with a run that cannot be used, and why; without it the first one is raised.
+    Runs without conditions (rest, no events file) do not matter to others; a run that cannot be right does to its task.
 
     Raises
     ------
     FmrisynthError
-        No run with events.
+        No run is left, or one of them cannot be right.
     """
-    images = sorted(p for p in dataset.rglob("sub-*_bold.nii*") if not p.name.startswith("."))
-    best: dict[tuple[str, ...], tuple[tuple[int, ...], Path]] = {}
-    for path in images:
-        entities = naming.parse_entities(path.name)
-        if task is not None and entities.get("task", "").lower() != task.lower():
+    found, without = [], []
+    for run in source.runs(subject):
+        if config.task is not None and fold(run.task) != fold(config.task):
             continue
-        key = tuple(entities.get(name, "") for name in ("sub", "ses", "task", "acq", "dir", "run", "echo"))
-        rank = (entities.get("desc") == "preproc", "MNI" in entities.get("space", ""), entities.get("space", "") != "")
-        if key not in best or rank > best[key][0]:
-            best[key] = (rank, path)
-    runs: dict[str, list[Run]] = {}
-    without = []
-    for _, path in best.values():
-        events = _companion(dataset, path, "_events.tsv", ("sub", "ses", "task", "acq", "dir", "run"))
-        if events is None:
-            without.append(path.name)
-            continue
-        entities = naming.parse_entities(path.name)
-        stem = re.sub(r"_desc-[^_]+", "", path.name.split("_bold.nii")[0])
-        bare = re.sub(r"_(space|res)-[^_]+", "", stem)
-        mask = path.with_name(f"{stem}_desc-brain_mask.nii.gz")
-        confounds = next(
-            (
-                c
-                for name in ("timeseries", "regressors")
-                if (c := path.with_name(f"{bare}_desc-confounds_{name}.tsv")).exists()
-            ),
-            None,
+        unread = any(p.severity == "error" and p.name == "events" for p in run.problems)
+        if any(spell(event.label) for event in run.events) or unread:
+            found.append(run)
+        else:
+            without.append(run)
+    for run in without:
+        log.warning(
+            "%s", "; ".join(run.warnings) or f"{run.name}: no events file, or an empty one; the run is left out."
         )
+    if not found:
+        asked = f" of task {config.task!r}" if config.task else ""
+        reasons = "; ".join(text for run in without for text in run.warnings)
+        raise FmrisynthError(
+            f"{source.root}: participant {subject} has no run{asked} with an events file"
+            + (f" ({reasons})" if reasons else "")
+            + "; point to the BIDS root that holds the events (fMRIPrep output alone has none)."
+        )
+    return found
+
+
+def _find_runs(
+    dataset: Path, config: GlmConfig, participant_labels: Sequence[str] | None
+) -> tuple[dict[str, list[Run]], dict[str, str]]:
+    """Runs by participant, and the participants that have none; contrasts are checked before any fit.
+
+    Raises
+    ------
+    UsageError
+        An unknown participant, or conditions of contrasts that no run has; all of them are named.
+    """
+    source = open_runs(dataset, config)
+    found: dict[str, list[Run]] = {}
+    failed: dict[str, str] = {}
+    known: set[str] = set()
+    for subject in choose_subjects(dataset, source.subjects(), participant_labels):
         try:
-            timing = _timing(dataset, path)
+            runs = runs_of(source, subject, config)
+            known |= {name for own in _by_task(runs).values() for name in condition_names(own).values()}
+            found[subject] = runs
         except FmrisynthError as error:
-            if failed is None:
-                raise
-            failed[entities["sub"]] = str(error)
-            continue
-        runs.setdefault(entities["sub"], []).append(
-            Run(path, events, mask if mask.exists() else None, confounds, *timing, entities)
-        )
-    if not runs and not failed:
-        asked = f" of task {task!r}" if task else ""
-        raise FmrisynthError(
-            f"{dataset}: found {len(images)} BOLD images and no run{asked} with an events file; point to the BIDS root that "
-            "holds the events (fMRIPrep output alone has none)."
-        )
-    if without:
-        log.warning("%d runs without events were left out: %s", len(without), ", ".join(without[:5]))
-    return runs
-
-
-def _companion(dataset: Path, bold: Path, ending: str, entities: Sequence[str]) -> Path | None:
-    """A file that applies to a run by BIDS inheritance, searched from the run's folder upwards."""
-    own = naming.parse_entities(bold.name)
-    wanted = {name: own[name] for name in entities if name in own}
-    relative = Path(f"sub-{own['sub']}", *([f"ses-{own['ses']}"] if "ses" in own else []), "func")
-    roots = [dataset, dataset.parent, dataset.parent.parent]  # images may lie in <root>/derivatives/<pipeline>
-    upwards = [folder for folder in bold.parents if folder == dataset or dataset in folder.parents]
-    folders = [*upwards, *(root / relative for root in roots), *roots[1:]]
-    best: tuple[int, Path] | None = None
-    for folder in folders:
-        for path in sorted(folder.glob(f"*{ending}")):
-            found = naming.parse_entities(path.name)
-            shared = {
-                k: v for k, v in found.items() if k in own and k not in ("suffix", "extension", "space", "res", "desc")
-            }
-            if any(wanted.get(key) != value for key, value in shared.items()):
-                continue
-            if "task" in wanted and found.get("task") != wanted["task"]:
-                continue
-            if best is None or len(shared) > best[0]:
-                best = (len(shared), path)
-        if best is not None:
-            return best[1]
-    return None
-
-
-def _timing(dataset: Path, bold: Path) -> tuple[float, float | None]:
-    """Repetition time and, where slice timing was corrected, the reference time within it (seconds)."""
-    sidecar = bold.with_name(bold.name.split(".nii")[0] + ".json")
-    inherited = _companion(dataset, bold, "_bold.json", ("sub", "ses", "task", "acq", "dir", "run"))
-    keys: dict[str, Any] = {}
-    for path in dict.fromkeys(p for p in (inherited, sidecar) if p is not None and p.exists()):
+            failed[subject] = str(error)
+    wrong = []
+    for formula in config.contrasts if found else ():
         try:
-            content = read_json(path)
-        except (OSError, ValueError):
-            continue
-        keys |= content if isinstance(content, dict) else {}
-    start = keys.get("StartTime")
-    start_s = float(start) if isinstance(start, (int, float)) and keys.get("SliceTimingCorrected") else None
-    value = keys.get("RepetitionTime")
-    if isinstance(value, (int, float)) and 0 < value < 60:
-        return float(value), start_s
-    value = read_header(bold).tr_s
-    if not 0 < value < 60:
-        raise FmrisynthError(f"{bold}: neither its JSON nor its header has a repetition time; add RepetitionTime.")
-    return value, start_s
+            parse_contrast(_local(formula, known, found), sorted(known))
+        except UsageError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UsageError(" ".join(wrong))
+    return found, failed
 
 
-def read_events(path: Path):
-    """Events of a run as nilearn wants them; trial types become formula-safe names.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns onset, duration (s), trial_type.
-
-    Raises
-    ------
-    FmrisynthError
-        Missing columns, numbers that cannot be read, or no event with a trial type.
-    """
-    import pandas as pd
-
-    rows = []
-    for row in read_tsv(path, ("onset", "duration", "trial_type")):
-        if row["trial_type"].strip() in _NOT_CONDITIONS:
-            continue
-        try:
-            duration = 0.0 if row["duration"] in _NOT_CONDITIONS else float(row["duration"])
-            rows.append((float(row["onset"]), duration, safe_name(row["trial_type"])))
-        except ValueError:
-            raise FmrisynthError(
-                f"{path}: onset or duration of {row['trial_type']!r} is not a number; mend the table."
-            ) from None
-    if not rows:
-        raise FmrisynthError(f"{path}: no row has a trial_type; the GLM needs at least one condition.")
-    return pd.DataFrame(rows, columns=["onset", "duration", "trial_type"])
-
-
-def safe_name(trial_type: str) -> str:
-    """A trial type as a word: characters other than letters, digits and '_' become '_'."""
-    word = re.sub(r"\W+", "_", trial_type.strip()).strip("_")
-    return word if word and not word[0].isdigit() else f"c{word}"
-
-
-def read_confounds(path: Path | None, n_frames: int, config: GlmConfig):
-    """Six movement parameters, CSF and white matter of an fMRIPrep confounds file, or None.
-
-    Missing values of first frames (derivatives, framewise displacement) are set to the column mean.
-    """
-    if path is None or config.confounds == "none":
-        return None
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, sep="\t", na_values=["n/a"])
-    except (OSError, ValueError) as error:
-        raise FmrisynthError(f"{path}: the confounds cannot be read ({error}).") from None
-    names = [name for name in table.columns if MOTION.match(str(name)) or name in TISSUE]
-    if not names:
-        return None
-    if len(table) != n_frames:
-        raise FmrisynthError(
-            f"{path}: expected one row per frame ({n_frames}), found {len(table)}; check that it belongs to the run."
+def plan_runs(dataset: Path, config: GlmConfig, participant_labels: Sequence[str] | None = None) -> list[str]:
+    """What would be fitted, in lines: the files of every run, its clock, and the doubts about it."""
+    found, failed = _find_runs(dataset, config, participant_labels)
+    lines = [f"sub-{subject}: cannot be analysed: {reason}" for subject, reason in failed.items()]
+    for run in (run for runs in found.values() for run in runs):
+        when = (
+            f"TR {run.timing.tr_s:g} s, first frame at {run.timing.first_frame_s:g} s ({run.timing.clock})"
+            if run.timing
+            else ""
         )
-    try:
-        chosen = table[names].astype(float).replace([np.inf, -np.inf], np.nan)
-    except (ValueError, TypeError) as error:
-        raise FmrisynthError(
-            f"{path}: a confound holds something that is no number ({error}); mend the table."
-        ) from None
-    chosen = chosen.fillna(chosen.mean()).fillna(0.0)
-    return chosen.loc[:, chosen.std() > 0]
+        files = [path.name for path in (run.mask, run.confounds_file, *run.events_files) if path]
+        lines.append(
+            f"sub-{run.subject} task-{run.task}: {run.name}: {when}; {', '.join(files)}; {len(run.events)} events"
+        )
+        lines += [f"  {problem.severity}: {problem.text}" for problem in run.problems]
+    return lines
 
 
 def fit_dataset(
@@ -239,30 +119,22 @@ def fit_dataset(
 ) -> tuple[list[SubjectResult], dict[str, str]]:
     """Fit every subject and task; see `fmrisynth.glm.run_glm`."""
     results: list[SubjectResult] = []
-    failed: dict[str, str] = {}
-    found = find_runs(dataset, config.task, failed=failed)
-    chosen = chosen_subjects(dataset, sorted({*found, *failed}), participant_labels)
-    failed = {subject: reason for subject, reason in failed.items() if subject in chosen}
-    found = {subject: found[subject] for subject in chosen if subject in found and subject not in failed}
-    known: set[str] = set()
-    for subject, runs in list(found.items()):
-        try:
-            known |= {safe_name(str(t)) for run in runs for t in read_events(run.events)["trial_type"]}
-        except FmrisynthError as error:
-            failed[subject] = str(error)
-            del found[subject]
-    if not found:
-        return results, failed
-    for formula in config.contrasts:
-        parse_contrast(_local(formula, known, found), sorted(known))
+    found, failed = _find_runs(dataset, config, participant_labels)
     for subject, runs in track(list(found.items()), "GLM of runs", total=len(found)):
         try:
             with exclusive(out, f"sub-{subject}"):
-                results.append(fit_subject_runs(subject, runs, out, config))
+                results.append(fit_subject_runs(subject, runs, out, config, failed))
         except Exception as error:
             failed[subject] = reason_of(f"sub-{subject}", error)
             log.warning("sub-%s: %s", subject, failed[subject])
     return results, failed
+
+
+def _by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    tasks: dict[str, list[Run]] = {}
+    for run in runs:
+        tasks.setdefault(run.task or "task", []).append(run)
+    return tasks
 
 
 def _local(formula: str, known: set[str], found: dict[str, list[Run]]) -> str:
@@ -283,13 +155,20 @@ def localise_formula(formula: str, known: set[str], tasks: set[str]) -> str:
     def replace(match: re.Match[str]) -> str:
         word = match.group(0)
         task, _, rest = word.partition("_")
-        return rest if word not in known and task.lower() in tasks and rest in known else word
+        name = condition_name(rest)
+        return name if word not in known and task.lower() in tasks and name in known else word
 
     return re.sub(r"[A-Za-z]\w*", replace, formula)
 
 
-def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmConfig) -> SubjectResult:
-    """Fit a subject's runs, one model per task, and write its contrasts."""
+def fit_subject_runs(
+    subject: str, runs: Sequence[Run], out: Path, config: GlmConfig, failed: dict[str, str]
+) -> SubjectResult:
+    """Fit a subject's runs, one model per task, and write its contrasts.
+
+    A task that cannot be fitted is noted in `failed` and takes nothing from the others; the subject then counts as
+    unfinished.
+    """
     first = runs[0].entities
     base = naming.Entities(
         sub=subject, ses=first.get("ses"), space=first.get("space", NATIVE_SPACE), res=first.get("res")
@@ -300,141 +179,75 @@ def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmCo
         return SubjectResult(base, list(finished))
     remove_temporaries(out / f"sub-{subject}")
     rows: list[dict[str, Any]] = []
-    tasks = dict.fromkeys(run.task for run in runs)
-    for task in tasks:
-        own = [run for run in runs if run.task == task]
-        rows += _fit_task(base, task, own, out, config, settings)
+    reasons = {}
+    for task, own in _by_task(runs).items():
+        try:
+            rows += _fit_task(base, task, own, out, config, settings)
+        except FmrisynthError as error:
+            reasons[f"{subject} task-{task}"] = str(error)
     if not rows:
-        raise FmrisynthError(f"sub-{subject}: has none of the conditions that the contrasts need.")
-    write_index(out, subject, rows)
+        errors = [p.text for run in runs for p in run.problems if p.severity == "error"]
+        why = "; ".join([*reasons.values()] or errors[:3]) or "it has none of the conditions that the contrasts need"
+        raise FmrisynthError(f"no map could be made: {why}")
+    failed.update(reasons)
+    if not reasons:
+        write_index(out, subject, rows)
     return SubjectResult(base, rows)
 
 
 def _settings(config: GlmConfig, runs: Sequence[Run]) -> str:
-    parts = [config.digest(), *(f"{run.bold.name}|{run.bold.stat().st_size}|{run.tr_s}" for run in runs)]
+    parts = [config.digest(), *(f"{run.bold.name}|{run.bold.stat().st_size}|{run.timing}" for run in runs)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def first_level_model(runs: Sequence[Run], config: GlmConfig):
-    """nilearn's model of a subject's runs of one task, fitted.
-
-    Scaling: each voxel's run mean is 100 (``signal_scaling=0``), so effects are percent signal change; smoothing
-    comes first, as in nilearn and SPM.
-    """
-    from nilearn.glm.first_level import FirstLevelModel
-    from nilearn.masking import intersect_masks
-
-    drift = config.resolved_drift
-    masks = [str(read_header(run.mask).path) for run in runs if run.mask is not None]
-    trs = {round(run.tr_s, 4) for run in runs}
-    if len(trs) > 1:
-        raise FmrisynthError(
-            f"{runs[0].bold.name}: runs of one task differ in TR ({sorted(trs)} s); analyse them apart."
-        )
-    start_s = runs[0].start_time_s
-    model = FirstLevelModel(
-        t_r=runs[0].tr_s,
-        slice_time_ref=config.slice_time_ref if start_s is None else min(start_s / runs[0].tr_s, 1.0),
-        hrf_model=config.hrf,
-        drift_model={"none": None, "linear": "polynomial", "cosine": "cosine"}[drift],
-        drift_order=1,
-        high_pass=config.high_pass_hz,
-        noise_model=config.resolved_noise_model,
-        smoothing_fwhm=config.resolved_smoothing_fwhm_mm or None,
-        signal_scaling=0,
-        mask_img=intersect_masks(masks, threshold=1) if len(masks) == len(runs) else None,
-        minimize_memory=True,
-        n_jobs=1,
-    )
-    import nibabel as nib
-
-    images, events, confounds = [], [], []
-    for run in runs:
-        shape = read_header(run.bold).shape  # checked against the size of the file before nilearn takes memory
-        image: Any = nib.load(run.bold)
-        if len(shape) != 4 or shape[3] < 10:
-            raise FmrisynthError(f"{run.bold}: expected a 4D run of at least 10 frames, found shape {shape}.")
-        images.append(image)
-        events.append(read_events(run.events))
-        confounds.append(read_confounds(run.confounds, shape[3], config))
-    given = confounds if all(c is not None for c in confounds) else None
-    try:
-        return model.fit(images, events=events, confounds=given)
-    except (ValueError, EOFError, OSError) as error:
-        raise FmrisynthError(f"{runs[0].bold}: nilearn could not fit the run: {error}") from None
 
 
 def _fit_task(
     base: naming.Entities, task: str, runs: Sequence[Run], out: Path, config: GlmConfig, settings: str
 ) -> list[dict[str, Any]]:
-    conditions = list(dict.fromkeys(t for run in runs for t in read_events(run.events)["trial_type"]))
-    folded = {re.sub(r"\W", "", task).lower()}
+    """Fit one task of a subject and write its contrasts; a task without a contrast's conditions gives none of it."""
+    conditions = list(dict.fromkeys(condition_names(runs).values()))
+    task_word = re.sub(r"[^0-9A-Za-z]", "", task)
     contrasts = []
     for formula in config.contrasts:
         try:
-            contrasts.append(parse_contrast(localise_formula(formula, set(conditions), folded), conditions))
+            contrasts.append(parse_contrast(localise_formula(formula, set(conditions), {fold(task)}), conditions))
         except UsageError:
-            continue  # a contrast of another task: all formulas were checked against all tasks before
+            continue  # of another task
     if not config.contrasts:
-        task_word = re.sub(r"[^0-9A-Za-z]", "", task)
-        contrasts = [Contrast(camel_case(f"{task_word}_{name}"), name, {name: 1.0}) for name in conditions]
+        prefix = task_word.lower() if task_word.isupper() else task_word
+        contrasts = [
+            Contrast(camel_case(f"{prefix}_{re.sub('^c(?=[0-9])', '', name)}"), name, {name: 1.0})
+            for name in conditions
+        ]
     if not contrasts:
+        for run in () if config.contrasts else runs:
+            run.check()  # why its events could not be read
         return []
-    model = first_level_model(runs, config)
-    mask_image = model.masker_.mask_img_
-    mask_XYZ = np.asarray(mask_image.dataobj) > 0
-    grid = make_grid(mask_XYZ.shape, mask_image.affine, base.space or NATIVE_SPACE)
+    fitted = fit_runs(runs, config)
+    grid = make_grid(fitted.mask_XYZ.shape, fitted.affine, base.space or NATIVE_SPACE)
     rows = []
     for contrast in contrasts:
-        vectors, used = [], 0
-        for design in model.design_matrices_:
-            missing = [name for name in contrast.weights if name not in design.columns]
-            vectors.append(np.array([0.0 if missing else contrast.weights.get(str(c), 0.0) for c in design.columns]))
-            used += not missing
-        if not used:
+        estimated = contrast_estimate(fitted, contrast.weights)
+        if estimated is None:
+            log.warning("sub-%s %s: no run can estimate it", base.sub, contrast.title)
             continue
-        kept = [vector for vector in vectors if vector.any()]
-        if len(kept) < len(vectors):
-            log.warning("sub-%s %s: %d runs lack a condition of it", base.sub, contrast.title, len(vectors) - len(kept))
-        estimate = _contrast(model, [v if v.any() else None for v in vectors], mask_XYZ)
+        estimate, n_runs = estimated
+        if n_runs < len(runs):
+            log.warning("sub-%s %s: %d runs lack a condition of it", base.sub, contrast.title, len(runs) - n_runs)
         about = {
-            "Contrast": contrast.title, "Weights": dict(contrast.weights), "Runs": used,
+            "Contrast": contrast.title, "Weights": dict(contrast.weights), "Runs": n_runs,
             "Model": f"whole run: events * HRF, {config.resolved_drift} drift, constant"
-            + (", confounds" if any(run.confounds for run in runs) and config.confounds == "auto" else ""),
+            + (f", confounds ({config.confounds})" if any(run.n_confounds for run in fitted.runs) else ""),
             "HRF": config.hrf, "HighPassHz": config.high_pass_hz, "NoiseModel": config.resolved_noise_model,
             "SmoothingFWHM": config.resolved_smoothing_fwhm_mm, "SignalScaling": "percent of the voxel's run mean",
+            "Sources": [run.name for run in runs], "FrameTimes": [run.check()[1].clock for run in runs],
+            "DroppedFrames": [run.n_dropped for run in fitted.runs], "Doubts": list(fitted.doubts),
         }  # fmt: skip
         rows.append(
-            write_subject_contrast(
-                out, base, re.sub(r"[^0-9A-Za-z]", "", task), contrast, estimate, mask_XYZ, grid, about
-            )
-            | {"n_blocks": used, "settings": settings}
+            write_subject_contrast(out, base, task_word, contrast, estimate, fitted.mask_XYZ, grid, about)
+            | {"n_blocks": n_runs, "settings": settings}
         )
     if config.reports:
         from fmrisynth.glm.pages import write_run_page
 
-        write_run_page(out, base, task, model, _mean_image(runs[0].bold), rows, config)
+        write_run_page(out, base, task, fitted, rows, config)
     return rows
-
-
-def _mean_image(bold: Path) -> np.ndarray:
-    """Mean of a dozen frames spread over a run: a background to draw on."""
-    import nibabel as nib
-
-    image: Any = nib.load(bold)
-    frames = np.linspace(0, image.shape[3] - 1, 12).astype(int)
-    return np.mean([np.asarray(image.dataobj[..., t], np.float32) for t in frames], axis=0)
-
-
-def _contrast(model, vectors: Sequence[np.ndarray | None], mask_XYZ: np.ndarray) -> Estimate:
-    """Effect, variance, dof of a contrast over the runs that have it (nilearn's fixed effects)."""
-    from nilearn.glm.contrasts import compute_contrast
-
-    parts = []
-    for labels, results, vector in zip(model.labels_, model.results_, vectors, strict=True):
-        if vector is not None:
-            parts.append(compute_contrast(labels, results, vector))
-    effect = np.mean([np.ravel(p.effect_size()) for p in parts], axis=0)
-    variance = np.sum([np.ravel(p.effect_variance()) for p in parts], axis=0) / len(parts) ** 2
-    dof = float(np.sum([np.mean(p.dof) for p in parts]))
-    return Estimate(effect.astype(np.float32), variance.astype(np.float32), dof)

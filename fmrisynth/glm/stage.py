@@ -14,6 +14,7 @@ from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import remove_leftovers, remove_temporaries
 from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.sources import choose_subjects
 from fmrisynth.conditions import load_table
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, common_grid, is_synthetic, read_subject, subjects_of
@@ -68,20 +69,10 @@ def run_stage(
         )
     if group:
         with exclusive(out, "group"):  # maps and sidecars of one call stay together
-            _write_group(dataset, out, results, summary)
+            _write_group(dataset, out, results, summary, config.unit)
     else:
         summary.lines.append(f"{len(results)} subjects' maps in {out}.")
     return summary
-
-
-def chosen_subjects(dataset: Path, known: Sequence[str], labels: Sequence[str] | None) -> list[str]:
-    """The subjects asked for, in the dataset's order; all without `labels`."""
-    unknown = set(labels or ()) - set(known)
-    if unknown:
-        raise UsageError(
-            f"{dataset}: there is no sub-{min(unknown)}; known are {', '.join(known[:8])}{', ...' * (len(known) > 8)}."
-        )
-    return [subject for subject in known if labels is None or subject in labels]
 
 
 def condition_contrasts(conditions: Sequence[str], formulas: Sequence[str]) -> list[Contrast]:
@@ -103,7 +94,7 @@ def _fit_block_dataset(
 ) -> tuple[list[SubjectResult], dict[str, str]]:
     results: list[SubjectResult] = []
     failed: dict[str, str] = {}
-    subjects = chosen_subjects(dataset, subjects_of(dataset), participant_labels)
+    subjects = choose_subjects(dataset, subjects_of(dataset), participant_labels)
     # Formulas are checked against all conditions first: a misspelling must not cost an hour of fitting.
     chosen = {}
     for subject in subjects:
@@ -201,7 +192,7 @@ def subject_map_path(entities: naming.Entities, row: dict[str, Any], stat: str) 
     return naming.subject_statmap(own, str(row["contrast"]), stat)
 
 
-def _write_group(dataset: Path, out: Path, results: list[SubjectResult], summary: StageSummary) -> None:
+def _write_group(dataset: Path, out: Path, results: list[SubjectResult], summary: StageSummary, unit: str) -> None:
     spaces = {result.entities.space or "scanner" for result in results}
     # Synthetic subjects of one native model share the grid it was trained on; real ones never share theirs.
     if spaces == {"scanner"} and len(results) > 1 and not all(is_synthetic(dataset, r.entities.sub) for r in results):
@@ -230,7 +221,7 @@ def _write_group(dataset: Path, out: Path, results: list[SubjectResult], summary
         paths = {stat: naming.group_statmap(task or None, space, contrast, stat) for stat in STATS}
         about = {
             "Contrast": formula, "Model": model, "Subjects": len(own),
-            "Blocks": sum(int(float(row["n_blocks"])) for _, row in own),
+            f"{unit.capitalize()}s": sum(int(float(row["n_blocks"])) for _, row in own),
         }  # fmt: skip
         peak = write_maps(out, paths, estimate, mask_XYZ, grid, about)
         if np.isnan(estimate.z).all():
@@ -238,4 +229,8 @@ def _write_group(dataset: Path, out: Path, results: list[SubjectResult], summary
                 f"{formula}: the {len(own)} subjects' maps are identical; there is no between-subject variance, so no z."
             )
             continue
-        summary.lines.append(f"{formula}: {model}, n = {len(own)}, peak {peak}.")
+        summary.lines.append(
+            f"{formula}: {model} over {unit}s, n = {len(own)}, peak {peak}."
+            if len(own) == 1
+            else f"{formula}: {model}, n = {len(own)}, peak {peak}."
+        )

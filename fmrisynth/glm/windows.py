@@ -17,6 +17,7 @@ import numpy as np
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, BlockData
 from fmrisynth.data.grid import Grid
+from fmrisynth.data.percent import percent_change, usable_voxels
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.design import Design, window_design
 
@@ -40,30 +41,10 @@ class Window:
     reference_V: np.ndarray
 
 
-def usable_voxels(data_reference_XYZ: np.ndarray, mask_XYZ: np.ndarray, min_fraction: float) -> np.ndarray:
-    """Brain voxels whose reference is large enough to divide by.
-
-    Parameters
-    ----------
-    data_reference_XYZ : array
-        Reference volume.
-    mask_XYZ : bool array
-        Brain voxels.
-    min_fraction : float
-        Least value, as a fraction of the reference's median over the brain.
-    """
-    inside = data_reference_XYZ[mask_XYZ]
-    if inside.size == 0:
-        return np.zeros_like(mask_XYZ)
-    floor = min_fraction * float(np.median(inside))
-    return mask_XYZ & np.isfinite(data_reference_XYZ) & (data_reference_XYZ > max(floor, 0.0))
-
-
 def percent_signal(data: BlockData, voxels_XYZ: np.ndarray) -> np.ndarray:
     """Percent signal change of a block at the given voxels, (T, V) float32."""
-    bold_VT = data.bold_XYZT[voxels_XYZ]
-    reference_V = data.reference_XYZ[voxels_XYZ]
-    return np.ascontiguousarray(((bold_VT / reference_V[:, None] - 1.0) * np.float32(100.0)).T, dtype=np.float32)
+    change_VT = percent_change(data.bold_XYZT[voxels_XYZ], data.reference_XYZ[voxels_XYZ][:, None])
+    return np.ascontiguousarray(change_VT.T, dtype=np.float32)
 
 
 def smooth_inside(percent_TV: np.ndarray, mask_XYZ: np.ndarray, grid: Grid, fwhm_mm: float) -> np.ndarray:

@@ -9,22 +9,27 @@ Axis legend: X, Y, Z voxel axes; T frames.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fmrisynth.bids.sources import SourceRun
+from fmrisynth.bids.runs import Run
 from fmrisynth.data.blocks import GRAND_MEAN, BlockData
 from fmrisynth.data.grid import Grid, mni_brain_mask
 from fmrisynth.data.nifti import Header, iterate_frames, read_image
+from fmrisynth.data.percent import check_mean
 from fmrisynth.data.resample import SpatialResampler, temporal_matrix
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.prepare.plan import PlannedRun, PlannedWindow
+from fmrisynth.progress import log
 
 MIN_COVERAGE = 0.7
 """Least share of the standard box that an image in MNI space must hold (HCP's images hold 94 %)."""
+
+COARSE = (slice(None, None, 4),) * 3
+"""Voxels that are enough to see whether an image has lost its mean."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,18 @@ class CutRun:
         What the source's intensities were multiplied with.
     mask_source : str
         Where the mask came from.
+    bad_frames : frozenset of int
+        Frames that are no signal; windows get them from their neighbours.
+    doubts : tuple of str
+        What was odd about the image, in sentences.
     """
 
     reference_XYZ: np.ndarray
     mask_XYZ: np.ndarray
     factor: float
     mask_source: str
+    bad_frames: frozenset[int]
+    doubts: tuple[str, ...]
     _scale: float  # the same for frames in stored units
     _frames_Tzyx: np.ndarray  # the resampled frames, in order of time
     _rows: dict[int, int]  # source frame -> row of _frames_Tzyx
@@ -56,7 +67,7 @@ class CutRun:
         """Yield each window's arrays."""
         outside = ~self.mask_XYZ.T.ravel()
         for planned in self._run.windows:
-            weights, first, last = _window_weights(self._run, planned)
+            weights, first, last = _window_weights(self._run, planned, self.bad_frames)
             rows = self._frames_Tzyx[self._rows[first] : self._rows[last] + 1]  # contiguous: no copy
             mixed = (weights * np.float32(self._scale)) @ rows.reshape(len(rows), -1)
             mixed[:, outside] = 0.0
@@ -86,13 +97,17 @@ def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> 
     resampler = _resampler(path, header, grid)
     rows = {frame: row for row, frame in enumerate(_frames_needed(run))}
     frames_Tzyx = np.empty((len(rows), *grid.shape[::-1]), dtype=np.float32)
-    mean = _MeanOfFrames(header)
+    mean, bad = _MeanOfFrames(header), set(run.source.bad_frames)
     for number, frame in enumerate(iterate_frames(path)):
-        cropped = mean.add(resampler.crop_frame(frame))
+        cropped = resampler.crop_frame(frame)
+        if cropped.min() == cropped.max():  # dropped by the scanner, or not written
+            bad.add(number)
+        cropped = mean.add(cropped, counts=number not in bad)
         if number in rows:
             resampler.resample_crop(cropped, out_zyx=frames_Tzyx[rows[number]])
     reference = resampler.resample_crop(mean.values())
     mask_XYZ, mask_source = _mask_on_grid(run.source, resampler, source_mask_XYZ, reference)
+    doubts = _doubts(run, mean, bad, resampler, source_mask_XYZ)
     _check_finite(path, mean.bad_XYZ, resampler, source_mask_XYZ, mask_XYZ)
     grand_mean = float(reference[mask_XYZ].mean(dtype=np.float64))
     if not np.isfinite(grand_mean) or grand_mean <= 0:
@@ -100,15 +115,16 @@ def cut_run(run: PlannedRun, grid: Grid, source_mask_XYZ: np.ndarray | None) -> 
             f"{path}: expected BOLD intensities with a positive mean in the brain, found {grand_mean:.4g}; give the "
             "image before demeaning or standardising."
         )
+    check_mean(path, *mean.sample(None if source_mask_XYZ is None else resampler.crop_frame(source_mask_XYZ)))
     scale = GRAND_MEAN / grand_mean
     return CutRun(
         reference_XYZ=np.where(mask_XYZ, reference * np.float32(scale), np.float32(0)),
         mask_XYZ=mask_XYZ, factor=scale / mean.slope_left, mask_source=mask_source,
-        _scale=scale, _frames_Tzyx=frames_Tzyx, _rows=rows, _run=run,
+        bad_frames=frozenset(bad), doubts=doubts, _scale=scale, _frames_Tzyx=frames_Tzyx, _rows=rows, _run=run,
     )  # fmt: skip
 
 
-def brain_mask(run: SourceRun, header: Header, *, native: bool) -> np.ndarray | None:
+def brain_mask(run: Run, header: Header, *, native: bool) -> np.ndarray | None:
     """The brain mask on the run's own grid: as given, or for native grids from the mean image.
 
     Raises
@@ -117,13 +133,7 @@ def brain_mask(run: SourceRun, header: Header, *, native: bool) -> np.ndarray | 
         The mask is empty, or not on the grid of the image.
     """
     if run.mask is not None:
-        image = read_image(run.mask, ndim=3)
-        if image.shape != header.shape[:3] or not np.allclose(image.affine, header.affine, atol=1e-2):
-            raise FmrisynthError(
-                f"{run.mask}: the mask ({' x '.join(map(str, image.shape))}) is not on the grid of {run.bold.name} "
-                f"({' x '.join(map(str, header.shape[:3]))}), or their affines differ; resample the mask to the image."
-            )
-        mask_XYZ = image.scaled() > 0.5
+        mask_XYZ = read_image(run.mask, ndim=3).scaled() > 0.5
         if not mask_XYZ.any():
             raise FmrisynthError(f"{run.mask}: the brain mask is empty; make it again.")
         return mask_XYZ
@@ -131,7 +141,7 @@ def brain_mask(run: SourceRun, header: Header, *, native: bool) -> np.ndarray | 
 
 
 class _MeanOfFrames:
-    """Sum of frames in a type that cannot overflow, and the voxels that were ever not finite."""
+    """Sum of frames in a type that cannot overflow, and the voxels that are not finite in some or in every frame."""
 
     def __init__(self, header: Header) -> None:
         self._convert = header.intercept != 0 or header.slope < 0
@@ -142,27 +152,61 @@ class _MeanOfFrames:
         self.slope_left = 1.0 if self._convert else header.slope  # still to be applied to frames and mean
         self._sum: np.ndarray | None = None
         self._n = 0
-        self.bad_XYZ: np.ndarray | None = None
+        self._ever_XYZ: np.ndarray | None = None
+        self._always_XYZ: np.ndarray | None = None
+        self._coarse = self._coarse_squares = np.zeros(())
 
-    def add(self, cropped_XYZ: np.ndarray) -> np.ndarray:
-        """Add a frame; return it with voxels that are not finite set to 0."""
+    def add(self, cropped_XYZ: np.ndarray, *, counts: bool = True) -> np.ndarray:
+        """Take a frame, into the mean if it `counts`; return it with voxels that are not finite set to 0."""
         if self._sum is None:
             self._sum = np.zeros(cropped_XYZ.shape, dtype=self._type, order="F")
+            self._ever_XYZ = np.zeros(cropped_XYZ.shape, dtype=bool)
+            self._always_XYZ = np.ones(cropped_XYZ.shape, dtype=bool)
         if self._floats and not np.isfinite(cropped_XYZ.sum(dtype=np.float64)):
             bad = ~np.isfinite(cropped_XYZ)
-            self.bad_XYZ = bad if self.bad_XYZ is None else self.bad_XYZ | bad
+            self._ever_XYZ |= bad
+            self._always_XYZ &= bad
             cropped_XYZ = np.where(bad, 0, cropped_XYZ)
+        else:
+            self._always_XYZ = np.zeros(cropped_XYZ.shape, dtype=bool)
         if self._convert:
             slope, intercept = np.float32(self._header.slope), np.float32(self._header.intercept)
             cropped_XYZ = cropped_XYZ.astype(np.float32) * slope + intercept
-        self._sum += cropped_XYZ
-        self._n += 1
+        if counts:
+            self._sum += cropped_XYZ
+            self._n += 1
+            coarse = cropped_XYZ[COARSE].astype(np.float64)
+            self._coarse, self._coarse_squares = self._coarse + coarse, self._coarse_squares + coarse**2
         return cropped_XYZ
+
+    @property
+    def bad_XYZ(self) -> np.ndarray | None:
+        """Voxels that are finite in some frames and not in others; None without any."""
+        assert self._ever_XYZ is not None
+        found = self._ever_XYZ & ~self.missing_XYZ
+        return found if found.any() else None
+
+    @property
+    def missing_XYZ(self) -> np.ndarray:
+        """Voxels that are finite in no frame: the image does not reach there."""
+        assert self._always_XYZ is not None
+        return self._always_XYZ
+
+    def sample(self, mask_XYZ: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Temporal mean and standard deviation of some voxels of the mask, or of the brightest ones without a mask."""
+        mean = self._coarse / max(self._n, 1)
+        deviation = np.sqrt(np.maximum(self._coarse_squares / max(self._n, 1) - mean**2, 0.0))
+        chosen = deviation > 0
+        if mask_XYZ is not None:
+            chosen &= mask_XYZ[COARSE]
+        elif chosen.any():
+            chosen &= mean >= np.quantile(mean[chosen], 0.75)
+        return mean[chosen], deviation[chosen]
 
     def values(self) -> np.ndarray:
         """Temporal mean, float32."""
         assert self._sum is not None
-        return (self._sum / self._n).astype(np.float32)
+        return (self._sum / max(self._n, 1)).astype(np.float32)
 
 
 def _resampler(path: Path, header: Header, grid: Grid) -> SpatialResampler:
@@ -184,13 +228,31 @@ def _resampler(path: Path, header: Header, grid: Grid) -> SpatialResampler:
     return resampler
 
 
-def _window_weights(run: PlannedRun, planned: PlannedWindow) -> tuple[np.ndarray, int, int]:
-    """Temporal weights of a window (n_out, n_used), and the first and last source frame they use."""
+def _window_weights(
+    run: PlannedRun, planned: PlannedWindow, bad_frames: Collection[int] = ()
+) -> tuple[np.ndarray, int, int]:
+    """Temporal weights of a window (n_out, n_used), and the first and last source frame they use.
+
+    Weights of bad frames go to the nearest good ones of the window, as in linear interpolation.
+    """
     timing, window = run.timing, planned.window
     weights = temporal_matrix(timing.times_s, window.times_s, timing.tr_s, window.tr_s)
     used = np.flatnonzero(weights.any(axis=0))
     first, last = int(used[0]), int(used[-1])
-    return weights[:, first : last + 1], first, last
+    weights = weights[:, first : last + 1].copy()
+    good = [frame for frame in range(first, last + 1) if frame not in bad_frames]
+    if not good:
+        raise FmrisynthError(
+            f"{run.source.bold}: every volume of a window is empty or marked as no signal; leave the run out."
+        )
+    for frame in set(range(first, last + 1)) - set(good):
+        before, after = [g for g in good if g < frame], [g for g in good if g > frame]
+        one, other = (before or after)[-1 if before else 0], (after or before)[0 if after else -1]
+        share = 0.0 if one == other else (frame - one) / (other - one)
+        weights[:, one - first] += (1 - share) * weights[:, frame - first]
+        weights[:, other - first] += share * weights[:, frame - first]
+        weights[:, frame - first] = 0.0
+    return weights, first, last
 
 
 def _frames_needed(run: PlannedRun) -> list[int]:
@@ -201,8 +263,26 @@ def _frames_needed(run: PlannedRun) -> list[int]:
     return sorted(needed)
 
 
+def _doubts(
+    run: PlannedRun, mean: _MeanOfFrames, bad: Collection[int], resampler: SpatialResampler,
+    source_mask_XYZ: np.ndarray | None,
+) -> tuple[str, ...]:  # fmt: skip
+    path, doubts = run.source.bold, []
+    empty = sorted(set(bad) - run.source.bad_frames)
+    if empty:
+        doubts.append(f"{path}: {len(empty)} volumes are empty (the first is {empty[0]}, counted from 0); their neighbours "
+                      "are taken instead.")  # fmt: skip
+    n_missing = 0 if source_mask_XYZ is None else int((mean.missing_XYZ & resampler.crop_frame(source_mask_XYZ)).sum())
+    if n_missing:
+        doubts.append(f"{path}: {n_missing} voxels inside the brain mask are NaN or infinite in every frame; they are taken "
+                      "as outside.")  # fmt: skip
+    for text in doubts:
+        log.warning("%s", text)
+    return tuple(doubts)
+
+
 def _mask_on_grid(
-    run: SourceRun, resampler: SpatialResampler, source_mask_XYZ: np.ndarray | None, reference_XYZ: np.ndarray
+    run: Run, resampler: SpatialResampler, source_mask_XYZ: np.ndarray | None, reference_XYZ: np.ndarray
 ) -> tuple[np.ndarray, str]:
     if source_mask_XYZ is not None:
         mask_XYZ = resampler(source_mask_XYZ) >= 0.5

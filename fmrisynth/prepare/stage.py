@@ -56,7 +56,7 @@ written last, so a participant without it is not complete."""
 def plan_prepare(source: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None) -> list[str]:
     """See `fmrisynth.prepare.plan_prepare`."""
     job = open_job(source, config)
-    subjects = choose_subjects(job.source, participant_labels)
+    subjects = choose_subjects(job.source.root, job.source.subjects(), participant_labels)
     check_labels(job, subjects)
     lines: list[str] = []
     total: dict[str, dict[str, Any]] = {}
@@ -83,7 +83,7 @@ def prepare_dataset(
 ) -> StageSummary:
     """See `fmrisynth.prepare.prepare_dataset`."""
     job = open_job(source, config)
-    subjects = choose_subjects(job.source, participant_labels)
+    subjects = choose_subjects(job.source.root, job.source.subjects(), participant_labels)
     if not subjects:
         raise FmrisynthError(f"{source}: expected at least one participant, found none; check the path.")
     people = read_participants(source)
@@ -216,8 +216,7 @@ class _Space:
 
 
 def _same_grid(one: PlannedRun, other: PlannedRun) -> bool:
-    a, b = one.header, other.header
-    return a.shape[:3] == b.shape[:3] and np.allclose(a.affine, b.affine, atol=1e-2)
+    return one.header.on_grid_of(other.header)
 
 
 def _write_run(
@@ -243,6 +242,10 @@ def _write_run(
                 "SourceRun": run.source.name,
                 "SourceOnset": _clean(block.onset_s),
                 "SourceRepetitionTime": run.timing.tr_s,
+                "SourceFirstFrame": _clean(run.timing.first_frame_s),
+                "FrameTimes": run.timing.clock,
+                "BadFrames": sorted(cut.bad_frames),
+                "Doubts": [*run.source.warnings, *cut.doubts],
                 "WindowStart": _clean(window.start_s),
                 "IntensityFactor": cut.factor,
                 "BrainMask": cut.mask_source,

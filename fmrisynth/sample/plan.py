@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from fmrisynth.bids import naming
-from fmrisynth.conditions import Condition, load_table
+from fmrisynth.conditions import Condition, ConditionTable, load_table
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.errors import UsageError
 
@@ -62,17 +62,30 @@ def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequ
     UsageError
         A condition that the model does not know; the nearest names are offered.
     """
-    labels = list(known) if config.all_conditions else list(dict.fromkeys(config.conditions))
-    for label in labels:
-        if label not in known:
-            near = get_close_matches(label, known, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(known)}."
-            raise UsageError(f"The model was not trained on a condition {label!r}: {hint}")
     table = load_table()
+    asked = list(known) if config.all_conditions else list(dict.fromkeys(config.conditions))
+    labels, wrong = [], []
+    for text in asked:
+        label = text if text in known else _label(text, table)
+        if label in known:
+            labels.append(label)
+            continue
+        near = get_close_matches(label, known, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(known)}."
+        wrong.append(f"The model was not trained on a condition {text!r}: {hint}")
+    if wrong:
+        raise UsageError(" ".join(wrong))
     requests = [
         SampleRequest(table.get(label), index, sample_seed(config.seed, label, index))
-        for label in labels
+        for label in dict.fromkeys(labels)
         for index in range(config.start_index, config.start_index + config.n)
     ]
     k, n = config.shard
     return requests[k - 1 :: n]
+
+
+def _label(text: str, table: ConditionTable) -> str:
+    try:
+        return table.get(text).label
+    except UsageError:
+        return text

@@ -224,6 +224,12 @@ class PhantomRun:
         return self.paradigm.n_frames
 
     @property
+    def times_s(self) -> np.ndarray:
+        """Time of every frame, in seconds: the middle of its repetition time, as readers of real runs assume."""
+        times_s: np.ndarray = (np.arange(self.n_frames) + 0.5) * self.tr_s
+        return times_s
+
+    @property
     def name(self) -> str:
         """HCP's name of the run (``tfMRI_GAMBLING_LR``)."""
         return f"tfMRI_{self.task}_{self.direction}"
@@ -241,7 +247,7 @@ class PhantomRun:
         """Rows of the responses that occur in the run, and their time courses (T, 3 per row)."""
         config = self.subject.phantom.config.response
         rng = stream(self.subject.phantom.config.seed, "block amplitude", *self._name)
-        times = np.arange(self.n_frames) * self.tr_s
+        times = self.times_s
         amplitudes = dict(
             zip(
                 self.paradigm.events,
@@ -342,7 +348,7 @@ class PhantomRun:
 
         A window starts at the block's onset; its frames are interpolated from the run's as in `prepare`.
         """
-        times_s = np.arange(self.n_frames) * self.tr_s
+        times_s = self.times_s
         for event in self.paradigm.events:
             if event.condition not in (conditions or CONDITIONS_BY_TASK[self.task]):
                 continue

@@ -73,7 +73,7 @@ def write_bids_run(out: Path, run: PhantomRun) -> bool:
         out / entities.path("bold", ".json", desc="preproc"),
         {
             "TaskName": run.task.lower(), "RepetitionTime": run.tr_s, "SkullStripped": False, "Resolution": resolution,
-            "PhaseEncodingDirection": "i" if run.direction == "RL" else "i-", "StartTime": 0.0, "Synthetic": True,
+            "PhaseEncodingDirection": "i" if run.direction == "RL" else "i-", "StartTime": run.tr_s / 2, "Synthetic": True,
         },
     )  # fmt: skip
     write_image(out / entities.path("mask", ".nii.gz", desc="brain"), run.subject.mask_XYZ, grid.affine, dtype="uint8")

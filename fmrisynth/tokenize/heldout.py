@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fmrisynth.data.blocks import Block, BlockData
 from fmrisynth.data.normalisation import denormalise
+from fmrisynth.data.percent import percent_change, usable_voxels
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.design import window_design
 from fmrisynth.glm.map_scores import pearson, score_maps
@@ -28,9 +29,6 @@ from fmrisynth.tokenize.source import to_frames
 
 ACTIVE_SHARE = 0.05
 """Voxels with the largest |z| of a condition's original group map count as active."""
-
-MIN_REFERENCE = 0.05
-"""Voxels whose reference is below this share of its brain median carry no percent signal change."""
 
 QUALITY_VOLUMES = 32
 """Volumes that PSNR and SSIM are computed on."""
@@ -259,13 +257,13 @@ def _percent(data: BlockData, frames: Tensor, tokenizer: Tokenizer) -> np.ndarra
     """Normalised volumes as percent signal change of the block's own reference, (T, V) in the tokenizer's mask."""
     info = tokenizer.info
     reference_V = data.reference_XYZ[info.mask_XYZ]
-    inside = data.mask_XYZ[info.mask_XYZ] & (reference_V > MIN_REFERENCE * np.median(data.reference_XYZ[data.mask_XYZ]))
+    inside = usable_voxels(data.reference_XYZ, data.mask_XYZ)[info.mask_XYZ]
     if info.normalisation == "dynamics":  # which is percent signal change already
         return frames[:, 0].numpy()[:, info.mask_XYZ] * inside
     values_XYZT = frames[:, 0].permute(1, 2, 3, 0).numpy()
     bold_XYZT = denormalise(values_XYZT, data.reference_XYZ, data.mask_XYZ, info.normalisation)
-    change_VT = bold_XYZT[info.mask_XYZ] / np.where(inside, reference_V, 1.0)[:, None] - 1.0
-    return np.where(inside[:, None], 100.0 * change_VT, 0.0).T.astype(np.float32)
+    change_VT = percent_change(bold_XYZT[info.mask_XYZ], np.where(inside, reference_V, 1.0)[:, None])
+    return np.where(inside[:, None], change_VT, 0.0).T.astype(np.float32)
 
 
 def _volume(values_NV: np.ndarray, mask_XYZ: np.ndarray) -> np.ndarray:

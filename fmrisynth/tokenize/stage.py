@@ -15,6 +15,7 @@ from fmrisynth.bids.atomic import remove_leftovers, write_json
 from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.naming import Entities, parse_entities, subject_latents
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.sources import choose_subjects
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.data.blocks import Block, BlockData, finish_subject, is_finished, read_subject, subjects_of, write_block
 from fmrisynth.data.latents import (
@@ -76,7 +77,7 @@ def tokenize_dataset(
     """
     summary = StageSummary()
     known = subjects_of(prepared)
-    subjects = _choose(known, participant_labels)
+    subjects = choose_subjects(prepared, known, participant_labels)
     with exclusive(out, "tokenizer"):  # one fits, the others wait and take what it fitted
         loaded = _obtain(prepared, out, config, tokenizer, known, summary)
     for folder in (out, out / TOKENIZER_FOLDER, out / FIT_FOLDER, out / "logs"):
@@ -91,6 +92,8 @@ def tokenize_dataset(
         except Exception as error:
             summary.failed[subject] = reason_of(f"sub-{subject}", error)
             log.error("sub-%s: %s", subject, summary.failed[subject])
+    if len(summary.failed) == len(subjects):
+        return summary  # nothing was encoded, so there is nothing to report
     info = loaded.info
     summary.lines.append(
         f"Encoded {n_blocks} blocks of {len(subjects) - len(summary.failed)} subjects to latents of shape "
@@ -324,15 +327,3 @@ def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in content.items():
         flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
     return flat
-
-
-def _choose(known: Sequence[str], labels: Sequence[str] | None) -> list[str]:
-    if not labels:
-        return list(known)
-    wanted = [label.removeprefix("sub-") for label in labels]
-    for label in wanted:
-        if label not in known:
-            raise UsageError(
-                f"there is no sub-{label} in the dataset; known are {', '.join(known[:8])}{'...' * (len(known) > 8)}."
-            )
-    return wanted

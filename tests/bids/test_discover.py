@@ -67,7 +67,7 @@ def test_fmriprep(tmp_path: Path) -> None:
     assert first.mask is not None
     assert first.mask.name.endswith("dir-ap_run-1_space-MNI152NLin6Asym_res-2_desc-brain_mask.nii.gz")
     assert (first.session, first.task, first.space) == ("a", "faces", "MNI152NLin6Asym")
-    assert (first.tr_s, first.first_frame_s, first.phase_encoding) == (2.0, 0.95, "ap")
+    assert (first.metadata["RepetitionTime"], first.metadata["StartTime"], first.phase_encoding) == (2.0, 0.95, "ap")
     assert first.events == (Event(1, 20, "face"),)  # its own file, run-01 for run-1
     assert second.events == (Event(1, 20, "house"),)  # inherited from the root
 
@@ -88,7 +88,7 @@ def test_derivatives_elsewhere(tmp_path: Path) -> None:
 
 def test_native_takes_the_raw_image(tmp_path: Path) -> None:
     root = fmriprep_like(tmp_path)
-    first, second = BidsSource(root, PrepareConfig(native=True)).runs("01")
+    first, second = BidsSource(root, PrepareConfig(), "native").runs("01")
     assert first.name == "sub-01/ses-a/func/sub-01_ses-a_task-faces_dir-ap_run-01_bold.nii.gz"
     assert (first.space, first.mask) == (None, None)
     assert second.events == (Event(1, 20, "house"),)
@@ -111,7 +111,7 @@ def test_sessions_and_participants(tmp_path: Path) -> None:
     assert source.subjects() == ["01", "02"]
     with pytest.raises(FmrisynthError, match="participant 02 has no BOLD image in MNI space"):
         source.runs("02")
-    assert choose_subjects(source, ["sub-02", "02"]) == ["02"]
+    assert choose_subjects(root, source.subjects(), ["sub-02", "02"]) == ["02"]
     with pytest.raises(FmrisynthError, match="none of them in MNI space"):
         BidsSource(root, PrepareConfig(sessions=("ses-b",))).subjects()
 
@@ -120,8 +120,9 @@ def test_multi_echo_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "ds"
     describe(root)
     touch(root, *(f"sub-01/func/sub-01_task-x_echo-{echo}_bold.nii.gz" for echo in (1, 2)))
+    (run,) = BidsSource(root, PrepareConfig(), "native").runs("01")
     with pytest.raises(FmrisynthError, match="combine the echoes"):
-        BidsSource(root, PrepareConfig(native=True)).runs("01")
+        run.check()
 
 
 def test_duplicated_participants(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_hcp_tree_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "100307" / "MNINonLinear" / "Results").mkdir(parents=True)
     assert open_source(tmp_path, PrepareConfig(), TABLE).kind == "hcp"
     with pytest.raises(UsageError, match="HCP runs are in MNI space already"):
-        open_source(tmp_path, PrepareConfig(native=True), TABLE)
+        open_source(tmp_path, PrepareConfig(), TABLE, images="native")
 
 
 def shared(name: str) -> Path:
@@ -198,7 +199,7 @@ def test_real_fmriprep_tree() -> None:
     assert {run.space for run in runs} == {"MNI152NLin2009cAsym"}
     assert all("desc-preproc" in run.name and run.mask is not None and run.mask.exists() for run in runs)
     assert all(len(run.events) > 100 for run in runs)  # run-01 of the raw data for run-1 of the derivatives
-    assert runs[0].tr_s == 2.0
+    assert runs[0].metadata["RepetitionTime"] == 2.0
 
 
 def test_real_tree_with_sessions_and_inherited_events() -> None:
@@ -213,7 +214,7 @@ def test_real_tree_with_sessions_and_inherited_events() -> None:
         ("02", "01"),
         ("02", "02"),
     ]
-    assert all(len(run.events) > 30 and run.tr_s == 2.5 and run.mask is not None for run in nback)
+    assert all(len(run.events) > 30 and run.metadata["RepetitionTime"] == 2.5 and run.mask is not None for run in nback)
     assert all(run.events == () for run in runs if run.task == "rest")
 
 
@@ -230,6 +231,6 @@ def test_unreadable_folder(tmp_path: Path) -> None:
     (tmp_path / "sub-01").chmod(0)
     try:
         with pytest.raises(FmrisynthError):
-            BidsSource(tmp_path, PrepareConfig(native=True)).subjects()
+            BidsSource(tmp_path, PrepareConfig(), "native").subjects()
     finally:
         (tmp_path / "sub-01").chmod(0o755)

@@ -65,14 +65,15 @@ def test_hcp_rows_are_blocks_even_when_they_touch() -> None:
 def test_read_events(tmp_path: Path) -> None:
     path = tmp_path / "events.tsv"
     path.write_text("onset\tduration\ttrial_type\textra\n5\tn/a\tb\t1\n1.5\t2\ta\tn/a\nn/a\t1\ta\t0\n3\t1\tn/a\t0\n")
-    assert read_events(path) == (Event(1.5, 2, "a"), Event(5, 0, "b"))
+    assert read_events(path).events == (Event(1.5, 2, "a"), Event(5, 0, "b"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("onset,duration,trial_type\n1,2,a\n", "separated by commas, BIDS wants tabs"),
-        ("onset\tduration\tcondition\n1\t2\ta\n", "expected a column named trial_type"),
+        ("onset\tlength\ttrial_type\n1\t2\ta\n", "expected a column named duration"),
+        ("onset\tduration\ttrial_type\n1\t-2\ta\n", "expected a duration of 0 or more in line 2"),
         ("onset\tduration\ttrial_type\n1,5\t2\ta\n", "line 2, found '1,5'; decimal commas"),
         ("onset\tduration\ttrial_type\n1\tinf\ta\n", "column duration of line 2, found 'inf'"),
         ("onset\tduration\ttrial_type\n1\t2\n", "line 2 has 2 cells, the header has 3"),
@@ -133,7 +134,7 @@ def test_ibc_block_counts(label: str) -> None:
     files = sorted(root.glob(f"sub-*/ses-*/func/*_task-{TASKS[label]}_*_events.tsv"))
     assert len(files) == 20
     for path in files:
-        found = blocks_of(read_events(path), TASKS[label], TABLE.default_labels)
+        found = blocks_of(read_events(path).events, TASKS[label], TABLE.default_labels)
         assert {block.condition.label for block in found} == {label}
         assert len(found) == _reference_count(label, path) > 0, path.name
         assert all(8 < block.duration_s < 60 for block in found), path.name
@@ -146,7 +147,7 @@ def test_every_hcp_condition_occurs_in_ibc() -> None:
     seen = set()
     for path in sorted(root.glob("sub-01/ses-*/func/*_events.tsv")):
         task = path.name.split("_task-")[1].split("_")[0]
-        seen |= {block.condition.label for block in blocks_of(read_events(path), task)}
+        seen |= {block.condition.label for block in blocks_of(read_events(path).events, task)}
     assert set(TABLE.labels) <= seen
     assert len(TABLE.labels) == 23
 

@@ -18,7 +18,7 @@ from fmrisynth.cli.main import COMMANDS, LEVELS, rewrite_argv, run
         ("bids out participant", "bids-app bids out participant"),
         (
             "bids out participant --participant-label 01 sub-02",
-            "bids-app bids out participant --participant-label 01 --participant-label 02",
+            "bids-app bids out participant --participant-label 01 --participant-label sub-02",
         ),
         (
             "bids out participant --participant-label 01 --participant-label 02 -v",

@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmrisynth.bids.events import FoundBlock
+from fmrisynth.bids.runs import Timing
 from fmrisynth.conditions import condition_from_label
 from fmrisynth.config.prepare import BlocksConfig, WindowConfig
 from fmrisynth.data.resample import temporal_matrix
 from fmrisynth.data.windows import (
     DROP_REASONS,
     NEGATIVE_ONSET,
+    NO_SIGNAL,
     OVERLAPPING,
     PAST_END,
     TOO_SHORT,
-    Timing,
     plan_windows,
 )
 
@@ -104,3 +105,25 @@ def test_short_rows_inside_a_block_do_not_spoil_it() -> None:
     kept, dropped = plan(blocks)
     assert [w.block.onset_s for w in kept] == [10]
     assert {d.reason for d in dropped} == {TOO_SHORT}
+
+
+def test_a_block_that_is_met_only_after_its_window_is_kept() -> None:
+    """A block of 40 s, of which a window needs 17.28 s; another condition begins after them."""
+    kept, dropped = plan([block(10, 40), block(30, 18, "emotion_neut")])
+    assert [w.block.onset_s for w in kept] == [10]
+    assert [(d.block.onset_s, d.reason) for d in dropped] == [(30, OVERLAPPING)]
+    kept, _ = plan([block(10, 40), block(15, 18, "emotion_neut")])
+    assert kept == []
+
+
+def test_windows_in_frames_that_are_no_signal() -> None:
+    timing = Timing(100, 2.0, 1.0)
+    blocks = [block(0), block(40), block(80)]
+
+    def outcome(bad):
+        kept, dropped = plan_windows(blocks, timing, WindowConfig(), BlocksConfig(), 1.44, bad_frames=frozenset(bad))
+        return [w.block.onset_s for w in kept], [(d.block.onset_s, d.reason) for d in dropped]
+
+    assert outcome({0, 1, 2}) == ([40, 80], [(0, NO_SIGNAL)])  # not yet steady
+    assert outcome({23}) == ([0, 40, 80], [])  # one outlier, interpolated
+    assert outcome({22, 23, 24, 25}) == ([0, 80], [(40, NO_SIGNAL)])

@@ -207,7 +207,7 @@ def test_few_conditions_are_reduced_and_labelled(real_cohort, good_samples, quic
 def test_one_subject_falls_back_to_fixed_effects(maker, good_samples, quick, tmp_path):
     maker.cohort(tmp_path / "one", 4, test=1)
     analysis, _ = run(tmp_path / "one", good_samples, quick, tmp_path)
-    assert set(analysis.real_maps.models.values()) == {"single subject: fixed effects over blocks"}
+    assert set(analysis.real_maps.models.values()) == {"single subject: fixed effects"}
     notes = " ".join([*analysis.notes, *analysis.comparison.notes, analysis.split_half_note])
     for part in ("single subject", "No bootstrap", "No split-half", "no baselines were fitted"):
         assert part in notes

@@ -157,7 +157,7 @@ def test_subjects_one_by_one_then_the_group_equal_one_call(tmp_path, effects):
     for path in (tmp_path / "whole").rglob("*.nii.gz"):
         other = tmp_path / "parts" / path.relative_to(tmp_path / "whole")
         np.testing.assert_array_equal(nib.load(path).get_fdata(), nib.load(other).get_fdata())
-    with pytest.raises(UsageError, match="there is no sub-09"):
+    with pytest.raises(UsageError, match="there is no participant 09"):
         run_glm(tmp_path / "data", tmp_path / "parts", QUIET, participant_labels=["09"])
 
 

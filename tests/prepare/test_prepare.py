@@ -66,7 +66,7 @@ def test_native_keeps_the_grid(raw_tree: Path, tmp_path: Path) -> None:
     import nibabel as nib
 
     out = tmp_path / "out"
-    config = PrepareConfig(native=True, tr_s=2.0, split={"all": "test"}, window={"align": "frame"})
+    config = PrepareConfig(native=True, tr_s=2.0, slice_time_ref=0, split={"all": "test"}, window={"align": "frame"})
     assert prepare_dataset(raw_tree, out, config).failed == {}
     blocks = read_blocks(out)
     assert [b.condition for b in blocks] == ["oneback_face", "oneback_house"]

@@ -267,3 +267,65 @@ def test_disk_full(tmp_path: Path) -> None:
     assert not list(out.rglob("*_scans.tsv"))
     assert prepare_dataset(root, out, PrepareConfig()).failed == {}
     assert len(read_blocks(out)) == 1
+
+
+def test_empty_and_marked_volumes_do_not_reach_the_blocks(tmp_path: Path) -> None:
+    """Two volumes of zeros inside a block and three bright ones at the start, against the same run without them."""
+    results = {}
+    for name in ("clean", "spoilt"):
+        root = make_fmriprep(tmp_path / name, ("01",), n_frames=80)
+        events = next(root.glob("sub-01/func/*_events.tsv"))
+        events.write_text("onset\tduration\ttrial_type\n0\t20\tpunishment\n40\t20\tpunishment\n")
+        if name == "spoilt":
+            bold = next((root / "derivatives").rglob("*6Asym_res-2_desc-preproc_bold.nii.gz"))
+            values = make_bold(80, 1)
+            values[..., :3] *= 2
+            values[..., 48:50] = 0
+            save(bold, values, tr_s=1.0)
+            marks = bold.with_name("sub-01_task-gambling_run-1_desc-confounds_timeseries.tsv")
+            rows = [[int(frame == k) for k in range(3)] for frame in range(80)]
+            names = [f"non_steady_state_outlier0{k}" for k in range(3)]
+            marks.write_text("\n".join("\t".join(map(str, row)) for row in [names, *rows]) + "\n")
+        summary = prepare_dataset(root, tmp_path / f"out-{name}", PrepareConfig())
+        assert summary.failed == {}
+        results[name] = read_blocks(tmp_path / f"out-{name}")
+    assert [block.source_onset_s for block in results["clean"]] == [0.0, 40.0]
+    (block,) = results["spoilt"]  # the first one lies in the marked volumes
+    assert block.source_onset_s == 40.0
+    clean, spoilt = results["clean"][1].load(), block.load()
+    np.testing.assert_allclose(spoilt.reference_XYZ, clean.reference_XYZ, rtol=0.02, atol=1)
+    inside = clean.reference_XYZ > 3000
+    ratio = spoilt.bold_XYZT[inside] / clean.bold_XYZT[inside]
+    assert np.abs(ratio - 1).max() < 0.03
+    sidecar = json.loads(block.path.with_name(block.path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["BadFrames"] == [0, 1, 2, 48, 49]
+    assert "2 volumes are empty (the first is 48" in sidecar["Doubts"][0]
+    assert sidecar["FrameTimes"] == "0.5 of the repetition time"
+    counts = json.loads((tmp_path / "out-spoilt/logs/prepare_report.json").read_text())["Conditions"]["gambling_loss"]
+    assert counts["dropped"] == {"lies in volumes that are no signal": 1}
+
+
+def test_all_wrong_conditions_in_one_call(tmp_path: Path) -> None:
+    root = tmp_path / "hcp"
+    make_hcp_run(root, "100307", "MOTOR_LR", {"rh": [(11.0, 12.0)], "cue": [(30.0, 12.0)]})
+    config = PrepareConfig(conditions=("MOTOR:rx", "MOTOR:rh", "MOTOR:kue", "MOTOR:cue"))
+    for action in (lambda: plan_prepare(root, config), lambda: prepare_dataset(root, tmp_path / "out", config)):
+        with pytest.raises(
+            UsageError, match=r"no condition 'motor_kue'.*no condition 'motor_rx'.*did you mean motor_r"
+        ):
+            action()
+    good = PrepareConfig(conditions=("MOTOR:cue", "MOTOR:rh"))
+    prepare_dataset(root, tmp_path / "out", good)
+    assert [block.condition for block in read_blocks(tmp_path / "out")] == ["motor_rh", "motor_cue"]
+    with pytest.raises(UsageError, match=r"'rh' is not a condition label.*'lh' is not a condition label"):
+        plan_prepare(root, PrepareConfig(conditions=("rh", "lh")))
+
+
+@pytest.mark.parametrize("how", ["standardised", "offset"])
+def test_an_image_that_lost_its_mean_is_refused(tmp_path: Path, how: str) -> None:
+    run = make_hcp_run(tmp_path / "hcp", "100307", "MOTOR_LR", ONE_BLOCK)
+    bold = make_bold(90, 1).astype(np.float32)
+    centred = (bold - bold.mean(axis=-1, keepdims=True)) / np.maximum(bold.std(axis=-1, keepdims=True), 1e-3)
+    save(run.bold, centred if how == "standardised" else centred + 1.0, tr_s=0.72)
+    summary = prepare_dataset(tmp_path / "hcp", tmp_path / "out", PrepareConfig())
+    assert "tfMRI_MOTOR_LR.nii.gz: expected BOLD intensities" in summary.failed["100307"]

@@ -46,7 +46,7 @@ def test_values_equal_the_usual_libraries(tmp_path: Path) -> None:
     data = block.load()
     target = {"target_affine": MNI_3MM.affine, "target_shape": MNI_3MM.shape, "interpolation": "linear"}
     bold = resample_img(nib.load(run.bold), **target, copy_header=True, force_resample=True).get_fdata()
-    times = 0.72 * np.arange(bold.shape[3])
+    times = 0.72 * (np.arange(bold.shape[3]) + 0.5)  # frames stand for the middle of their TR
     filtered = convolve1d(bold[data.mask_XYZ], firwin(13, 0.5, window="lanczos"), axis=-1, mode="nearest")
     window = CubicSpline(times, filtered, axis=-1)(11.009 + 1.44 * np.arange(12))
     scale = 10_000 / bold.mean(axis=-1)[data.mask_XYZ].mean()

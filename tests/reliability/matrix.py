@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.faults import COMMANDS, FAULTS
+from tests.reliability.planted_cases import table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "reliability.md"
@@ -122,7 +123,7 @@ def page(cells: dict[tuple[str, str], dict[str, list[str]]]) -> str:
             tests = list(dict.fromkeys(test for found in outcomes.values() for test in found))
             lines.append(f"| `{command}` | {what} | {', '.join(f'`{_short(test)}`' for test in tests)} |")
         lines.append("")
-    return "\n".join(lines).rstrip() + "\n" + CLOSING
+    return "\n".join([*lines, table()]).rstrip() + "\n" + CLOSING
 
 
 def _short(test: str) -> str:

@@ -44,3 +44,10 @@ def test_seeds_are_pinned():
 def test_unknown_condition_is_answered_with_the_nearest():
     with pytest.raises(UsageError, match="did you mean gambling_loss"):
         make_requests(SampleConfig(conditions=("gambling_los",)), KNOWN)
+
+
+def test_spellings_of_the_field_and_all_wrong_ones_at_once():
+    config = SampleConfig(conditions=("MOTOR:rh", "WM 2bk:places", "motor_rh"), n=1)
+    assert [r.condition.label for r in make_requests(config, KNOWN)] == ["motor_rh", "wm_2bk_places"]
+    with pytest.raises(UsageError, match=r"'MOTOR:rx': did you mean.*'loss': .*'REASONING:rel'"):
+        make_requests(SampleConfig(conditions=("MOTOR:rx", "MOTOR:rh", "loss", "REASONING:rel"), n=1), KNOWN)

@@ -64,7 +64,7 @@ def test_noise_free_glm_recovers_the_truth():
     events = pd.DataFrame(
         [{"onset": e.onset_s, "duration": e.duration_s, "trial_type": e.condition} for e in run.paradigm.events]
     )
-    times = np.arange(run.n_frames) * run.tr_s
+    times = run.times_s
     design = make_first_level_design_matrix(times, events, hrf_model="spm", drift_model=None)
     percent = run.percent_signal(np.eye(run.n_frames, dtype=np.float32), 0)
     effects = np.linalg.lstsq(design.to_numpy(), percent, rcond=None)[0]
