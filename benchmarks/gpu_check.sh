@@ -11,10 +11,10 @@ cd "$(dirname "$0")"
 mkdir -p "$out"
 
 if [ "$device" = cpu ]; then
-    sizes=(smoke) compiled=() speed=(--batch-size 2 --steps 1 --rounds 1) subjects=6 steps=20 n=4 sampling=(--n 1 --full-steps 2 --presets smoke smoke)
+    sizes=(smoke) compiled=() speed=(--batch-size 2 --steps 1 --rounds 1) subjects=12 steps=20 n=4 sampling=(--n 1 --full-steps 2 --presets smoke smoke)
 else
     sizes=(hybrid-38m hybrid-85m hybrid-151m hybrid-236m hybrid-340m hybrid-463m unet-41m unet-84m unet-141m unet-237m unet-476m)
-    compiled=(hybrid-38m hybrid-463m) speed=(--batch-size 16 --steps 20 --rounds 1) subjects=40 steps=3000 n=40
+    compiled=(hybrid-38m hybrid-463m) speed=(--batch-size 16 --steps 20 --rounds 1) subjects=50 steps=3000 n=40
     sampling=(--n 4 --device "$device")
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/device.txt"
 fi
@@ -22,7 +22,7 @@ fi
 # The cohort is made by the CPU while the GPU is timed.
 study="$out/study.yaml"
 cat > "$study" << EOF
-cohort: {n_subjects: $subjects, seed: 1, split: {train: 0.7, val: 0.1, test: 0.2}}
+cohort: {n_subjects: $subjects, seed: 1, split: {train: 0.6, val: 0.1, test: 0.3}}
 tokenize: {seed: 1, max_fit_blocks: 600, report: false}
 sampling: {n: $n, sampler: ab2, steps: 20, guidance: 1.0, seed: 1}
 preset: bundled

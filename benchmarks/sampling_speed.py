@@ -1,6 +1,6 @@
 """Seconds per finished sample, and the hybrid against the U-Net inside MONAI's own inferer; one run, one thread.
 
-    python benchmarks/sampling_speed.py [--checkpoint MODEL] [--n 2] [--steps 3]
+    python benchmarks/sampling_speed.py [--checkpoint MODEL] [--n 2] [--steps 3] [--device cuda]
 
 First table: denoising, decoding and writing of one sample of the given (default: bundled) model with the default sampler and
 with ancestral sampling over all 1000 steps, through the code of `fmrisynth sample`. Second table: an untrained hybrid-38m and
@@ -58,7 +58,9 @@ class Clock:
         return f"{self.processor_s / n:.2f} ({self.wall_s / n:.2f})"
 
 
-def time_samples(checkpoint: Path | None, sampler: str, steps: int | None, n: int) -> tuple[int, Clock, Clock, Clock]:
+def time_samples(
+    checkpoint: Path | None, sampler: str, steps: int | None, n: int, device: torch.device
+) -> tuple[int, Clock, Clock, Clock]:
     """Steps, and clocks of denoising, decoding and writing `n` samples, after one that does not count."""
     model, tokenizer = load_model(checkpoint)
     denoise, decode, decode_and_write = Clock(), Clock(), Clock()
@@ -78,9 +80,10 @@ def time_samples(checkpoint: Path | None, sampler: str, steps: int | None, n: in
                 clock.wall_s = clock.processor_s = 0.0
             settings = _settings(config, model, tokenizer)
             make = SampleMaker(Path(folder) / str(config.seed), config, model, tokenizer, settings)
-            for request in make_requests(config, model.conditions):
-                with denoise.running():
-                    latent_CTXYZ = make._draw([request], torch.device("cpu"))[0]
+            requests = make_requests(config, model.conditions)
+            with denoise.running():
+                latents_BCTXYZ = make._draw(requests, device)
+            for request, latent_CTXYZ in zip(requests, latents_BCTXYZ, strict=True):
                 with decode_and_write.running():
                     make._write(request, latent_CTXYZ)
     return settings["SamplerSteps"], denoise, decode, decode_and_write - decode
@@ -92,7 +95,7 @@ class Monai(nn.Module):
     def __init__(self, network: nn.Module, condition: int) -> None:
         super().__init__()
         self.network = network
-        self.labels_BA = torch.tensor([[condition]])
+        self.labels_BA = torch.tensor([[condition]], device=next(network.parameters()).device)
 
     def forward(self, x, timesteps, context=None):
         return self.network(x, timesteps, self.labels_BA)
@@ -108,11 +111,12 @@ def time_inferer(network: nn.Module, steps: int) -> Clock:
     )
     scheduler.set_timesteps(steps)
     noise = torch.randn(1, CHANNELS, *GRID, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(next(network.parameters()).device)
     clock = Clock()
     with torch.inference_mode(), clock.running():
         DiffusionInferer(scheduler).sample(
             input_noise=noise, diffusion_model=Monai(network, 2), scheduler=scheduler, verbose=False
-        )
+        ).cpu()
     return clock
 
 
@@ -124,6 +128,7 @@ def main() -> None:
     parser.add_argument("--full-steps", type=int, default=1000, help="steps of ancestral sampling")
     parser.add_argument("--steps", type=int, default=3, help="DDIM steps of the second table")
     parser.add_argument("--rounds", type=int, default=3, help="of the second table; the best one counts")
+    parser.add_argument("--device", default="cpu", help="processor seconds say nothing of a GPU: read the wall seconds")
     parser.add_argument("--presets", nargs=2, default=["hybrid-38m", "unet-41m"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -132,7 +137,9 @@ def main() -> None:
     print("| sampler | steps | denoise | decode | write | together |\n|---|---|---|---|---|---|")
     denoising = []
     for sampler, steps in (("ab2", None), ("ddpm", arguments.full_steps)):
-        n_steps, denoise, decode, write = time_samples(arguments.checkpoint, sampler, steps, arguments.n)
+        n_steps, denoise, decode, write = time_samples(
+            arguments.checkpoint, sampler, steps, arguments.n, torch.device(arguments.device)
+        )
         whole = denoise + decode + write
         cells = " | ".join(clock.each(arguments.n) for clock in (denoise, decode, write, whole))
         print(f"| {sampler} | {n_steps} | {cells} |", flush=True)
@@ -146,7 +153,7 @@ def main() -> None:
     for preset in arguments.presets:
         config = load_config(TrainConfig, "train", preset=preset)
         torch.manual_seed(0)
-        networks[preset] = build_denoiser(config.model, CHANNELS, [7]).eval()
+        networks[preset] = build_denoiser(config.model, CHANNELS, [7]).eval().to(arguments.device)
         time_inferer(networks[preset], 1)
     best: dict[str, Clock] = {}
     for _ in range(arguments.rounds):

@@ -24,6 +24,7 @@ from fmrisynth.glm.map_scores import map_correlations, score_maps
 from fmrisynth.glm.statistics import random_effects
 from fmrisynth.glm.windows import common_mask, iterate_windows
 from fmrisynth.models.checkpoint import LoadedDenoiser
+from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.models.tokenizers.noise import ObservationNoise
 
@@ -120,7 +121,14 @@ def sample_effects(
     for start in range(0, n, 8):
         chosen = seeds[start : start + 8]
         latent_BCTXYZ = generate_latents(
-            model, condition, seeds=chosen, sampler=sampler, n_steps=steps, guidance=guidance, group=group
+            model,
+            condition,
+            seeds=chosen,
+            sampler=sampler,
+            n_steps=steps,
+            guidance=guidance,
+            group=group,
+            device=pick_device(),
         )
         weighted_BCxyz = torch.einsum("t,bctxyz->bcxyz", torch.from_numpy(weights_T).float(), latent_BCTXYZ)
         for own_seed, effect_XYZ in zip(chosen, tokenizer.decode(weighted_BCxyz)[:, 0].numpy(), strict=True):
