@@ -101,7 +101,7 @@ def index_path(subject: str) -> Path:
 
 def write_index(root: Path, subject: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the table of contents of a subject."""
-    write_tsv(root / index_path(subject), INDEX_COLUMNS, rows)
+    write_tsv(root / index_path(subject), INDEX_COLUMNS, rows, last=True)
 
 
 def read_index(root: Path, subject: str, settings: str) -> list[dict[str, str]] | None:
