@@ -260,7 +260,7 @@ class Stage:
         record = _read(path)
         look = _Look(record)
         about = look.flat(unit.about)
-        why = self._why(record, about, look)
+        why = self._why(record, about, look, force=self.force)
         if why is None and record is not None:
             if look.n_computed:  # so that the next call need not read the files
                 with suppress(FmrisynthError):
@@ -295,10 +295,10 @@ class Stage:
         return result, why
 
     def is_finished(self, unit: Unit) -> bool:
-        """Whether nothing needs to be done for a unit."""
+        """Whether nothing needs to be done for a unit; `force` aside."""
         record = _read(self.out / naming.unit_record(unit.label))
         look = _Look(record)
-        return record is not None and self._why(record, look.flat(unit.about), look) is None
+        return record is not None and self._why(record, look.flat(unit.about), look, force=False) is None
 
     def result(self, label: str) -> Any:
         """What the `make` of a unit returned when it was last finished; None where it never was."""
@@ -309,6 +309,20 @@ class Stage:
         record = _read(self.out / naming.unit_record(label)) or {}
         return _digest([record.get(key) for key in ("Version", "About", "Outputs", "Result")])
 
+    def records(self) -> list[str]:
+        """Labels of all units that were finished once."""
+        return sorted(path.stem for path in (self.out / naming.unit_record("x").parent).glob("*.json"))
+
+    def drop(self, labels: Iterable[str]) -> None:
+        """Remove what units wrote that are no longer asked for."""
+        for label in labels:
+            path = self.out / naming.unit_record(label)
+            record = _read(path)
+            self._forget(path, record)
+            for name in record["Outputs"] if record is not None else ():
+                (self.out / name).unlink(missing_ok=True)
+            log.info("%s: what it was made from is gone; its files were removed.", label)
+
     def summary(self, lines: Sequence[str] = ()) -> StageSummary:
         """What to tell: the stage's own lines, what was made again and why, and what failed."""
         told = list(lines)
@@ -318,11 +332,13 @@ class Stage:
             told.append(f"So were {count(len(self.again) - SHOWN, 'other')}.")
         return StageSummary(lines=told, failed=self.failed)
 
-    def _why(self, record: Mapping[str, Any] | None, about: Mapping[str, str], look: _Look) -> str | None:
+    def _why(
+        self, record: Mapping[str, Any] | None, about: Mapping[str, str], look: _Look, *, force: bool
+    ) -> str | None:
         """Why a unit must be done, in words; empty where it never was finished; None if it need not."""
         if record is None:
             return ""
-        if self.force:
+        if force:
             return "--force asks for it"
         if record["Version"] != self.version:
             return "another version of the method made it"

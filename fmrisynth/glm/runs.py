@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import remove_temporaries
-from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.grid import NATIVE_SPACE, make_grid
 from fmrisynth.data.nifti import read_header
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import Contrast, camel_case, parse_contrast
-from fmrisynth.glm.maps import read_index, write_index
-from fmrisynth.glm.stage import SubjectResult, chosen_subjects, write_subject_contrast
+from fmrisynth.glm.maps import index_path, write_index, write_subject_contrast
 from fmrisynth.glm.statistics import Estimate
 from fmrisynth.parse import read_json
-from fmrisynth.progress import log, reason_of, track
+from fmrisynth.progress import log
+from fmrisynth.stage import Unit, files_of
 
 MOTION = re.compile(r"^(trans|rot)_[xyz]$")
 TISSUE = ("csf", "white_matter")
@@ -234,35 +232,27 @@ def read_confounds(path: Path | None, n_frames: int, config: GlmConfig):
     return chosen.loc[:, chosen.std() > 0]
 
 
-def fit_dataset(
-    dataset: Path, out: Path, config: GlmConfig, participant_labels: Sequence[str] | None = None
-) -> tuple[list[SubjectResult], dict[str, str]]:
-    """Fit every subject and task; see `fmrisynth.glm.run_glm`."""
-    results: list[SubjectResult] = []
-    failed: dict[str, str] = {}
-    found = find_runs(dataset, config.task, failed=failed)
-    chosen = chosen_subjects(dataset, sorted({*found, *failed}), participant_labels)
-    failed = {subject: reason for subject, reason in failed.items() if subject in chosen}
-    found = {subject: found[subject] for subject in chosen if subject in found and subject not in failed}
+def run_units(dataset: Path, out: Path, config: GlmConfig) -> tuple[dict[str, Unit], dict[str, str]]:
+    """The unit of work of each subject, and the subjects that cannot be read; see `fmrisynth.glm.run_glm`."""
+    broken: dict[str, str] = {}
+    found = find_runs(dataset, config.task, failed=broken)
     known: set[str] = set()
     for subject, runs in list(found.items()):
         try:
             known |= {safe_name(str(t)) for run in runs for t in read_events(run.events)["trial_type"]}
         except FmrisynthError as error:
-            failed[subject] = str(error)
-            del found[subject]
-    if not found:
-        return results, failed
-    for formula in config.contrasts:
+            broken[subject] = str(error)
+    found = {subject: found[subject] for subject in sorted(found) if subject not in broken}
+    for formula in config.contrasts if found else ():
         parse_contrast(_local(formula, known, found), sorted(known))
-    for subject, runs in track(list(found.items()), "GLM of runs", total=len(found)):
-        try:
-            with exclusive(out, f"sub-{subject}"):
-                results.append(fit_subject_runs(subject, runs, out, config))
-        except Exception as error:
-            failed[subject] = reason_of(f"sub-{subject}", error)
-            log.warning("sub-%s: %s", subject, failed[subject])
-    return results, failed
+    units = {
+        subject: Unit(
+            f"sub-{subject}", {"files": files_of(runs), "timing or names": runs},
+            partial(fit_subject_runs, subject, runs, out, config), index_path(subject), Path(f"sub-{subject}"),
+        )
+        for subject, runs in found.items()
+    }  # fmt: skip
+    return units, broken
 
 
 def _local(formula: str, known: set[str], found: dict[str, list[Run]]) -> str:
@@ -288,31 +278,19 @@ def localise_formula(formula: str, known: set[str], tasks: set[str]) -> str:
     return re.sub(r"[A-Za-z]\w*", replace, formula)
 
 
-def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmConfig) -> SubjectResult:
+def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmConfig) -> dict[str, Any]:
     """Fit a subject's runs, one model per task, and write its contrasts."""
     first = runs[0].entities
     base = naming.Entities(
         sub=subject, ses=first.get("ses"), space=first.get("space", NATIVE_SPACE), res=first.get("res")
     )
-    settings = _settings(config, runs)
-    finished = read_index(out, subject, settings)
-    if finished is not None:
-        return SubjectResult(base, list(finished))
-    remove_temporaries(out / f"sub-{subject}")
     rows: list[dict[str, Any]] = []
-    tasks = dict.fromkeys(run.task for run in runs)
-    for task in tasks:
-        own = [run for run in runs if run.task == task]
-        rows += _fit_task(base, task, own, out, config, settings)
+    for task in dict.fromkeys(run.task for run in runs):
+        rows += _fit_task(base, task, [run for run in runs if run.task == task], out, config)
     if not rows:
         raise FmrisynthError(f"sub-{subject}: has none of the conditions that the contrasts need.")
     write_index(out, subject, rows)
-    return SubjectResult(base, rows)
-
-
-def _settings(config: GlmConfig, runs: Sequence[Run]) -> str:
-    parts = [config.digest(), *(f"{run.bold.name}|{run.bold.stat().st_size}|{run.tr_s}" for run in runs)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return {"entities": asdict(base), "rows": rows}
 
 
 def first_level_model(runs: Sequence[Run], config: GlmConfig):
@@ -365,7 +343,7 @@ def first_level_model(runs: Sequence[Run], config: GlmConfig):
 
 
 def _fit_task(
-    base: naming.Entities, task: str, runs: Sequence[Run], out: Path, config: GlmConfig, settings: str
+    base: naming.Entities, task: str, runs: Sequence[Run], out: Path, config: GlmConfig
 ) -> list[dict[str, Any]]:
     conditions = list(dict.fromkeys(t for run in runs for t in read_events(run.events)["trial_type"]))
     folded = {re.sub(r"\W", "", task).lower()}
@@ -408,7 +386,7 @@ def _fit_task(
             write_subject_contrast(
                 out, base, re.sub(r"[^0-9A-Za-z]", "", task), contrast, estimate, mask_XYZ, grid, about
             )
-            | {"n_blocks": used, "settings": settings}
+            | {"n_blocks": used}
         )
     if config.reports:
         from fmrisynth.glm.pages import write_run_page

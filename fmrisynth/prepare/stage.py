@@ -219,7 +219,11 @@ def _write_run(
 
 def _attributes(run: PlannedRun | None, person: Mapping[str, str]) -> dict[str, str]:
     phase_encoding = run.source.phase_encoding if run is not None else None
-    known = {"phase_encoding": phase_encoding, "sex": person.get("sex"), "age": person.get("age")}
+    known: dict[str, str | None] = {
+        "phase_encoding": phase_encoding,
+        "sex": person.get("sex"),
+        "age": person.get("age"),
+    }
     return {name: value for name in ATTRIBUTES if (value := known.get(name)) not in (None, "", "n/a")}
 
 

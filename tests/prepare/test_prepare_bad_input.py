@@ -236,7 +236,9 @@ def test_duplicated_participant_in_the_table(tmp_path: Path) -> None:
 def test_output_that_is_not_ours(hcp_tree: Path, fmriprep_tree: Path) -> None:
     for out in (hcp_tree, fmriprep_tree):
         before = sorted(out.rglob("*"))
-        with pytest.raises(UsageError, match="expected an empty folder or one that `fmrisynth prepare` began, found other"):
+        with pytest.raises(
+            UsageError, match="expected an empty folder or one that `fmrisynth prepare` began, found other"
+        ):
             prepare_dataset(hcp_tree, out, PrepareConfig())
         assert sorted(out.rglob("*")) == before
 
