@@ -96,7 +96,7 @@ class Stage:
         Participant -> reason.
     """
 
-    def __init__(self, command: str, out: Path, *, version: int, force: bool) -> None:
+    def __init__(self, command: str, out: Path, *, version: int = 1, force: bool = False) -> None:
         self.command, self.out, self.version, self.force = command, out, version, force
         self.made: list[str] = []
         self.kept: list[str] = []

@@ -244,7 +244,11 @@ def _finish(stage: Stage, job: Job, people: Mapping[str, Mapping[str, str]]) -> 
             except FmrisynthError as error:  # of a participant that was not asked for in this call
                 failed[subject] = f"{error} `fmrisynth prepare` makes it again when it is asked for."
                 continue
-            row = {"participant_id": f"sub-{subject}", "sex": person.get("sex"), "age": person.get("age")}
+            row: dict[str, Any] = {
+                "participant_id": f"sub-{subject}",
+                "sex": person.get("sex"),
+                "age": person.get("age"),
+            }
             rows.append(row | {"split": blocks[0].split if blocks else None, "n_blocks": len(blocks)})
         content.update(report.write_dataset_report(out, subjects, failed))
         if rows:

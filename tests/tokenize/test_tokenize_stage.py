@@ -94,7 +94,7 @@ def test_latents_of_two_tokenizers_are_not_mixed(prepared, tmp_path):
     tokenize_dataset(prepared, tmp_path / "a", FAST)
     other = FAST.model_copy(update={"normalisation": "global"})
     tokenize_dataset(prepared, tmp_path / "b", other)
-    with pytest.raises(FmrisynthError, match="other settings .tokenizer was fitted here"):
+    with pytest.raises(FmrisynthError, match="tokenizer was fitted here, is"):
         tokenize_dataset(prepared, tmp_path / "a", FAST, tokenizer=tmp_path / "b" / "tokenizer")
     with pytest.raises(UsageError, match="normalisation was dynamics, is global"):
         tokenize_dataset(prepared, tmp_path / "a", other)
