@@ -47,6 +47,7 @@ def run_participants(
     *,
     tokenizer: Path | None = None,
     participant_labels: Sequence[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Prepare, encode and analyse participants; a bad one does not stop the others.
 
@@ -61,7 +62,9 @@ def run_participants(
     tokenizer : Path, optional
         Tokenizer folder; default: the bundled one, where the grid is the standard one.
     participant_labels : sequence of str, optional
-        Participants, without ``sub-``; default all.
+        Participants, with or without ``sub-``; default all.
+    force : bool
+        Make finished work anew.
     """
     prepare = PrepareConfig.model_validate(
         {
@@ -71,24 +74,29 @@ def run_participants(
             "bids_database_dir": config.bids_database_dir,
         }
     )
-    summary = prepare_dataset(bids_dir, out, prepare, participant_labels=participant_labels)
-    done = [subject for subject in subjects_of(out) if not participant_labels or subject in participant_labels]
+    summary = prepare_dataset(bids_dir, out, prepare, participant_labels=participant_labels, force=force)
+    finished = subjects_of(out)
+    asked = {label.removeprefix("sub-") for label in participant_labels or finished}
+    done = [subject for subject in finished if subject in asked]
     chosen = tokenizer or bundled_tokenizer_dir()
     misfit = _misfit(out, done, chosen) if done else None
     if misfit is None:
         encode = TokenizeConfig(seed=config.seed, device=config.device, report=False)
-        encoded = tokenize_dataset(out, out / "latents", encode, tokenizer=chosen, participant_labels=done)
+        encoded = tokenize_dataset(out, out / "latents", encode, tokenizer=chosen, participant_labels=done, force=force)
         _add(summary, encoded)
     elif tokenizer is not None:
         raise FmrisynthError(misfit)
     else:
         log.warning("%s The latents are left out.", misfit)
         summary.lines.append(f"Latents were not made: {misfit}")
-    _add(summary, run_glm(out, out / "glm", GlmConfig(seed=config.seed), participant_labels=done, group=False))
+    maps = run_glm(out, out / "glm", GlmConfig(seed=config.seed), participant_labels=done, group=False, force=force)
+    _add(summary, maps)
     return summary
 
 
-def run_group(bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path | None = None) -> StageSummary:
+def run_group(
+    bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path | None = None, force: bool = False
+) -> StageSummary:
     """Group maps, a synthetic cohort and the comparison, from the participants already done.
 
     Parameters
@@ -101,6 +109,8 @@ def run_group(bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path 
         Seed, samples per condition, device.
     checkpoint : Path, optional
         Model for the synthetic cohort; default: the bundled one.
+    force : bool
+        Make finished work anew.
 
     Raises
     ------
@@ -113,7 +123,7 @@ def run_group(bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path 
         raise FmrisynthError(
             f"{out}: no participant is done; run `fmrisynth {bids_dir} {out} participant` first."
         ) from None
-    summary = run_glm(out, out / "glm", GlmConfig(seed=config.seed))
+    summary = run_glm(out, out / "glm", GlmConfig(seed=config.seed), force=force)
     model, _ = load_model(checkpoint)
     wanted = sorted({block.condition for block in blocks} & set(model.conditions))
     if not wanted:
@@ -122,10 +132,11 @@ def run_group(bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path 
             "them (fmrisynth train) and name it with --checkpoint DIR."
         )
     sample = SampleConfig(seed=config.seed, conditions=tuple(wanted), n=config.n, device=config.device)
-    _add(summary, sample_dataset(out / "synthetic", sample, checkpoint=checkpoint))
-    _add(summary, run_glm(out / "synthetic", out / "synthetic-glm", GlmConfig(seed=config.seed, reports=False)))
+    _add(summary, sample_dataset(out / "synthetic", sample, checkpoint=checkpoint, force=force))
+    quiet = GlmConfig(seed=config.seed, reports=False)
+    _add(summary, run_glm(out / "synthetic", out / "synthetic-glm", quiet, force=force))
     compared = evaluate_datasets(
-        out / "evaluation", real=out, synthetic=out / "synthetic", config=EvaluateConfig(seed=config.seed)
+        out / "evaluation", real=out, synthetic=out / "synthetic", config=EvaluateConfig(seed=config.seed), force=force
     )
     _add(summary, compared)
     return summary

@@ -441,6 +441,15 @@ _shared_digests: dict[tuple[str, str], str] = {}
 _shared_lock = threading.Lock()
 
 
+def content_digest(root: Path, paths: Sequence[Path]) -> str:
+    """Digest of the names and bytes of files; those of finished units in `root` are known and are not read."""
+    stamps: dict[str, str] = {}
+    for path in (root / naming.unit_record("x").parent).glob("*.json"):
+        stamps |= (_read(path) or {"Stamps": {}})["Stamps"]
+    look = _Look({"Stamps": stamps})
+    return _digest([[path.relative_to(root).as_posix(), look.digest(path)] for path in paths])
+
+
 def files_of(value: Any) -> list[Path]:
     """Every path in a record, in order."""
     if isinstance(value, Path):

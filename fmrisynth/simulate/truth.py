@@ -52,7 +52,18 @@ def anatomy_effects(phantom: Phantom) -> dict[str, np.ndarray]:
     return effects | {f"site_{site}": own - np.mean(sites, axis=0) for site, own in zip(SITES, sites, strict=True)}
 
 
+def group_index(phantom: Phantom, labels: list[str]) -> Path:
+    """The last of the group's true maps, relative to the cohort."""
+    return _group_paths(phantom, labels)[-1]
+
+
+def _group_paths(phantom: Phantom, labels: list[str]) -> list[Path]:
+    conditions = [load_table().conditions[label] for label in labels]
+    return [Path(FOLDER) / group_statmap(c.task, phantom.grid.space, c.contrast, "effect") for c in conditions]
+
+
 def write_group(out: Path, phantom: Phantom, labels: list[str]) -> None:
+<<<<<<< HEAD
     """Write the group's true maps, one float32 image per condition, and the effects on anatomy; those that exist are kept."""
     from safetensors.numpy import save
 
@@ -74,6 +85,11 @@ def _voxels(phantom: Phantom) -> np.ndarray:
     """Indices of the simulated voxels on the data's grid, (V, 3) int16."""
     numbers = phantom.space.to_grid(np.arange(1, len(phantom.space.support) + 1, dtype=np.int32))
     return np.argwhere(numbers)[np.argsort(numbers[numbers > 0])].astype(np.int16)
+=======
+    """Write the group's true maps, one float32 image per condition."""
+    for path, values in zip(_group_paths(phantom, labels), group_maps(phantom, labels), strict=True):
+        write_image(out / path, phantom.space.to_grid(values.astype(np.float32)), phantom.grid.affine)
+>>>>>>> ac61332 (simulate, evaluate, train: begun folders and units of work; --force)
 
 
 def subject_file(out: Path, label: str) -> Path:
@@ -91,9 +107,13 @@ def write_subject(out: Path, subject: PhantomSubject, labels: list[str]) -> None
     from safetensors.numpy import save
 
     path = subject_file(out, subject.label)
+<<<<<<< HEAD
     if path.exists():
         return
     responses, person = subject.responses, subject.person
+=======
+    space, responses = subject.phantom.space, subject.responses
+>>>>>>> ac61332 (simulate, evaluate, train: begun folders and units of work; --force)
     rows = [EVENT_LABELS.index(label) for label in labels]
     events = {run.name: [[e.condition, e.onset_s, e.duration_s] for e in run.paradigm.events] for run in subject.runs()}
     write_json(
