@@ -383,16 +383,20 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGUSR1 set (Slurm's warning before a time limit)."""
+    """An event that SIGTERM, SIGUSR1 (Slurm's warning before a time limit) and the first Ctrl-C set."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            log.info("Stopping after this step with a checkpoint; Ctrl-C again stops at once, without one.")
         stop.set()
 
-    watched = (signal.SIGTERM, signal.SIGUSR1)
+    watched = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = {number: signal.signal(number, handle) for number in watched}
     try:
         yield stop

@@ -52,6 +52,29 @@ def test_terminated_and_called_again(command, world, whole, start, tmp_path):
     assert digests(out, command) == whole(command)
 
 
+@each("SIGINT", {
+    "train": "A checkpoint is written, the exit status is 0 and the summary says how to continue; the same command continues to "
+    "the last bit. A second Ctrl-C stops at once.",
+    "else": "Half files are removed, the exit status is 130; the same command continues to the same files.",
+})  # fmt: skip
+def test_interrupted_and_called_again(command, world, whole, start, tmp_path):
+    ask, out = world.arguments(command, tmp_path / "out"), tmp_path / "out"
+    done = start.run(ask, Fault(at_rename=MOMENTS[command][0] + 3, signal=signal.SIGINT))
+    if command == "train":
+        assert done.status == 0
+        assert "a signal asked to stop. Call again to continue." in done.said
+        assert "Newest checkpoint: " in done.said
+        assert list(out.glob("checkpoints/step-*/checkpoint.json"))
+    else:
+        assert (done.status, done.said.splitlines()[-1]) == (
+            130, "Interrupted. The same command continues where this one stopped."
+        )  # fmt: skip
+    assert "Traceback" not in done.said
+    assert strays(out) == []
+    assert start.run(ask).status == 0
+    assert digests(out, command) == whole(command)
+
+
 @each(
     "clock change",
     "No decision depends on a clock: finished work is recognised by its content, years off in either direction.",
