@@ -276,8 +276,7 @@ class Stage:
             raise FmrisynthError(
                 f"{self.out / unit.folder}: expected a folder of this dataset, found a link; nothing is written behind it."
             )
-        with suppress(OSError):
-            (self.out / unit.index).unlink(missing_ok=True)
+        self._remove([unit.index.as_posix()])
         self._forget(path, None)
         self._prepare_scratch(unit, about)
         with recording() as written:
@@ -319,8 +318,7 @@ class Stage:
             path = self.out / naming.unit_record(label)
             record = _read(path)
             self._forget(path, record)
-            for name in record["Outputs"] if record is not None else ():
-                (self.out / name).unlink(missing_ok=True)
+            self._remove(record["Outputs"] if record is not None else ())
             log.info("%s: what it was made from is gone; its files were removed.", label)
 
     def summary(self, lines: Sequence[str] = ()) -> StageSummary:
@@ -355,10 +353,15 @@ class Stage:
         return _some(damaged) if damaged else None
 
     def _forget(self, path: Path, record: Mapping[str, Any] | None) -> None:
+        if record is not None:
+            self._remove([record["Index"]])
         with suppress(OSError):
-            if record is not None:
-                (self.out / record["Index"]).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(OSError):
+                (self.out / name).unlink(missing_ok=True)
 
     def _outputs(self, unit: Unit, files: Iterable[Path]) -> list[str]:
         names = (path.relative_to(self.out) for path in files if path.exists())
@@ -375,8 +378,7 @@ class Stage:
     def _tidy(self, unit: Unit, outputs: Sequence[str], record: Mapping[str, Any] | None) -> None:
         """Remove what earlier calls wrote for the unit and this one did not."""
         kept = set(outputs)
-        for name in set(record["Outputs"] if record else ()) - kept:
-            (self.out / name).unlink(missing_ok=True)
+        self._remove(set(record["Outputs"] if record else ()) - kept)
         folder = self.out / unit.folder if unit.folder is not None else None
         if folder is None or not folder.exists():
             return
@@ -519,7 +521,7 @@ def _read(path: Path, keys: Sequence[str] = ()) -> dict[str, Any] | None:
         kinds = {"Version": int, "About": dict, "Outputs": dict, "Index": str, "Stamps": dict}
         names = [content.get("Index"), *content["Outputs"]] if isinstance(content.get("Outputs"), dict) else []
         sound = all(isinstance(content.get(key), kind) for key, kind in kinds.items()) and "Result" in content
-        if not sound or any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+        if not sound or any("\0" in name or Path(name).is_absolute() or ".." in Path(name).parts for name in names):
             return None
     return content
 

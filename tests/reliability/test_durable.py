@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -28,14 +30,15 @@ class Disk:
         self.synced: dict[int, int] = {}  # inode -> time of the last modification that is on the disk
         self.lost: dict[Path, None] = {}  # names that are not on the disk yet
         self.told: list[tuple[Path, list[Path]]] = []  # names that say "complete", and what was not safe then
-        replace, fsync = os.replace, os.fsync
+        replace, fsync, lock = os.replace, os.fsync, threading.Lock()
 
         def watched_fsync(file: int) -> None:
             fsync(file)
             state = os.fstat(file)
             self.synced[state.st_ino] = state.st_mtime_ns
             if stat.S_ISDIR(state.st_mode):
-                self.lost = {path: None for path in self.lost if path.parent.stat().st_ino != state.st_ino}
+                with lock:
+                    self.lost = {path: None for path in self.lost if path.parent.stat().st_ino != state.st_ino}
 
         def watched_replace(source, target) -> None:
             target = Path(target)
@@ -44,7 +47,8 @@ class Disk:
                 self.told.append((target, self.unsafe(target)))
             replace(source, target)
             if inside:
-                self.lost[target] = None
+                with lock:
+                    self.lost[target] = None
 
         monkeypatch.setattr(os, "fsync", watched_fsync)
         monkeypatch.setattr(os, "replace", watched_replace)
@@ -52,8 +56,11 @@ class Disk:
     def unsafe(self, about: Path | None = None) -> list[Path]:
         """Files that a crash now would lose or empty; of those `about` a unit if it is given."""
         found = []
+        subject = re.match(r"sub-[0-9A-Za-z]+", about.name) if about is not None else None  # others work beside
         for path in self.root.rglob("*"):
             if not path.is_file() or path.name.startswith("."):
+                continue
+            if subject is not None and subject.group() not in str(path):
                 continue
             state = path.stat()
             if self.synced.get(state.st_ino) != state.st_mtime_ns or path in self.lost:
