@@ -379,15 +379,15 @@ class Stage:
         """Remove what earlier calls wrote for the unit and this one did not."""
         kept = set(outputs)
         self._remove(set(record["Outputs"] if record else ()) - kept)
-        folder = self.out / unit.folder if unit.folder is not None else None
-        if folder is None or not folder.exists():
-            return
-        for path in sorted(folder.rglob("*"), reverse=True):
-            if path.is_dir() and not path.is_symlink():
-                if not any(path.iterdir()):
-                    path.rmdir()
-            elif path.name.startswith((".", f"{unit.label}_")) and path.relative_to(self.out).as_posix() not in kept:
-                path.unlink()
+        for folder in (self.out / part for part in (unit.folder, unit.scratch) if part is not None):
+            for path in sorted(folder.rglob("*"), reverse=True):
+                if path.is_dir() and not path.is_symlink():
+                    if not any(path.iterdir()):
+                        path.rmdir()
+                elif (
+                    path.name.startswith((".", f"{unit.label}_")) and path.relative_to(self.out).as_posix() not in kept
+                ):
+                    path.unlink()
 
 
 class _Look:

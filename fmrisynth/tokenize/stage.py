@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,7 @@ def _given(stage: Stage, given: Path) -> Unit:
         {"tokenizer": sorted(path for path in given.iterdir() if path.is_file())},
         lambda: load_tokenizer(given).save(stage.out / TOKENIZER_FOLDER),
         Path(TOKENIZER_FOLDER, TOKENIZER_JSON),
+        Path(TOKENIZER_FOLDER),
     )
 
 
@@ -253,7 +255,7 @@ def _fitted(stage: Stage, prepared: Path, subjects: Sequence[str], config: Token
     before = stage.result("tokenizer")
     blocks = [block for block in training if before and block.bold.as_posix() in set(before["blocks"])]
     if before is None or len(blocks) < len(before["blocks"]):
-        blocks = _drawn(training, config)
+        blocks = _drawn([block for block in training if _may_be_read(block)], config)
 
     def make() -> dict[str, Any]:
         provenance = {
@@ -268,8 +270,15 @@ def _fitted(stage: Stage, prepared: Path, subjects: Sequence[str], config: Token
 
     init = [] if config.init is None else sorted(config.init.iterdir()) if config.init.is_dir() else [config.init]
     about = {"blocks": block_files(blocks), "table of blocks": table_rows(blocks), "init": init}
-    index = Path(TOKENIZER_FOLDER, TOKENIZER_JSON)
-    return Unit("tokenizer", about, make, index, scratch=Path(FIT_FOLDER))
+    folder = Path(TOKENIZER_FOLDER)
+    return Unit("tokenizer", about, make, folder / TOKENIZER_JSON, folder, scratch=Path(FIT_FOLDER))
+
+
+def _may_be_read(block: Block) -> bool:
+    closed = [path for path in block_files([block]) if path.exists() and not os.access(path, os.R_OK)]
+    if closed:
+        log.warning("left out of the tokenizer's fit: %s may not be read", closed[0])
+    return not closed
 
 
 def _about_fit(stage: Stage, found: dict[str, Any]) -> str:
