@@ -94,6 +94,10 @@ class Stage:
         Label -> why a unit that had been finished was done again.
     failed : dict of str to str
         Participant -> reason.
+    sources : list of str
+        Where the inputs lie.
+    moved_from : str or None
+        Where they lay when the folder was begun, if that is another place.
     """
 
     def __init__(self, command: str, out: Path, *, version: int = 1, force: bool = False) -> None:
@@ -102,6 +106,7 @@ class Stage:
         self.kept: list[str] = []
         self.again: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+        self.sources: list[str] = []
         self.moved_from: str | None = None
 
     @classmethod
@@ -145,7 +150,7 @@ class Stage:
         stage = cls(command, out, version=version, force=force)
         now = dict(settings) if settings is not None else config.model_dump(mode="json")
         now = json.loads(json.dumps({key: value for key, value in now.items() if key not in set(free)}))
-        paths = [str(source.resolve()) for source in sources]
+        stage.sources = [str(source.resolve()) for source in sources]
         defaults = {} if settings is not None else type(config).model_construct().model_dump(mode="json")
         stage._check_owner()  # before a lock is put into a folder that is not ours
         if not write:
@@ -153,9 +158,9 @@ class Stage:
         with exclusive(out, "settings"):
             claim = stage._check_owner()
             if claim is not None:
-                stage._check_same(claim, defaults, now, paths, list(known))
+                stage._check_same(claim, defaults, now, list(known))
             if claim is None or force:
-                content = {"Command": command, "Sources": paths, "Settings": now}
+                content = {"Command": command, "Sources": stage.sources, "Settings": now}
                 write_json(out / CLAIM, content)
         if title is not None:
             write_dataset_description(out, title, sources=sources, synthetic=synthetic, readme=readme)
@@ -189,7 +194,6 @@ class Stage:
         claim: Mapping[str, Any],
         defaults: dict[str, Any],
         now: dict[str, Any],
-        paths: list[str],
         known: list[str],
     ) -> None:
         """Refuse other settings or sources; with `force`, forget what was made with other settings."""
@@ -205,7 +209,7 @@ class Stage:
                 f"{self.out}: this folder was begun with other settings ({shown}); use them, another folder, or --force to "
                 "make everything anew."
             )
-        if claim.get("Sources") != paths and not self.force:
+        if claim.get("Sources") != self.sources and not self.force:
             self.moved_from = ", ".join(claim.get("Sources", []))
             if not any((self.out / naming.unit_record(label)).is_file() for label in known):
                 self._refuse_source("holds none of the finished ones")
@@ -323,6 +327,11 @@ class Stage:
 
     def summary(self, lines: Sequence[str] = ()) -> StageSummary:
         """What to tell: the stage's own lines, what was made again and why, and what failed."""
+        claim = _read(self.out / CLAIM)
+        if (
+            self.moved_from is not None and self.kept and claim is not None
+        ):  # proved by content: the new place is the true one
+            write_json(self.out / CLAIM, claim | {"Sources": self.sources})
         told = list(lines)
         for label, why in list(self.again.items())[:SHOWN]:
             told.append(f"{label} was made again: {why}.")

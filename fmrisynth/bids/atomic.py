@@ -48,7 +48,7 @@ def recording() -> Iterator[Written]:
     """Note the files that this thread writes, and let them wait to be put on the disk together.
 
     That takes a third of the time that one after the other takes. Whoever relies on them writes a `last` file, or calls
-    `Written.sync`. Within another `recording` the outer one sees them too.
+    `Written.sync`. Within another `recording` the outer one sees them too, if nothing failed.
     """
     outer, written = _recorder.get(), Written()
     token = _recorder.set(written)
@@ -56,9 +56,9 @@ def recording() -> Iterator[Written]:
         yield written
     finally:
         _recorder.reset(token)
-        if outer is not None:
-            outer.files |= written.files
-            outer.unsynced |= written.unsynced
+    if outer is not None:
+        outer.files |= written.files
+        outer.unsynced |= written.unsynced
 
 
 @contextmanager

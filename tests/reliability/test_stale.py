@@ -6,9 +6,11 @@ import gzip
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.glm.test_glm_runs import make_bids
 from tests.reliability.conftest import digests, strays
 from tests.reliability.faults import each
 from tests.reliability.test_disk import copy_of
@@ -226,13 +228,14 @@ def test_another_source_is_refused_and_a_moved_one_is_known(world, start, tmp_pa
     assert done.status == 0, done.said
     assert "0 participants prepared, 2 had been there" in done.said
     before = digests(out)
-    shift_onset(next(moved.glob("hcp/100307/**/EVs/loss.txt")))
-    done = start.run(world.arguments("prepare", out, moved))
+    further = moved.rename(tmp_path / "further")
+    shift_onset(next(further.glob("hcp/100307/**/EVs/loss.txt")))
+    done = start.run(world.arguments("prepare", out, further))
     assert done.status == 2
-    assert f"was begun from {root / 'hcp'}, and the input now has another sub-100307" in done.said
-    for person in (moved / "hcp").iterdir():
+    assert f"was begun from {moved / 'hcp'}, and the input now has another sub-100307" in done.said
+    for person in (further / "hcp").iterdir():
         person.rename(person.with_name("9" + person.name[1:]))
-    done = start.run(world.arguments("prepare", out, moved))
+    done = start.run(world.arguments("prepare", out, further))
     assert done.status == 2
     assert "holds none of the finished ones" in done.said
     assert digests(out) == before
@@ -277,3 +280,38 @@ def test_a_condition_that_is_gone_takes_its_maps_with_it(world, start, tmp_path)
     assert start.run(ask).status == 0
     assert not list(out.rglob("*gamblingLoss*"))
     assert list(out.glob("group/*motorRh*"))
+
+
+@pytest.mark.parametrize("what", ["events", "confounds", "mask", "sidecar"])
+def test_whole_runs_are_fitted_again_after_a_correction(what, start, tmp_path):
+    """Every file that a run is read with counts, and the other subject's maps stay as they are."""
+    root, out = make_bids(tmp_path / "bids", derivatives=True, n_runs=1), tmp_path / "out"
+    ask = ["glm", str(root), str(out), "--unit", "run", "--set", "reports=false"]
+    assert start.run(ask).status == 0
+    before = digests(out)
+    (victim,) = (
+        path for path in root.rglob("*") if "sub-01" in path.name and path.name.endswith(
+            {"events": "_events.tsv", "confounds": "_timeseries.tsv", "mask": "_mask.nii.gz", "sidecar": "_bold.json"}[what]
+        )
+    )  # fmt: skip
+    if what == "events":
+        swap = {"right hand": "left-hand", "left-hand": "right hand"}
+        lines = [line.split("\t") for line in victim.read_text().splitlines()]
+        victim.write_text("\n".join("\t".join(swap.get(cell, cell) for cell in line) for line in lines) + "\n")
+    elif what == "confounds":
+        lines = victim.read_text().splitlines()
+        victim.write_text("\n".join([*lines[:-1], lines[-1].replace(lines[-1].split("\t")[0], "9.5", 1)]) + "\n")
+    elif what == "mask":
+        image = nib.load(victim)
+        mask = np.asarray(image.dataobj).copy()
+        mask[tuple(np.argwhere(mask > 0)[0])] = 0
+        nib.save(nib.Nifti1Image(mask, image.affine), victim)
+    else:
+        victim.write_text(victim.read_text().replace('"StartTime": 0.97', '"StartTime": 0.5'))
+    done = start.run(ask)
+    assert done.status == 0, done.said
+    assert "sub-01 was made again: changed since: " in done.said
+    assert "sub-02 was" not in done.said
+    fresh = tmp_path / "fresh"
+    assert start.run([*ask[:2], str(fresh), *ask[3:]]).status == 0
+    assert digests(out) == digests(fresh) != before
