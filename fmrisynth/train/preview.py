@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from fmrisynth.bids.atomic import atomic_path
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.diffusion.generate import generate_latents
-from fmrisynth.diffusion.prior import Prior
 from fmrisynth.models.distributed import World
 from fmrisynth.train.batches import derive_seed
 from fmrisynth.train.dataset import TrainingLatents
+from fmrisynth.train.moments import ClassMoments
 from fmrisynth.train.runlog import RunLog
 from fmrisynth.train.state import Run
 from fmrisynth.train.validate import effect_correlation
@@ -33,11 +33,8 @@ class Training(Protocol):
     world: World
     latents: TrainingLatents
     vocabulary: dict[str, list[str]]
-    prior: Prior
+    moments: ClassMoments
     run_state: Run
-
-    def training_mean_KFXYZ(self) -> Tensor:
-        """Mean normalised training latents per condition."""
 
 
 @dataclass(frozen=True)
