@@ -162,7 +162,7 @@ class Stage:
             if claim is None or force:
                 content = {"Command": command, "Sources": stage.sources, "Settings": now}
                 write_json(out / CLAIM, content)
-        if title is not None:
+        if title is not None and stage.moved_from is None:  # else whose folder it is remains to be seen
             write_dataset_description(out, title, sources=sources, synthetic=synthetic, readme=readme)
         write_run_log(out, command, config)
         for folder in (out, *(path for path in out.iterdir() if path.is_dir() and not path.name.startswith("sub-"))):

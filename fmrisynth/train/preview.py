@@ -33,8 +33,10 @@ class Training(Protocol):
     world: World
     latents: TrainingLatents
     vocabulary: dict[str, list[str]]
-    moments: ClassMoments
     run_state: Run
+
+    def moments(self) -> ClassMoments:
+        """Statistics of the training latents per condition."""
 
 
 @dataclass(frozen=True)
