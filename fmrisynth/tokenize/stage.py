@@ -95,20 +95,18 @@ def tokenize_dataset(
     encoded = stage.each(
         subjects, lambda subject: stage.do(_latents(prepared, out, subject, loaded, config)), "Encoding"
     )
-    lines.append(
-        f"Encoded {sum(encoded.values())} blocks of {len(encoded)} subjects to latents of shape "
-        f"{info.latent_channels} x {info.n_frames} x {' x '.join(map(str, info.latent_grid))} in {out}."
-    )
-    if config.report:
-        held_out = held_out_subjects(prepared, subjects, config.report_split)
-        lines += stage.do(
-            Unit(
-                "report", {"tokenizer": info.sha256, "split": config.report_split, **_blocks_of(prepared, held_out)},
-                lambda: make_report(prepared, out, held_out, loaded, config), Path(METRICS_JSON),
-            )
-        ) if held_out else [
-            f"No tokenizer report: the dataset has no subject in the {config.report_split} split to hold out."
-        ]  # fmt: skip
+    if encoded:
+        lines.append(
+            f"Encoded {sum(encoded.values())} blocks of {len(encoded)} subjects to latents of shape "
+            f"{info.latent_channels} x {info.n_frames} x {' x '.join(map(str, info.latent_grid))} in {out}."
+        )
+    held_out = held_out_subjects(prepared, subjects, config.report_split) if config.report else []
+    if held_out:
+        about = {"tokenizer": info.sha256, "split": config.report_split, **_blocks_of(prepared, held_out)}
+        report = Unit("report", about, lambda: make_report(prepared, out, held_out, loaded, config), Path(METRICS_JSON))
+        lines += stage.do(report)
+    elif config.report:
+        lines.append(f"No tokenizer report: the dataset has no subject in the {config.report_split} split to hold out.")
     if config.reconstruct:
         lines += decode_latents(out, out / RECONSTRUCTED_FOLDER, config=config, prepared=prepared, force=force).lines
     return stage.summary(lines)
