@@ -63,33 +63,19 @@ def _group_paths(phantom: Phantom, labels: list[str]) -> list[Path]:
 
 
 def write_group(out: Path, phantom: Phantom, labels: list[str]) -> None:
-<<<<<<< HEAD
-    """Write the group's true maps, one float32 image per condition, and the effects on anatomy; those that exist are kept."""
+    """Write the group's true maps, one float32 image per condition, and the effects on anatomy."""
     from safetensors.numpy import save
 
-    table, grid = load_table(), phantom.grid
-    paths = [
-        out / FOLDER / group_statmap(c.task, grid.space, c.contrast, "effect")
-        for c in (table.conditions[label] for label in labels)
-    ]
-    effects = out / FOLDER / "anatomy_effects.safetensors"
-    if all(path.exists() for path in [*paths, effects]):
-        return
-    for path, values in zip(paths, group_maps(phantom, labels), strict=True):
-        write_image(path, phantom.space.to_grid(values.astype(np.float32)), grid.affine)
+    for path, values in zip(_group_paths(phantom, labels), group_maps(phantom, labels), strict=True):
+        write_image(out / path, phantom.space.to_grid(values.astype(np.float32)), phantom.grid.affine)
     tensors = {name: values.astype(np.float32) for name, values in anatomy_effects(phantom).items()}
-    write_bytes(effects, save(tensors | {"voxels": _voxels(phantom)}))
+    write_bytes(out / FOLDER / "anatomy_effects.safetensors", save(tensors | {"voxels": _voxels(phantom)}))
 
 
 def _voxels(phantom: Phantom) -> np.ndarray:
     """Indices of the simulated voxels on the data's grid, (V, 3) int16."""
     numbers = phantom.space.to_grid(np.arange(1, len(phantom.space.support) + 1, dtype=np.int32))
     return np.argwhere(numbers)[np.argsort(numbers[numbers > 0])].astype(np.int16)
-=======
-    """Write the group's true maps, one float32 image per condition."""
-    for path, values in zip(_group_paths(phantom, labels), group_maps(phantom, labels), strict=True):
-        write_image(out / path, phantom.space.to_grid(values.astype(np.float32)), phantom.grid.affine)
->>>>>>> ac61332 (simulate, evaluate, train: begun folders and units of work; --force)
 
 
 def subject_file(out: Path, label: str) -> Path:
@@ -107,13 +93,7 @@ def write_subject(out: Path, subject: PhantomSubject, labels: list[str]) -> None
     from safetensors.numpy import save
 
     path = subject_file(out, subject.label)
-<<<<<<< HEAD
-    if path.exists():
-        return
     responses, person = subject.responses, subject.person
-=======
-    space, responses = subject.phantom.space, subject.responses
->>>>>>> ac61332 (simulate, evaluate, train: begun folders and units of work; --force)
     rows = [EVENT_LABELS.index(label) for label in labels]
     events = {run.name: [[e.condition, e.onset_s, e.duration_s] for e in run.paradigm.events] for run in subject.runs()}
     write_json(
