@@ -282,5 +282,5 @@ def test_labels_of_participants_with_and_without_sub(root, tmp_path):
         run(["glm", str(root), str(out), "--unit", "run", "--set", "reports=false", "--participant-label", "sub-01"])
         == 0
     )
-    with pytest.raises(UsageError, match=r"there is no participant 07; found 1: 01"):
+    with pytest.raises(UsageError, match=r"there is no sub-07; found 1: 01"):
         run_glm(root, out, PLAIN, participant_labels=["sub-07"])
