@@ -98,7 +98,7 @@ def test_a_checkpoint_of_another_version(world, start, tmp_path):
     shutil.copytree(world.root / "model" / "tokenizer", model / "tokenizer")
     done = start.run(["sample", str(tmp_path / "out"), "--condition", "motor_rh", "--checkpoint", str(model)])
     assert (done.status, len(done.errors)) == (1, 1)
-    assert "expected format version 1, found 99" in done.said
+    assert "expected format version 2, found 99" in done.said
     assert not (tmp_path / "out").exists()
 
 
