@@ -117,7 +117,7 @@ def test_a_dataset_without_training_split_is_fitted_whole(dataset_maker, tmp_pat
 
 
 def test_unknown_subject(prepared, tmp_path):
-    with pytest.raises(UsageError, match="no participant 99"):
+    with pytest.raises(UsageError, match="there is no sub-99"):
         tokenize_dataset(prepared, tmp_path, FAST, participant_labels=["99"])
 
 
