@@ -48,6 +48,7 @@ def run_participants(
     *,
     tokenizer: Path | None = None,
     participant_labels: Sequence[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Prepare, encode and analyse participants; a bad one does not stop the others.
 
@@ -62,7 +63,9 @@ def run_participants(
     tokenizer : Path, optional
         Tokenizer folder; default: the bundled one, where the grid is the standard one.
     participant_labels : sequence of str, optional
-        Participants, without ``sub-``; default all.
+        Participants, with or without ``sub-``; default all.
+    force : bool
+        Make finished work anew.
     """
     prepare = PrepareConfig.model_validate(
         {
@@ -72,25 +75,30 @@ def run_participants(
             "bids_database_dir": config.bids_database_dir,
         }
     )
-    summary = prepare_dataset(bids_dir, out, prepare, participant_labels=participant_labels)
+    summary = prepare_dataset(bids_dir, out, prepare, participant_labels=participant_labels, force=force)
     asked = {clean_label(label) for label in participant_labels or ()}
     done = [subject for subject in subjects_of(out) if not asked or subject in asked]
+    if not done:  # others are, of earlier calls
+        return summary
     chosen = tokenizer or bundled_tokenizer_dir()
-    misfit = _misfit(out, done, chosen) if done else None
+    misfit = _misfit(out, done, chosen)
     if misfit is None:
         encode = TokenizeConfig(seed=config.seed, device=config.device, report=False)
-        encoded = tokenize_dataset(out, out / "latents", encode, tokenizer=chosen, participant_labels=done)
+        encoded = tokenize_dataset(out, out / "latents", encode, tokenizer=chosen, participant_labels=done, force=force)
         _add(summary, encoded)
     elif tokenizer is not None:
         raise FmrisynthError(misfit)
     else:
         log.warning("%s The latents are left out.", misfit)
         summary.lines.append(f"Latents were not made: {misfit}")
-    _add(summary, run_glm(out, out / "glm", GlmConfig(seed=config.seed), participant_labels=done, group=False))
+    maps = run_glm(out, out / "glm", GlmConfig(seed=config.seed), participant_labels=done, group=False, force=force)
+    _add(summary, maps)
     return summary
 
 
-def run_group(bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path | None = None) -> StageSummary:
+def run_group(
+    bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path | None = None, force: bool = False
+) -> StageSummary:
     """Group maps, a synthetic cohort and the comparison, from the participants already done.
 
     Parameters
@@ -103,6 +111,8 @@ def run_group(bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path 
         Seed, samples per condition, device.
     checkpoint : Path, optional
         Model for the synthetic cohort; default: the bundled one.
+    force : bool
+        Make finished work anew.
 
     Raises
     ------
@@ -115,7 +125,7 @@ def run_group(bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path 
         raise FmrisynthError(
             f"{out}: no participant is done; run `fmrisynth {bids_dir} {out} participant` first."
         ) from None
-    summary = run_glm(out, out / "glm", GlmConfig(seed=config.seed))
+    summary = run_glm(out, out / "glm", GlmConfig(seed=config.seed), force=force)
     model, _ = load_model(checkpoint)
     wanted = sorted({block.condition for block in blocks} & set(model.conditions))
     if not wanted:
@@ -124,10 +134,11 @@ def run_group(bids_dir: Path, out: Path, config: AppConfig, *, checkpoint: Path 
             "them (fmrisynth train) and name it with --checkpoint DIR."
         )
     sample = SampleConfig(seed=config.seed, conditions=tuple(wanted), n=config.n, device=config.device)
-    _add(summary, sample_dataset(out / "synthetic", sample, checkpoint=checkpoint))
-    _add(summary, run_glm(out / "synthetic", out / "synthetic-glm", GlmConfig(seed=config.seed, reports=False)))
+    _add(summary, sample_dataset(out / "synthetic", sample, checkpoint=checkpoint, force=force))
+    quiet = GlmConfig(seed=config.seed, reports=False)
+    _add(summary, run_glm(out / "synthetic", out / "synthetic-glm", quiet, force=force))
     compared = evaluate_datasets(
-        out / "evaluation", real=out, synthetic=out / "synthetic", config=EvaluateConfig(seed=config.seed)
+        out / "evaluation", real=out, synthetic=out / "synthetic", config=EvaluateConfig(seed=config.seed), force=force
     )
     _add(summary, compared)
     return summary

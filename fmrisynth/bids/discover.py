@@ -273,8 +273,10 @@ class BidsSource:
             problems.append(Problem("pipelines", "warning", f"{file.path}: {rivals[0].path} is the same run from another "
                                     "pipeline and is not used; name one folder as derivatives to choose."))  # fmt: skip
         metadata: dict = {}
+        sidecars = self._sidecars(file)
         try:
-            metadata = self._metadata(file)
+            for path in sidecars:
+                metadata |= self._json(path)
         except FmrisynthError as error:
             problems.append(Problem("sidecar", "error", str(error)))
         events = self._best(
@@ -291,6 +293,7 @@ class BidsSource:
             entities=entities,
             phase_encoding=entities.get("dir") or metadata.get("PhaseEncodingDirection"),
             metadata=metadata,
+            sidecars=sidecars,
             mask=self._mask(file),
             events_files=(events,) if events else (),
             confounds_file=self._confounds(file),
@@ -319,13 +322,10 @@ class BidsSource:
         ]  # fmt: skip
         return self._best(bold, fitting)
 
-    def _metadata(self, bold: _File) -> dict:
+    def _sidecars(self, bold: _File) -> tuple[Path, ...]:
         """Sidecars along the inheritance chain: raw before derivative, general before specific."""
         chain = [f for f in self._by_kind(("bold",), (".json",), bold.entities["sub"]) if f.applies_to(bold)]
-        content: dict = {}
-        for file in sorted(chain, key=lambda f: (f.derivative, f.specificity)):
-            content.update(self._json(file.path))
-        return content
+        return tuple(file.path for file in sorted(chain, key=lambda f: (f.derivative, f.specificity)))
 
     def _json(self, path: Path) -> dict:
         if path not in self._cache:

@@ -6,6 +6,7 @@ yet (stat maps). Entities are written in BIDS order; values are letters and digi
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,6 +140,17 @@ def block_companion(bold: Path, kind: str) -> Path:
 def subject_scans(subject: str, session: str | None = None) -> Path:
     """The index of a subject's blocks; written last, so its presence means that the subject is whole."""
     return Path(f"sub-{subject}", f"sub-{subject}_scans.tsv")
+
+
+def unit_record(label: str) -> Path:
+    """What a finished unit of work was made from and what it wrote."""
+    return Path("logs", "units", f"{label}.json")
+
+
+def run_label(subject: str, name: str) -> str:
+    """Label of a run's unit of work, from the run's path in its dataset."""
+    short = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"sub-{subject}_{re.sub(r'[^0-9A-Za-z_+-]', '', name.rpartition('/')[2].partition('.')[0])[:80]}-{short}"
 
 
 def subject_report(subject: str) -> Path:

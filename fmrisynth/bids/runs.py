@@ -43,12 +43,13 @@ class Problem:
     severity : {"error", "warning"}
         Whether the run cannot be used, or may be right.
     text : str
-        One sentence: the file, what was expected, what was found, and what to do.
+        One sentence: the file, what was expected, what was found, and what to do. It says where the dataset lies, so
+        two problems that differ in it only are the same.
     """
 
     name: str
     severity: Literal["error", "warning"]
-    text: str
+    text: str = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Run:
         ``LR``, ``ap``, ``j-`` ... as the source says it.
     metadata : mapping
         Sidecar keys of the image, merged along the inheritance chain.
+    sidecars : tuple of Path
+        Where `metadata` come from, most general first.
     mask : Path or None
         Brain mask on the same grid; None where the source has none.
     events_files : tuple of Path
@@ -136,6 +139,7 @@ class Run:
     entities: Mapping[str, str] = field(default_factory=dict)
     phase_encoding: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    sidecars: tuple[Path, ...] = ()
     mask: Path | None = None
     events_files: tuple[Path, ...] = ()
     events: tuple[Event, ...] = ()

@@ -41,14 +41,17 @@ def write_sidecar(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, dict(content))
 
 
-def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a BIDS table atomically: tabs, ``n/a`` for missing values, numbers in shortest exact form."""
+def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, last: bool = False) -> None:
+    """Write a BIDS table atomically: tabs, ``n/a`` for missing values, numbers in shortest exact form.
+
+    `last` as in `fmrisynth.bids.atomic.atomic_path`: the table says that other files are complete.
+    """
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
         writer.writerow([_cell(row.get(column)) for column in columns])
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue(), last=last)
 
 
 def read_tsv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
@@ -66,8 +67,10 @@ def choose_subjects(root: Path, known: Iterable[str], labels: Sequence[str] | No
     missing = sorted(asked - set(known))
     if missing:
         shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+        near = [name for label in missing for name in get_close_matches(label, known, n=1, cutoff=0.8)]
+        meant = f" (did you mean {', '.join(near)}?)" if near else ""
         raise UsageError(
-            f"{root}: there is no participant {', '.join(missing)}; found {len(known)}: {shown or 'none'}."
+            f"{root}: there is no sub-{', sub-'.join(missing)}{meant}; found {len(known)}: {shown or 'none'}."
         )
     return [label for label in known if label in asked]
 

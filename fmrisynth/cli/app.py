@@ -16,6 +16,7 @@ from fmrisynth.cli.options import (
     ConfigFile,
     Device,
     DryRun,
+    Force,
     Overrides,
     ParticipantLabels,
     Seed,
@@ -63,6 +64,7 @@ def simulate(
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
+    force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
@@ -81,7 +83,7 @@ def simulate(
         return 0
     from fmrisynth.simulate import simulate_cohort
 
-    return options.finish(simulate_cohort(out, resolved))
+    return options.finish(simulate_cohort(out, resolved, force=force))
 
 
 @app.command(rich_help_panel="Data")
@@ -104,6 +106,7 @@ def prepare(
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
+    force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
@@ -124,7 +127,7 @@ def prepare(
         for line in plan_prepare(source, resolved, participant_labels=participant_label):
             typer.echo(line)
         return 0
-    return options.finish(prepare_dataset(source, out, resolved, participant_labels=participant_label))
+    return options.finish(prepare_dataset(source, out, resolved, participant_labels=participant_label, force=force))
 
 
 @app.command(rich_help_panel="Model")
@@ -143,6 +146,7 @@ def tokenize(
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
+    force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
@@ -161,7 +165,9 @@ def tokenize(
         return 0
     from fmrisynth.tokenize import tokenize_dataset
 
-    summary = tokenize_dataset(prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label)
+    summary = tokenize_dataset(
+        prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label, force=force
+    )
     return options.finish(summary)
 
 
@@ -230,6 +236,7 @@ def sample(
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
+    force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
@@ -256,7 +263,7 @@ def sample(
         for line in plan_samples(out, resolved, checkpoint=checkpoint):
             typer.echo(line)
         return 0
-    return options.finish(sample_dataset(out, resolved, checkpoint=checkpoint))
+    return options.finish(sample_dataset(out, resolved, checkpoint=checkpoint, force=force))
 
 
 @app.command(rich_help_panel="Proof")
@@ -277,6 +284,7 @@ def glm(
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
+    force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
@@ -307,7 +315,9 @@ def glm(
         return 0
     from fmrisynth.glm import run_glm
 
-    return options.finish(run_glm(dataset, out, resolved, participant_labels=participant_label or None, group=group))
+    return options.finish(
+        run_glm(dataset, out, resolved, participant_labels=participant_label or None, group=group, force=force)
+    )
 
 
 @app.command(rich_help_panel="Proof")
@@ -320,6 +330,7 @@ def evaluate(
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
+    force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
@@ -338,7 +349,7 @@ def evaluate(
         return 0
     from fmrisynth.evaluate import evaluate_datasets
 
-    return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved))
+    return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved, force=force))
 
 
 @app.command("bids-app", hidden=True)
@@ -358,6 +369,7 @@ def bids_app(
     seed: Seed = 0,
     device: Device = None,
     skip_bids_validation: Annotated[bool, typer.Option("--skip-bids-validation", hidden=True)] = False,
+    force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
@@ -380,9 +392,11 @@ def bids_app(
 
     if level == "participant":
         return options.finish(
-            run_participants(bids_dir, output_dir, resolved, tokenizer=tokenizer, participant_labels=participant_label)
+            run_participants(
+                bids_dir, output_dir, resolved, tokenizer=tokenizer, participant_labels=participant_label, force=force
+            )
         )
-    return options.finish(run_group(bids_dir, output_dir, resolved, checkpoint=checkpoint))
+    return options.finish(run_group(bids_dir, output_dir, resolved, checkpoint=checkpoint, force=force))
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

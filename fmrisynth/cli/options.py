@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from fmrisynth.bids.provenance import write_run_log
 from fmrisynth.config.base import StageConfig
 from fmrisynth.config.load import dump_yaml, load_config
 from fmrisynth.errors import FmrisynthError
@@ -37,6 +36,10 @@ Verbose = Annotated[
     typer.Option("-v", "--verbose", count=True, help="More to read; tracebacks too.", rich_help_panel=PANEL),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=PANEL)]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Make finished work anew, also with other settings.", rich_help_panel=PANEL),
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=PANEL)]
 ParticipantLabels = Annotated[
     list[str] | None,
@@ -78,11 +81,6 @@ def set_verbosity(verbose: int) -> None:
 def show_config(config: StageConfig) -> None:
     """Print the resolved configuration (for ``--dry-run``)."""
     typer.echo(dump_yaml(config).rstrip())
-
-
-def record(out: Path, command: str, config: StageConfig) -> None:
-    """Keep the resolved configuration and the command line under ``logs/``."""
-    write_run_log(out, command, config)
 
 
 def finish(summary: StageSummary) -> int:

@@ -228,10 +228,14 @@ def write_block(
 
 def finish_subject(root: Path, subject: str, blocks: Sequence[Block]) -> None:
     """Write the subject's ``scans.tsv``: from now on the subject counts as complete."""
-    folder = Path(f"sub-{subject}")
-    rows = [
+    write_tsv(root / naming.subject_scans(subject), SCANS_COLUMNS, table_rows(blocks), last=True)
+
+
+def table_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """Rows of ``scans.tsv``: all that is known of blocks beside their images."""
+    return [
         {
-            "filename": block.bold.relative_to(folder).as_posix(),
+            "filename": block.bold.relative_to(f"sub-{block.subject}").as_posix(),
             "condition": block.condition,
             "split": block.split,
             "onset_s": block.onset_s,
@@ -244,7 +248,11 @@ def finish_subject(root: Path, subject: str, blocks: Sequence[Block]) -> None:
         }
         for block in blocks
     ]
-    write_tsv(root / naming.subject_scans(subject), SCANS_COLUMNS, rows)
+
+
+def block_files(blocks: Sequence[Block]) -> list[Path]:
+    """The files that the arrays of blocks are read from."""
+    return [path for block in blocks for path in (block.path, block.reference_path, block.mask_path)]
 
 
 def is_finished(root: Path, subject: str) -> bool:

@@ -223,12 +223,7 @@ def write_subject(root: Path, subject: str, latents_BCTXYZ: Tensor, blocks: Sequ
         }
         for number, block in enumerate(blocks)
     ]  # fmt: skip
-    write_tsv(index, INDEX_COLUMNS, rows)
-
-
-def is_encoded(root: Path, subject: str) -> bool:
-    """Whether a subject's latents are complete."""
-    return all((root / name).exists() for name in naming.subject_latents(subject))
+    write_tsv(index, INDEX_COLUMNS, rows, last=True)
 
 
 def read_index(root: Path, subject: str) -> list[LatentRow]:

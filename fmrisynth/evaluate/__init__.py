@@ -11,7 +11,9 @@ from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.progress import StageSummary
 
 
-def evaluate_datasets(out: Path, *, real: Path, synthetic: Path, config: EvaluateConfig) -> StageSummary:
+def evaluate_datasets(
+    out: Path, *, real: Path, synthetic: Path, config: EvaluateConfig, force: bool = False
+) -> StageSummary:
     """Compare a synthetic with a real block dataset; write ``metrics.json`` and one HTML report.
 
     Parameters
@@ -22,6 +24,8 @@ def evaluate_datasets(out: Path, *, real: Path, synthetic: Path, config: Evaluat
         Block datasets on one grid.
     config : EvaluateConfig
         What is computed, and how.
+    force : bool
+        Evaluate anew, also with other settings than `out` was begun with.
 
     Returns
     -------
@@ -30,7 +34,7 @@ def evaluate_datasets(out: Path, *, real: Path, synthetic: Path, config: Evaluat
     """
     from fmrisynth.evaluate.stage import run_stage
 
-    return run_stage(out, real, synthetic, config)
+    return run_stage(out, real, synthetic, config, force=force)
 
 
 __all__ = ["evaluate_datasets"]

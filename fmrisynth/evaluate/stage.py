@@ -11,53 +11,67 @@ from typing import Any
 import numpy as np
 
 from fmrisynth import __version__
-from fmrisynth.bids.atomic import remove_leftovers, write_json, write_text
-from fmrisynth.bids.lock import exclusive
-from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.atomic import write_json, write_text
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, analyse
-from fmrisynth.evaluate.cohorts import Cohorts, choose_cohorts
+from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, headline, judge, show
 from fmrisynth.progress import StageSummary
+from fmrisynth.stage import Stage, Unit
 
 SCHEMA_VERSION = "1.2"
 METRICS = Path("metrics.json")
 REPORT = Path("report.html")
 
 
-def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig) -> StageSummary:
+OPTIONAL_INPUTS = ("rois", "roi_atlas", "roi_labels", "tokenizer", "reconstructions", "truth", "training")
+"""Settings that are files or folders: their content counts, and where they lie does not."""
+
+
+def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *, force: bool = False) -> StageSummary:
     """Evaluate and write (see `fmrisynth.evaluate.evaluate_datasets`)."""
-    with exclusive(out, "evaluation", wait=False), TemporaryDirectory(prefix="fmrisynth-evaluate-") as work:
-        for folder in (out, out / "logs"):
-            remove_leftovers(folder)
-        for scratch in out.glob(".training-*"):  # of a killed call: who has the lock is alone here
-            shutil.rmtree(scratch, ignore_errors=True)
-        return _run(out, real, synthetic, config, choose_cohorts(real, synthetic, config, Path(work)))
-
-
-def _run(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, cohorts: Cohorts) -> StageSummary:
-    write_dataset_description(
-        out, f"Evaluation of {synthetic.name} against {real.name}", sources=[real, synthetic],
+    about = {"real": _content(real), "synthetic": _content(synthetic)}
+    for name in OPTIONAL_INPUTS:
+        path = getattr(config, name)
+        if path is not None:
+            about[name] = _content(path / "ground_truth" if (path / "ground_truth").is_dir() else path)
+    stage = Stage.begin(
+        "evaluate", out, config, sources=[real, synthetic], known=["evaluation"], free=OPTIONAL_INPUTS, force=force,
+        title=f"Evaluation of {synthetic.name} against {real.name}",
         readme="`report.html` is for people, `metrics.json` for machines; both hold the same numbers.",
     )  # fmt: skip
-    write_run_log(out, "evaluate", config)
-    analysis = analyse(cohorts, config, out)
+    unit = Unit("evaluation", about, lambda: _evaluate(out, real, synthetic, config), METRICS)
+    return stage.summary(stage.do(unit, wait=False))
+
+
+def _content(path: Path) -> list[Path]:
+    """The files of an input that count; of a block dataset the subjects'."""
+    if not path.is_dir():
+        return [path]
+    folders = sorted(path.glob("sub-*/")) or [path]
+    found = (entry for folder in folders for entry in sorted(folder.rglob("*")))
+    return [entry for entry in found if entry.is_file() and not entry.name.startswith(".")]
+
+
+def _evaluate(out: Path, real: Path, synthetic: Path, config: EvaluateConfig) -> list[str]:
+    for scratch in out.glob(".training-*"):  # of a killed call: who has the lock is alone here
+        shutil.rmtree(scratch, ignore_errors=True)
+    with TemporaryDirectory(prefix="fmrisynth-evaluate-") as work:
+        analysis = analyse(choose_cohorts(real, synthetic, config, Path(work)), config, out)
     lines = judge(analysis)
-    write_json(out / METRICS, without_nan(metrics_of(analysis, config, real, synthetic)))
 
     from fmrisynth.evaluate.page import render_report
 
     write_text(out / REPORT, render_report(analysis, lines, config, real, synthetic))
-    summary = StageSummary()
-    summary.lines.append(headline(lines))
+    write_json(out / METRICS, without_nan(metrics_of(analysis, config, real, synthetic)))
+    told = [headline(lines)]
     for name, title in SCORE_TITLES.items():
         score = analysis.comparison.scores.get(name)
         if score is not None:
-            summary.lines.append(f"{title}: {show(score) if score.value is not None else score.note}")
-    summary.lines += [f"Note: {note}" for note in [*analysis.notes, *analysis.comparison.notes]]
-    summary.lines.append(f"Report: {out / REPORT}")
-    return summary
+            told.append(f"{title}: {show(score) if score.value is not None else score.note}")
+    told += [f"Note: {note}" for note in [*analysis.notes, *analysis.comparison.notes]]
+    return [*told, f"Report: {out / REPORT}"]
 
 
 def _comparison_json(comparison: Comparison | None, note: str = "") -> dict[str, Any] | None:

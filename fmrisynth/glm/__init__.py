@@ -19,6 +19,7 @@ def run_glm(
     *,
     participant_labels: Sequence[str] | None = None,
     group: bool = True,
+    force: bool = False,
 ) -> StageSummary:
     """Write subject and group stat maps of a block dataset, or of whole BIDS runs.
 
@@ -31,9 +32,12 @@ def run_glm(
     config : GlmConfig
         Model, contrasts and unit.
     participant_labels : sequence of str, optional
-        Only these subjects, without ``sub-``; default all.
+        Only these subjects, with or without ``sub-``; default all.
     group : bool, default True
-        Whether to make group maps; array jobs over participants leave them to a last call.
+        Whether to make group maps, of all subjects that are finished in `out`; array jobs over participants leave them
+        to a last call.
+    force : bool
+        Make everything anew, also with other settings than `out` was begun with.
 
     Returns
     -------
@@ -42,7 +46,7 @@ def run_glm(
     """
     from fmrisynth.glm.stage import run_stage
 
-    return run_stage(dataset, out, config, participant_labels=participant_labels, group=group)
+    return run_stage(dataset, out, config, participant_labels=participant_labels, group=group, force=force)
 
 
 __all__ = ["run_glm"]

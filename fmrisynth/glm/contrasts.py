@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fmrisynth.conditions import suggest
+from fmrisynth.conditions import load_table, suggest
 from fmrisynth.errors import UsageError
 
 _TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d*)?(?![\w])|\.\d+)|(?P<name>\w+(?:\.\w+)*)|(?P<sign>[-+*/()]))")
@@ -34,6 +34,20 @@ class Contrast:
     def title(self) -> str:
         """The formula without its name, for people."""
         return self.formula.split("=", 1)[-1].strip()
+
+
+def condition_contrasts(conditions: Sequence[str], formulas: Sequence[str]) -> list[Contrast]:
+    """The contrasts asked for; by default every condition against the implicit baseline."""
+    if formulas:
+        return [parse_contrast(formula, conditions) for formula in formulas]
+    table = load_table()
+    return [Contrast(table.get(label).contrast, label, {label: 1.0}) for label in conditions]
+
+
+def contrast_task(contrast: Contrast) -> str | None:
+    """The task that all conditions of a contrast share, or None."""
+    tasks = {load_table().get(label).task for label in contrast.weights}
+    return tasks.pop() if len(tasks) == 1 else None
 
 
 def parse_contrast(text: str, conditions: Sequence[str]) -> Contrast:

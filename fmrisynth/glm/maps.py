@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.sidecars import read_tsv, write_sidecar, write_tsv
+from fmrisynth.bids.sidecars import write_sidecar, write_tsv
 from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.data.nifti import read_image, write_image
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.glm.contrasts import Contrast
 from fmrisynth.glm.group import RANDOM_EFFECTS, SINGLE_SUBJECT
 from fmrisynth.glm.statistics import Estimate, RunningGroup
 
@@ -29,8 +30,8 @@ INDEX_COLUMNS = (
     "peak_x",
     "peak_y",
     "peak_z_mm",
-    "settings",
 )
+STATS = ("effect", "variance", "z")
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,27 @@ def index_path(subject: str) -> Path:
 
 def write_index(root: Path, subject: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the table of contents of a subject."""
-    write_tsv(root / index_path(subject), INDEX_COLUMNS, rows)
+    write_tsv(root / index_path(subject), INDEX_COLUMNS, rows, last=True)
 
 
-def read_index(root: Path, subject: str, settings: str) -> list[dict[str, str]] | None:
-    """A subject's table of contents, or None if there is none made with the same settings."""
-    path = root / index_path(subject)
-    if not path.exists():
-        return None
-    rows = read_tsv(path, INDEX_COLUMNS)
-    return rows if rows and all(row["settings"] == settings for row in rows) else None
+def write_subject_contrast(
+    out: Path, base: naming.Entities, task: str | None, contrast: Contrast, estimate: Estimate,
+    mask_XYZ: np.ndarray, grid: Grid, about: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Write one contrast of one subject and return its row of the table of contents."""
+    entities = naming.Entities(sub=base.sub, ses=base.ses, task=task, space=base.space, res=base.res)
+    paths = {stat: naming.subject_statmap(entities, contrast.name, stat) for stat in STATS}
+    peak = write_maps(out, paths, estimate, mask_XYZ, grid, about)
+    return {
+        "contrast": contrast.name, "formula": contrast.title, "task": task, "dof": float(estimate.dof),
+        "peak_z": peak.z, "peak_x": peak.x_mm, "peak_y": peak.y_mm, "peak_z_mm": peak.z_mm,
+    }  # fmt: skip
+
+
+def subject_map_path(entities: naming.Entities, row: Mapping[str, Any], stat: str) -> Path:
+    """Where a subject's map of a row of its table of contents lies, relative to the output."""
+    own = naming.Entities(sub=entities.sub, ses=entities.ses, task=row["task"], space=entities.space, res=entities.res)
+    return naming.subject_statmap(own, str(row["contrast"]), stat)
 
 
 def combine_subjects(

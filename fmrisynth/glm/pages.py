@@ -14,6 +14,7 @@ from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block
 from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.data.nifti import read_image
+from fmrisynth.glm.maps import subject_map_path
 from fmrisynth.glm.run_model import FittedTask
 from fmrisynth.glm.windows import block_design
 from fmrisynth.progress import count
@@ -28,8 +29,6 @@ DISPLAY_THRESHOLD = 2.3
 def _contrast_elements(
     out: Path, base: naming.Entities, rows: Sequence[dict[str, Any]], background, mask_XYZ, grid: Grid
 ):
-    from fmrisynth.glm.stage import subject_map_path
-
     elements: list[Any] = []
     for row in rows:
         z_XYZ = read_image(out / subject_map_path(base, row, "z"), ndim=3).scaled()

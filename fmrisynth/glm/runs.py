@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import remove_temporaries
 from fmrisynth.bids.discover import open_source
-from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.runs import Run
 from fmrisynth.bids.sources import Source, choose_subjects
 from fmrisynth.conditions import fold, load_table, spell
@@ -19,10 +18,10 @@ from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.grid import NATIVE_SPACE, make_grid
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import Contrast, camel_case, parse_contrast
-from fmrisynth.glm.maps import read_index, write_index
+from fmrisynth.glm.maps import index_path, write_index, write_subject_contrast
 from fmrisynth.glm.run_model import condition_name, condition_names, contrast_estimate, fit_runs
-from fmrisynth.glm.stage import SubjectResult, write_subject_contrast
-from fmrisynth.progress import log, reason_of, track
+from fmrisynth.progress import log
+from fmrisynth.stage import Unit, files_of
 
 
 def open_runs(dataset: Path, config: GlmConfig) -> Source:
@@ -65,20 +64,19 @@ def runs_of(source: Source, subject: str, config: GlmConfig) -> list[Run]:
 
 
 def _find_runs(
-    dataset: Path, config: GlmConfig, participant_labels: Sequence[str] | None
+    source: Source, subjects: Sequence[str], config: GlmConfig
 ) -> tuple[dict[str, list[Run]], dict[str, str]]:
     """Runs by participant, and the participants that have none; contrasts are checked before any fit.
 
     Raises
     ------
     UsageError
-        An unknown participant, or conditions of contrasts that no run has; all of them are named.
+        Conditions of contrasts that no run has; all of them are named.
     """
-    source = open_runs(dataset, config)
     found: dict[str, list[Run]] = {}
     failed: dict[str, str] = {}
     known: set[str] = set()
-    for subject in choose_subjects(dataset, source.subjects(), participant_labels):
+    for subject in subjects:
         try:
             runs = runs_of(source, subject, config)
             known |= {name for own in _by_task(runs).values() for name in condition_names(own).values()}
@@ -98,7 +96,8 @@ def _find_runs(
 
 def plan_runs(dataset: Path, config: GlmConfig, participant_labels: Sequence[str] | None = None) -> list[str]:
     """What would be fitted, in lines: the files of every run, its clock, and the doubts about it."""
-    found, failed = _find_runs(dataset, config, participant_labels)
+    source = open_runs(dataset, config)
+    found, failed = _find_runs(source, choose_subjects(dataset, source.subjects(), participant_labels), config)
     lines = [f"sub-{subject}: cannot be analysed: {reason}" for subject, reason in failed.items()]
     for run in (run for runs in found.values() for run in runs):
         when = (
@@ -114,20 +113,19 @@ def plan_runs(dataset: Path, config: GlmConfig, participant_labels: Sequence[str
     return lines
 
 
-def fit_dataset(
-    dataset: Path, out: Path, config: GlmConfig, participant_labels: Sequence[str] | None = None
-) -> tuple[list[SubjectResult], dict[str, str]]:
-    """Fit every subject and task; see `fmrisynth.glm.run_glm`."""
-    results: list[SubjectResult] = []
-    found, failed = _find_runs(dataset, config, participant_labels)
-    for subject, runs in track(list(found.items()), "GLM of runs", total=len(found)):
-        try:
-            with exclusive(out, f"sub-{subject}"):
-                results.append(fit_subject_runs(subject, runs, out, config, failed))
-        except Exception as error:
-            failed[subject] = reason_of(f"sub-{subject}", error)
-            log.warning("sub-%s: %s", subject, failed[subject])
-    return results, failed
+def run_units(
+    source: Source, subjects: Sequence[str], out: Path, config: GlmConfig
+) -> tuple[dict[str, Unit], dict[str, str]]:
+    """The unit of work of each subject, and the subjects that cannot be read; see `fmrisynth.glm.run_glm`."""
+    found, broken = _find_runs(source, subjects, config)
+    units = {
+        subject: Unit(
+            f"sub-{subject}", {"files": files_of(runs), "timing or names": runs},
+            partial(fit_subject_runs, subject, runs, out, config), index_path(subject), Path(f"sub-{subject}"),
+        )
+        for subject, runs in found.items()
+    }  # fmt: skip
+    return units, broken
 
 
 def _by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -161,47 +159,33 @@ def localise_formula(formula: str, known: set[str], tasks: set[str]) -> str:
     return re.sub(r"[A-Za-z]\w*", replace, formula)
 
 
-def fit_subject_runs(
-    subject: str, runs: Sequence[Run], out: Path, config: GlmConfig, failed: dict[str, str]
-) -> SubjectResult:
+def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmConfig) -> dict[str, Any]:
     """Fit a subject's runs, one model per task, and write its contrasts.
 
-    A task that cannot be fitted is noted in `failed` and takes nothing from the others; the subject then counts as
-    unfinished.
+    A task that cannot be fitted takes nothing from the others; ``failed`` of what is returned says why.
     """
     first = runs[0].entities
     base = naming.Entities(
         sub=subject, ses=first.get("ses"), space=first.get("space", NATIVE_SPACE), res=first.get("res")
     )
-    settings = _settings(config, runs)
-    finished = read_index(out, subject, settings)
-    if finished is not None:
-        return SubjectResult(base, list(finished))
-    remove_temporaries(out / f"sub-{subject}")
     rows: list[dict[str, Any]] = []
     reasons = {}
     for task, own in _by_task(runs).items():
         try:
-            rows += _fit_task(base, task, own, out, config, settings)
+            rows += _fit_task(base, task, own, out, config)
         except FmrisynthError as error:
-            reasons[f"{subject} task-{task}"] = str(error)
+            reasons[task] = str(error)
     if not rows:
         errors = [p.text for run in runs for p in run.problems if p.severity == "error"]
         why = "; ".join([*reasons.values()] or errors[:3]) or "it has none of the conditions that the contrasts need"
         raise FmrisynthError(f"no map could be made: {why}")
-    failed.update(reasons)
     if not reasons:
         write_index(out, subject, rows)
-    return SubjectResult(base, rows)
-
-
-def _settings(config: GlmConfig, runs: Sequence[Run]) -> str:
-    parts = [config.digest(), *(f"{run.bold.name}|{run.bold.stat().st_size}|{run.timing}" for run in runs)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return {"entities": asdict(base), "rows": rows, "failed": reasons}
 
 
 def _fit_task(
-    base: naming.Entities, task: str, runs: Sequence[Run], out: Path, config: GlmConfig, settings: str
+    base: naming.Entities, task: str, runs: Sequence[Run], out: Path, config: GlmConfig
 ) -> list[dict[str, Any]]:
     """Fit one task of a subject and write its contrasts; a task without a contrast's conditions gives none of it."""
     conditions = list(dict.fromkeys(condition_names(runs).values()))
@@ -244,7 +228,7 @@ def _fit_task(
         }  # fmt: skip
         rows.append(
             write_subject_contrast(out, base, task_word, contrast, estimate, fitted.mask_XYZ, grid, about)
-            | {"n_blocks": n_runs, "settings": settings}
+            | {"n_blocks": n_runs}
         )
     if config.reports:
         from fmrisynth.glm.pages import write_run_page

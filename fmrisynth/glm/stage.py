@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import remove_leftovers, remove_temporaries
-from fmrisynth.bids.lock import exclusive
-from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.bids.sources import choose_subjects
-from fmrisynth.conditions import load_table
 from fmrisynth.config.glm import GlmConfig
-from fmrisynth.data.blocks import Block, common_grid, is_synthetic, read_subject, subjects_of
+from fmrisynth.data.blocks import Block, block_files, common_grid, is_synthetic, read_subject, subjects_of, table_rows
 from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.glm.contrasts import Contrast, parse_contrast
+from fmrisynth.glm.contrasts import Contrast, condition_contrasts, contrast_task
 from fmrisynth.glm.effects import combine_conditions, fit_subject
-from fmrisynth.glm.maps import combine_subjects, grid_of, read_index, write_index, write_maps
-from fmrisynth.glm.statistics import Estimate
+from fmrisynth.glm.maps import (
+    STATS,
+    combine_subjects,
+    grid_of,
+    index_path,
+    subject_map_path,
+    write_index,
+    write_maps,
+    write_subject_contrast,
+)
+from fmrisynth.glm.runs import open_runs, run_units
 from fmrisynth.glm.windows import common_mask, iterate_windows
-from fmrisynth.progress import StageSummary, count, log, reason_of, track
+from fmrisynth.progress import StageSummary, count
+from fmrisynth.stage import Stage, Unit
 
-STATS = ("effect", "variance", "z")
-
-
-@dataclass(frozen=True)
-class SubjectResult:
-    """What one subject contributes: its entities and its contrasts."""
-
-    entities: naming.Entities
-    rows: list[dict[str, Any]]
+NEEDS_ANOTHER_CALL = "its input changed since its maps were made, so the group maps leave it out; call again with it."
 
 
 def run_stage(
@@ -44,110 +42,98 @@ def run_stage(
     *,
     participant_labels: Sequence[str] | None = None,
     group: bool = True,
+    force: bool = False,
 ) -> StageSummary:
     """Write subject maps, group maps and pages (see `fmrisynth.glm.run_glm`)."""
-    if config.unit == "block":
-        subjects_of(dataset)  # refuses a folder that is no block dataset before anything is written
-    write_dataset_description(
-        out, f"GLM maps of {dataset.name}", sources=[dataset],
+    source = open_runs(dataset, config) if config.unit == "run" else None
+    known = subjects_of(dataset) if source is None else source.subjects()
+    chosen = choose_subjects(dataset, known, participant_labels)
+    earlier = {subject for subject in known if group and (out / naming.unit_record(f"sub-{subject}")).is_file()}
+    wanted = [subject for subject in known if subject in {*chosen, *earlier}]
+    if source is None:
+        units, broken = _block_units(dataset, wanted, out, config)
+    else:
+        units, broken = run_units(source, wanted, out, config)
+    failed = {subject: reason for subject, reason in broken.items() if subject in chosen}
+    if not units.keys() & set(chosen):  # before the folder is begun
+        raise _nothing_done(dataset, failed)
+    stage = Stage.begin(
+        "glm", out, config, sources=[dataset], known=[f"sub-{subject}" for subject in known], force=force,
+        title=f"GLM maps of {dataset.name}",
         readme=f"GLM maps written by `fmrisynth glm --unit {config.unit}`. Effects are percent signal change.",
     )  # fmt: skip
-    write_run_log(out, "glm", config)
-    for folder in (out, out / "group", out / "logs", out / "figures"):
-        remove_leftovers(folder)
-    if config.unit == "run":
-        from fmrisynth.glm.runs import fit_dataset
-
-        results, failed = fit_dataset(dataset, out, config, participant_labels)
-    else:
-        results, failed = _fit_block_dataset(dataset, out, config, participant_labels)
-    summary = StageSummary(failed=failed)
+    stage.failed |= failed
+    results = stage.each(
+        [subject for subject in chosen if subject in units], lambda subject: stage.do(units[subject]), "GLM"
+    )
+    for subject, result in results.items():
+        stage.failed |= {f"{subject} task-{task}": reason for task, reason in result.get("failed", {}).items()}
     if not results:
-        reasons = "; ".join(f"sub-{subject}: {reason}" for subject, reason in list(failed.items())[:3])
-        raise FmrisynthError(
-            f"{dataset}: no subject could be analysed ({reasons or 'none matched the split or task'})."
-        )
+        raise _nothing_done(dataset, stage.failed)
+    lines = [f"{len(results)} subjects' maps in {out}."]
     if group:
-        with exclusive(out, "group"):  # maps and sidecars of one call stay together
-            _write_group(dataset, out, results, summary, config.unit)
-    else:
-        summary.lines.append(f"{len(results)} subjects' maps in {out}.")
-    return summary
+        for subject, unit in units.items():  # of earlier calls for other participants
+            if subject not in chosen and (result := stage.result(unit.label)) is not None:
+                if stage.is_finished(unit):
+                    results[subject] = result
+                else:
+                    stage.failed[subject] = NEEDS_ANOTHER_CALL
+        lines = _group_maps(stage, dataset, {subject: results[subject] for subject in sorted(results)}, config.unit)
+    for subject, result in results.items():
+        if result.get("failed"):  # the group has its other tasks; the next call tries again
+            stage.reopen(f"sub-{subject}")
+    return stage.summary(lines)
 
 
-def condition_contrasts(conditions: Sequence[str], formulas: Sequence[str]) -> list[Contrast]:
-    """The contrasts asked for; by default every condition against the implicit baseline."""
-    if formulas:
-        return [parse_contrast(formula, conditions) for formula in formulas]
-    table = load_table()
-    return [Contrast(table.get(label).contrast, label, {label: 1.0}) for label in conditions]
+def _nothing_done(dataset: Path, failed: Mapping[str, str]) -> FmrisynthError:
+    reasons = "; ".join(f"sub-{subject}: {reason}" for subject, reason in list(failed.items())[:3])
+    return FmrisynthError(f"{dataset}: no subject could be analysed ({reasons or 'none matched the split or task'}).")
 
 
-def contrast_task(contrast: Contrast) -> str | None:
-    """The task that all conditions of a contrast share, or None."""
-    tasks = {load_table().get(label).task for label in contrast.weights}
-    return tasks.pop() if len(tasks) == 1 else None
-
-
-def _fit_block_dataset(
-    dataset: Path, out: Path, config: GlmConfig, participant_labels: Sequence[str] | None
-) -> tuple[list[SubjectResult], dict[str, str]]:
-    results: list[SubjectResult] = []
-    failed: dict[str, str] = {}
-    subjects = choose_subjects(dataset, subjects_of(dataset), participant_labels)
-    # Formulas are checked against all conditions first: a misspelling must not cost an hour of fitting.
-    chosen = {}
+def _block_units(
+    dataset: Path, subjects: Sequence[str], out: Path, config: GlmConfig
+) -> tuple[dict[str, Unit], dict[str, str]]:
+    """The unit of work of each subject of a block dataset, and the subjects that cannot be read."""
+    found: dict[str, list[Block]] = {}
+    broken: dict[str, str] = {}
     for subject in subjects:
         try:
             blocks = [b for b in read_subject(dataset, subject) if config.split is None or b.split == config.split]
         except FmrisynthError as error:
-            failed[subject] = str(error)
+            broken[subject] = str(error)
             continue
         if blocks:
-            chosen[subject] = blocks
-    if not chosen and failed:
-        return results, failed
-    if not chosen:
+            found[subject] = blocks
+    if not found and not broken:
         raise UsageError(f"{dataset}: no subject is in split {config.split!r}; leave the split out to use all.")
-    known = list(dict.fromkeys(block.condition for blocks in chosen.values() for block in blocks))
-    contrasts = condition_contrasts(known, config.contrasts)
-    for subject in track(list(chosen), "GLM", total=len(chosen)):
-        try:
-            with exclusive(out, f"sub-{subject}"):
-                results.append(_fit_block_subject(subject, chosen[subject], contrasts, out, config))
-        except Exception as error:
-            failed[subject] = reason_of(f"sub-{subject}", error)
-            log.warning("sub-%s: %s", subject, failed[subject])
-    return results, failed
-
-
-def _settings(config: GlmConfig, blocks: Sequence[Block]) -> str:
-    """Digest of everything that a subject's maps depend on, for recognising finished work."""
-    parts = [config.digest()]
-    for block in blocks:
-        stat = block.path.stat() if block.path.exists() else None
-        parts.append(f"{block.bold}|{block.condition}|{block.onset_s}|{block.duration_s}|{stat.st_size if stat else 0}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    # Formulas are checked against all conditions first: a misspelling must not cost an hour of fitting.
+    known = list(dict.fromkeys(block.condition for blocks in found.values() for block in blocks))
+    contrasts = condition_contrasts(known, config.contrasts) if known else []
+    units = {}
+    for subject, blocks in found.items():
+        own = [c for c in contrasts if set(c.weights) <= {block.condition for block in blocks}]
+        units[subject] = Unit(
+            f"sub-{subject}",
+            about={"blocks": block_files(blocks), "table of blocks": table_rows(blocks), "contrasts": own},
+            make=partial(_fit_block_subject, subject, blocks, own, out, config),
+            index=index_path(subject), folder=Path(f"sub-{subject}"),
+        )  # fmt: skip
+    return units, broken
 
 
 def _fit_block_subject(
     subject: str, blocks: list[Block], contrasts: Sequence[Contrast], out: Path, config: GlmConfig
-) -> SubjectResult:
-    found = blocks[0].entities
-    settings = _settings(config, blocks)
-    base = naming.Entities(sub=subject, ses=found.get("ses"), space=blocks[0].space, res=found.get("res"))
-    finished = read_index(out, subject, settings)
-    if finished is not None:
-        return SubjectResult(base, list(finished))
-    remove_temporaries(out / f"sub-{subject}")
+) -> dict[str, Any]:
+    entities = blocks[0].entities
+    base = naming.Entities(sub=subject, ses=entities.get("ses"), space=blocks[0].space, res=entities.get("res"))
+    if not contrasts:
+        raise FmrisynthError(f"sub-{subject}: has none of the conditions that the contrasts need.")
     grid = common_grid(blocks)
     mask_XYZ = common_mask(blocks, grid, config.min_reference_fraction)
     fitted = fit_subject(iterate_windows(blocks, mask_XYZ, grid, config), config)
     estimates = {condition: estimate for condition, (estimate, _) in fitted.items()}
     rows = []
     for contrast in contrasts:
-        if not set(contrast.weights) <= set(estimates):
-            continue
         estimate = (
             estimates[contrast.formula] if contrast.formula in estimates else combine_conditions(contrast, estimates)
         )
@@ -159,78 +145,68 @@ def _fit_block_subject(
             "SmoothingFWHM": config.resolved_smoothing_fwhm_mm,
             "SignalScaling": "percent of the block's reference volume",
         }  # fmt: skip
-        rows.append(write_subject_contrast(out, base, contrast_task(contrast), contrast, estimate, mask_XYZ, grid, about)
-                    | {"n_blocks": n_blocks, "settings": settings})  # fmt: skip
-    if not rows:
-        raise FmrisynthError(f"sub-{subject}: has none of the conditions that the contrasts need.")
+        rows.append(
+            write_subject_contrast(out, base, contrast_task(contrast), contrast, estimate, mask_XYZ, grid, about)
+            | {"n_blocks": n_blocks}
+        )
     if config.reports:
         from fmrisynth.glm.pages import write_block_page
 
         write_block_page(out, base, blocks, rows, mask_XYZ, grid, config)
     write_index(out, subject, rows)
-    return SubjectResult(base, rows)
+    return {"entities": asdict(base), "rows": rows}
 
 
-def write_subject_contrast(
-    out: Path, base: naming.Entities, task: str | None, contrast: Contrast, estimate: Estimate,
-    mask_XYZ: np.ndarray, grid, about: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Write one contrast of one subject and return its row of the table of contents."""
-    entities = naming.Entities(sub=base.sub, ses=base.ses, task=task, space=base.space, res=base.res)
-    paths = {stat: naming.subject_statmap(entities, contrast.name, stat) for stat in STATS}
-    peak = write_maps(out, paths, estimate, mask_XYZ, grid, about)
-    return {
-        "contrast": contrast.name, "formula": contrast.title, "task": task, "dof": float(estimate.dof),
-        "peak_z": peak.z, "peak_x": peak.x_mm, "peak_y": peak.y_mm, "peak_z_mm": peak.z_mm,
-    }  # fmt: skip
-
-
-def subject_map_path(entities: naming.Entities, row: dict[str, Any], stat: str) -> Path:
-    """Where a subject's map of a row of its table of contents lies, relative to the output."""
-    task = row["task"] if row["task"] not in (None, "", "n/a") else None
-    own = naming.Entities(sub=entities.sub, ses=entities.ses, task=task, space=entities.space, res=entities.res)
-    return naming.subject_statmap(own, str(row["contrast"]), stat)
-
-
-def _write_group(dataset: Path, out: Path, results: list[SubjectResult], summary: StageSummary, unit: str) -> None:
-    spaces = {result.entities.space or "scanner" for result in results}
+def _group_maps(stage: Stage, dataset: Path, results: dict[str, dict[str, Any]], unit: str) -> list[str]:
+    """Group maps of all finished subjects; returns a line for each contrast."""
+    entities = {subject: naming.Entities(**result["entities"]) for subject, result in results.items()}
+    spaces = {own.space or "scanner" for own in entities.values()}
     # Synthetic subjects of one native model share the grid it was trained on; real ones never share theirs.
-    if spaces == {"scanner"} and len(results) > 1 and not all(is_synthetic(dataset, r.entities.sub) for r in results):
-        summary.lines.append(
-            "Group maps were not made: the subjects are in their own scanner spaces, which cannot be averaged."
-        )
-        return
-    members: dict[tuple[str, str, str], list[tuple[SubjectResult, dict[str, Any]]]] = {}
-    for result in results:
-        for row in result.rows:
-            task = row["task"] if row["task"] not in (None, "", "n/a") else ""
-            members.setdefault((str(task), str(row["contrast"]), str(row["formula"])), []).append((result, row))
-    summary.lines.append(f"{count(len(results), 'subject')}, {count(len(members), 'contrast')}.")
-    for (task, contrast, formula), own in sorted(members.items()):
-        effect_paths = [out / subject_map_path(r.entities, row, "effect") for r, row in own]
-        variance_paths = [out / subject_map_path(r.entities, row, "variance") for r, row in own]
-        try:
-            estimate, mask_XYZ, _, model = combine_subjects(
-                effect_paths, variance_paths, [float(row["dof"]) for _, row in own]
-            )
-        except FmrisynthError as error:
-            summary.failed[f"group {contrast}"] = str(error)
-            continue
-        space = own[0][0].entities.space or "scanner"
-        grid = grid_of(effect_paths[0], space)
+    if spaces == {"scanner"} and len(results) > 1 and not all(is_synthetic(dataset, subject) for subject in results):
+        return ["Group maps were not made: the subjects are in their own scanner spaces, which cannot be averaged."]
+    members: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for subject, result in results.items():
+        for row in result["rows"]:
+            members.setdefault((row["task"] or "", row["contrast"], row["formula"]), {})[subject] = row
+    lines = [f"{count(len(results), 'subject')}, {count(len(members), 'contrast')}."]
+    labels = {f"group-{task}-{contrast}" for task, contrast, _ in members}
+    stage.drop(label for label in stage.records() if label.startswith("group-") and label not in labels)
+    for (task, contrast, formula), rows in sorted(members.items()):
+        space = entities[min(rows)].space or "scanner"
         paths = {stat: naming.group_statmap(task or None, space, contrast, stat) for stat in STATS}
-        about = {
-            "Contrast": formula, "Model": model, "Subjects": len(own),
-            f"{unit.capitalize()}s": sum(int(float(row["n_blocks"])) for _, row in own),
-        }  # fmt: skip
-        peak = write_maps(out, paths, estimate, mask_XYZ, grid, about)
-        if np.isnan(estimate.z).all():
-            summary.lines.append(
-                f"{formula}: the {len(own)} subjects' maps are identical; there is no between-subject variance, so no z."
-            )
-            continue
-        summary.lines.append(
-            f"{formula}: {model} over {unit}s, n = {len(own)}, peak {peak}."
-            if len(own) == 1
-            else f"{formula}: {model}, n = {len(own)}, peak {peak}."
+        work = Unit(
+            f"group-{task}-{contrast}", {f"sub-{subject}": stage.result_digest(f"sub-{subject}") for subject in rows},
+            partial(_group_map, stage.out, formula, entities, rows, paths, unit), paths["z"],
+        )  # fmt: skip
+        try:
+            lines.append(stage.do(work))
+        except FmrisynthError as error:
+            stage.failed[f"group {contrast}"] = str(error)
+    return lines
+
+
+def _group_map(
+    out: Path,
+    formula: str,
+    entities: dict[str, naming.Entities],
+    rows: dict[str, dict[str, Any]],
+    paths: dict[str, Path],
+    unit: str,
+) -> str:
+    effect_paths = [out / subject_map_path(entities[subject], row, "effect") for subject, row in rows.items()]
+    variance_paths = [out / subject_map_path(entities[subject], row, "variance") for subject, row in rows.items()]
+    dofs = [float(row["dof"]) for row in rows.values()]
+    estimate, mask_XYZ, _, model = combine_subjects(effect_paths, variance_paths, dofs)
+    about = {
+        "Contrast": formula, "Model": model, "Subjects": len(rows),
+        f"{unit.capitalize()}s": sum(int(row["n_blocks"]) for row in rows.values()),
+    }  # fmt: skip
+    peak = write_maps(
+        out, paths, estimate, mask_XYZ, grid_of(effect_paths[0], entities[min(rows)].space or "scanner"), about
+    )
+    if np.isnan(estimate.z).all():
+        return (
+            f"{formula}: the {len(rows)} subjects' maps are identical; there is no between-subject variance, so no z."
         )
+    over = f" over {unit}s" if len(rows) == 1 else ""
+    return f"{formula}: {model}{over}, n = {len(rows)}, peak {peak}."

@@ -10,7 +10,12 @@ from fmrisynth.progress import StageSummary
 
 
 def prepare_dataset(
-    source: Path, out: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None
+    source: Path,
+    out: Path,
+    config: PrepareConfig,
+    *,
+    participant_labels: Sequence[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Cut the blocks of every run into a block dataset (see `fmrisynth.data.blocks`).
 
@@ -24,6 +29,8 @@ def prepare_dataset(
         Conditions, windows, grid and splits.
     participant_labels : sequence of str, optional
         Only these participants, with or without ``sub-``.
+    force : bool
+        Make them anew, also with other settings than the dataset was begun with.
 
     Returns
     -------
@@ -37,7 +44,7 @@ def prepare_dataset(
     """
     from fmrisynth.prepare.stage import prepare_dataset as run
 
-    return run(source, out, config, participant_labels=participant_labels)
+    return run(source, out, config, participant_labels=participant_labels, force=force)
 
 
 def plan_prepare(source: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None) -> list[str]:

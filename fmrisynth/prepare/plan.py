@@ -92,11 +92,12 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class SubjectPlan:
-    """A participant's runs that hold blocks, in order, and remarks on the others."""
+    """A participant's runs that hold blocks, in order, those that should and cannot be used, and remarks on all of them."""
 
     subject: str
     runs: tuple[PlannedRun, ...]
-    notes: tuple[str, ...] = field(default=())
+    left_out: tuple[Run, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def n_windows(self) -> int:
@@ -184,6 +185,7 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
     config = job.config
     counters: dict[tuple, int] = {}
     runs: list[PlannedRun] = []
+    left_out: list[Run] = []
     notes: list[str] = []
     for run in job.source.runs(subject):
         conditions = conditions_of_task(run.task, run.events, job.table, job.labels)
@@ -196,6 +198,7 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
             doubts = unread or run.warnings
             if not run.events and (conditions or (job.labels is None and doubts)):
                 notes += doubts or [f"{run.name}: no events file, or an empty one"]
+                left_out.append(run)
             continue
         try:
             header, timing = run.check()
@@ -207,6 +210,7 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
                 raise
             log.warning("%s", error)
             notes.append(f"{run.name}: left out: {error}")
+            left_out.append(run)
             continue
         notes += run.warnings
         for text in run.warnings:
@@ -220,4 +224,4 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
             counters[key] = counters.get(key, 0) + 1
             planned.append(PlannedWindow(window, counters[key]))
         runs.append(PlannedRun(run, tuple(planned), tuple(dropped)))
-    return SubjectPlan(subject, tuple(runs), tuple(notes))
+    return SubjectPlan(subject, tuple(runs), tuple(left_out), tuple(notes))

@@ -9,6 +9,7 @@ from typing import Any
 
 from fmrisynth.bids.atomic import write_json
 from fmrisynth.bids.sources import read_json
+from fmrisynth.errors import FmrisynthError
 from fmrisynth.prepare.plan import SubjectPlan
 
 DATASET_REPORT = Path("logs", "prepare_report.json")
@@ -40,21 +41,23 @@ def write_subject_report(out: Path, plan: SubjectPlan, split: str, counts: Mappi
     write_json(out / subject_report_path(plan.subject), content)
 
 
-def write_dataset_report(out: Path, subjects: Iterable[str], failed: Mapping[str, str]) -> None:
-    """Write ``logs/prepare_report.json``."""
-    write_json(out / DATASET_REPORT, dataset_report(out, subjects, failed))
+def write_dataset_report(out: Path, subjects: Iterable[str], failed: Mapping[str, str]) -> dict[str, Any]:
+    """Write ``logs/prepare_report.json``; returns its content."""
+    content = _dataset_report(out, subjects, failed)
+    write_json(out / DATASET_REPORT, content)
+    return content
 
 
-def dataset_report(out: Path, subjects: Iterable[str], failed: Mapping[str, str]) -> dict[str, Any]:
+def _dataset_report(out: Path, subjects: Iterable[str], failed: Mapping[str, str]) -> dict[str, Any]:
     """Add up the participants' counts."""
     conditions: dict[str, dict[str, Any]] = {}
     splits: Counter[str] = Counter()
     notes: dict[str, list[str]] = {}
     for subject in subjects:
-        path = out / subject_report_path(subject)
-        if not path.exists():
-            continue
-        content = read_json(path)
+        try:
+            content = read_json(out / subject_report_path(subject))
+        except FmrisynthError:
+            continue  # it is made again when the participant is asked for
         splits[content["Split"]] += 1
         if content["Notes"]:
             notes[subject] = content["Notes"]

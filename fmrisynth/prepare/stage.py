@@ -1,49 +1,27 @@
-"""The stage itself: participant by participant, restartable, and one that fails does not stop the others."""
+"""The stage itself: participant by participant, run by run, each a unit of work (`fmrisynth.stage`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import remove_leftovers, settle, write_text
-from fmrisynth.bids.lock import exclusive
-from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.atomic import settle
 from fmrisynth.bids.sidecars import write_tsv
-from fmrisynth.bids.sources import choose_subjects, read_json, read_participants
-from fmrisynth.config.load import dump_yaml
+from fmrisynth.bids.sources import choose_subjects, read_participants
 from fmrisynth.config.prepare import PrepareConfig
-from fmrisynth.data.blocks import (
-    ATTRIBUTES,
-    Block,
-    finish_subject,
-    is_finished,
-    read_subject,
-    subjects_of,
-    write_block,
-)
+from fmrisynth.data.blocks import ATTRIBUTES, Block, finish_subject, read_subject, subjects_of, write_block
 from fmrisynth.data.grid import MNI_3MM, Grid, native_grid
-from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.parse import parse_yaml
+from fmrisynth.errors import FmrisynthError
 from fmrisynth.prepare import report
 from fmrisynth.prepare.cut import brain_mask, cut_run
-from fmrisynth.prepare.plan import (
-    Job,
-    PlannedRun,
-    PlannedWindow,
-    SubjectPlan,
-    check_labels,
-    open_job,
-    plan_subject,
-)
+from fmrisynth.prepare.plan import Job, PlannedRun, SubjectPlan, check_labels, open_job, plan_subject
 from fmrisynth.progress import StageSummary, log, reason_of, track
-
-SETTINGS = Path("logs", "prepare_config.yaml")
-"""The settings a dataset was begun with; a later call must have the same."""
+from fmrisynth.stage import Stage, Unit, files_of
 
 OPERATIONAL = ("bids_database_dir", "on_bad_run")
 """Settings that may change between calls."""
@@ -79,72 +57,48 @@ def plan_prepare(source: Path, config: PrepareConfig, *, participant_labels: Seq
 
 
 def prepare_dataset(
-    source: Path, out: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None
+    source: Path,
+    out: Path,
+    config: PrepareConfig,
+    *,
+    participant_labels: Sequence[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """See `fmrisynth.prepare.prepare_dataset`."""
     job = open_job(source, config)
-    subjects = choose_subjects(job.source.root, job.source.subjects(), participant_labels)
+    known = job.source.subjects()
+    subjects = choose_subjects(job.source.root, known, participant_labels)
     if not subjects:
         raise FmrisynthError(f"{source}: expected at least one participant, found none; check the path.")
     people = read_participants(source)
-    _check_out(source, out)
-    check_labels(job, [subject for subject in subjects if not is_finished(out, subject)])
-    with exclusive(out, "settings"):
-        _begin(out, source, config)
-
-    failed: dict[str, str] = {}
-    already = [subject for subject in subjects if is_finished(out, subject)]
-    todo = [subject for subject in subjects if subject not in set(already)]
-    for subject in track(todo, "Preparing participants"):
-        try:
-            with exclusive(out, f"sub-{subject}"):
-                if not is_finished(out, subject):  # another process may have been at it
-                    _prepare_subject(job, out, subject, people.get(subject, {}))
-        except Exception as error:
-            failed[subject] = reason_of(f"sub-{subject}", error)
-    return _finish(job, out, people, failed, n_already=len(already), n_new=len(todo) - len(failed))
+    check_labels(job, subjects)
+    stage = Stage.begin(
+        "prepare", out, config, sources=[source], known=[f"sub-{subject}" for subject in known], free=OPERATIONAL,
+        title="fmrisynth block dataset", readme=README, force=force,
+    )  # fmt: skip
+    stage.each(
+        subjects,
+        lambda subject: stage.do(_participant(stage, job, subject, people.get(subject, {}))),
+        "Preparing participants",
+    )
+    return _finish(stage, job, people)
 
 
-def _check_out(source: Path, out: Path) -> None:
-    if out.resolve() == source.resolve() or source.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"{out}: the output would lie over the input; choose another folder.")
-    description = out / "dataset_description.json"
-    ours = out.is_dir() or not out.exists()
-    if description.exists():
-        makers = read_json(description).get("GeneratedBy") or [{}]
-        ours = makers[0].get("Name") == "fmrisynth"
-    has_subjects = any(path.is_dir() for path in out.glob("sub-*"))
-    if has_subjects and not (out / SETTINGS).exists():  # in this order: another process writes them the other way round
-        ours = False
-    if not ours:
-        raise UsageError(
-            f"{out}: expected an empty folder or a dataset begun by `fmrisynth prepare`; choose another one."
-        )
+def _participant(stage: Stage, job: Job, subject: str, person: Mapping[str, str]) -> Unit:
+    plan, split = plan_subject(job, subject), job.split_of(subject)
+    return Unit(
+        f"sub-{subject}",
+        about={
+            "images": files_of([(run.source.bold, run.source.mask) for run in plan.runs]),
+            "events or timing": plan, "split": split, "row in participants.tsv": _attributes(None, person),
+        },
+        make=lambda: _prepare_subject(stage, job, plan, split, person),
+        index=naming.subject_scans(subject), folder=Path(f"sub-{subject}"),
+    )  # fmt: skip
 
 
-def _begin(out: Path, source: Path, config: PrepareConfig) -> None:
-    """Write settings, description and logs, or check that the dataset was begun with the same settings."""
-    before = out / SETTINGS
-    now = config.model_dump(mode="json")
-    if before.exists():
-        try:
-            then = dict(parse_yaml(before.read_text(encoding="utf-8")) or {})
-        except (OSError, ValueError, TypeError) as error:
-            raise FmrisynthError(f"{before}: expected the settings of this dataset, found {error}; mend it.") from None
-        changed = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k) and k not in OPERATIONAL)
-        if changed:
-            shown = ", ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed)
-            raise UsageError(
-                f"{out}: this dataset was begun with other settings ({shown}); use them, or another folder."
-            )
-    else:
-        write_text(before, dump_yaml(config))
-    write_dataset_description(out, "fmrisynth block dataset", sources=[source], readme=README)
-    write_run_log(out, "prepare", config)
-
-
-def _prepare_subject(job: Job, out: Path, subject: str, person: Mapping[str, str]) -> None:
-    plan = plan_subject(job, subject)
+def _prepare_subject(stage: Stage, job: Job, plan: SubjectPlan, split: str, person: Mapping[str, str]) -> None:
+    subject = plan.subject
     if plan.n_windows == 0:
         counts = report.count_blocks(plan, job.labels)
         n_found = sum(entry["found"] for entry in counts.values())
@@ -153,14 +107,14 @@ def _prepare_subject(job: Job, out: Path, subject: str, person: Mapping[str, str
         raise FmrisynthError(
             f"{job.source.root}: participant {subject}: {what}{f' ({why})' if why else ''}; see `prepare --dry-run`."
         )
-    split = job.split_of(subject)
     space = _Space.of(plan, job.config.native)
     blocks: list[Block] = []
     runs: list[PlannedRun] = []
     notes = list(plan.notes)
     for run in plan.runs:
         try:
-            blocks += list(_write_run(job, out, run, space, split, person)) if run.windows else []
+            rows = stage.part(_run(stage, job, run, space, split, person)) if run.windows else []
+            blocks += [Block(**row | {"root": stage.out, "bold": Path(row["bold"])}) for row in rows]
             runs.append(run)
         except FmrisynthError as error:
             if job.config.on_bad_run == "fail" or _is_our_disk(error):
@@ -172,13 +126,27 @@ def _prepare_subject(job: Job, out: Path, subject: str, person: Mapping[str, str
             f"{job.source.root}: participant {subject}: no run could be used ({'; '.join(notes[:3])})."
         )
     done = replace(plan, runs=tuple(runs), notes=tuple(notes))
-    _remove_strays(out, subject, blocks)
-    report.write_subject_report(out, done, split, report.count_blocks(done, job.labels))
-    finish_subject(out, subject, blocks)
+    report.write_subject_report(stage.out, done, split, report.count_blocks(done, job.labels))
+    finish_subject(stage.out, subject, blocks)
 
 
 def _is_our_disk(error: FmrisynthError) -> bool:
     return isinstance(error.__cause__, OSError)
+
+
+def _run(stage: Stage, job: Job, run: PlannedRun, space: _Space, split: str, person: Mapping[str, str]) -> Unit:
+    grid, attributes = space.grid(run), _attributes(run, person)
+    first = space.first_run if space.first_run is not None else run
+    names = [naming.block_bold(p.entities(run.source, grid), p.window.block.condition.camel) for p in run.windows]
+    return Unit(
+        naming.run_label(run.source.subject, run.source.name),
+        about={
+            "image": files_of([run.source.bold, run.source.mask, first.source.bold, first.source.mask]),
+            "events or timing": run, "names": names, "split": split, "attributes": attributes,
+        },
+        make=lambda: _write_run(job, stage.out, run, grid, space.mask(run), split, attributes),
+        index=naming.block_companion(names[-1], "sidecar"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,20 +188,15 @@ def _same_grid(one: PlannedRun, other: PlannedRun) -> bool:
 
 
 def _write_run(
-    job: Job, out: Path, run: PlannedRun, space: _Space, split: str, person: Mapping[str, str]
-) -> Iterator[Block]:
-    """Write the blocks of a run; those that an earlier call completed are only listed."""
-    digest = job.config.digest()
-    grid = space.grid(run)
-    attributes = _attributes(run, person)
-    if all(_is_written(out, run, planned, grid, digest) for planned in run.windows):
-        for planned in run.windows:
-            yield _record(out, run, planned, grid, split, attributes)
-        return
-    cut = cut_run(run, grid, space.mask(run))
+    job: Job, out: Path, run: PlannedRun, grid: Grid, mask_XYZ: np.ndarray | None, split: str,
+    attributes: Mapping[str, str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Write the blocks of a run; returns their records without the dataset's folder."""
+    rows = []
+    cut = cut_run(run, grid, mask_XYZ)
     for planned, data in cut.blocks():
         block, window = planned.window.block, planned.window
-        yield write_block(
+        written = write_block(
             out, planned.entities(run.source, grid), block.condition.camel, data, grid,
             condition=block.condition.label, onset_s=_clean(window.onset_s), duration_s=_clean(block.duration_s),
             tr_s=window.tr_s, split=split, attributes=attributes, source=run.source.name,
@@ -250,42 +213,20 @@ def _write_run(
                 "IntensityFactor": cut.factor,
                 "BrainMask": cut.mask_source,
                 "PhaseEncoding": run.source.phase_encoding or "n/a",
-                "ConfigHash": digest,
+                "ConfigHash": job.config.digest(),
             },
         )  # fmt: skip
+        rows.append(asdict(replace(written, root=Path())) | {"root": "", "bold": written.bold.as_posix()})
+    return rows
 
 
-def _is_written(out: Path, run: PlannedRun, planned: PlannedWindow, grid: Grid, digest: str) -> bool:
-    """Whether the block's sidecar, its last file, is there and says what we are about to write."""
-    sidecar = out / naming.block_companion(_bold(run, planned, grid), "sidecar")
-    if not sidecar.exists():
-        return False
-    content = read_json(sidecar)
-    wanted = {
-        "SourceRun": run.source.name, "SourceOnset": _clean(planned.window.block.onset_s),
-        "WindowStart": _clean(planned.window.start_s), "ConfigHash": digest,
-    }  # fmt: skip
-    return all(content.get(key) == value for key, value in wanted.items())
-
-
-def _record(
-    out: Path, run: PlannedRun, planned: PlannedWindow, grid: Grid, split: str, attributes: Mapping[str, str]
-) -> Block:
-    window, block = planned.window, planned.window.block
-    return Block(
-        root=out, subject=run.source.subject, condition=block.condition.label, bold=_bold(run, planned, grid),
-        onset_s=_clean(window.onset_s), duration_s=_clean(block.duration_s), tr_s=window.tr_s,
-        n_frames=window.n_frames, split=split, attributes=attributes, source=run.source.name,
-        source_onset_s=_clean(block.onset_s),
-    )  # fmt: skip
-
-
-def _bold(run: PlannedRun, planned: PlannedWindow, grid: Grid) -> Path:
-    return naming.block_bold(planned.entities(run.source, grid), planned.window.block.condition.camel)
-
-
-def _attributes(run: PlannedRun, person: Mapping[str, str]) -> dict[str, str]:
-    known = {"phase_encoding": run.source.phase_encoding, "sex": person.get("sex"), "age": person.get("age")}
+def _attributes(run: PlannedRun | None, person: Mapping[str, str]) -> dict[str, str]:
+    phase_encoding = run.source.phase_encoding if run is not None else None
+    known: dict[str, str | None] = {
+        "phase_encoding": phase_encoding,
+        "sex": person.get("sex"),
+        "age": person.get("age"),
+    }
     return {name: value for name in ATTRIBUTES if (value := known.get(name)) not in (None, "", "n/a")}
 
 
@@ -294,55 +235,48 @@ def _clean(seconds: float) -> float:
     return round(float(seconds), 6) + 0.0
 
 
-def _remove_strays(out: Path, subject: str, blocks: Sequence[Block]) -> None:
-    """Delete what killed or differently planned earlier calls left in the participant's folder."""
-    expected = set()
-    for block in blocks:
-        for kind in ("sidecar", "reference", "mask", "events"):
-            companion = naming.block_companion(block.bold, kind)
-            expected |= {companion, companion.with_name(companion.name.replace(".nii.gz", ".json"))}
-        expected.add(block.bold)
-    folder = out / f"sub-{subject}"
-    if folder.is_symlink():
-        raise FmrisynthError(
-            f"{folder}: expected a folder of this dataset, found a link; nothing is deleted behind it."
-        )
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir() and not path.is_symlink():
-            if not any(path.iterdir()):
-                path.rmdir()
-        elif path.relative_to(out) not in expected:
-            path.unlink()
+def _finish(stage: Stage, job: Job, people: Mapping[str, Mapping[str, str]]) -> StageSummary:
+    out, failed = stage.out, stage.failed
+    content: dict[str, Any] = {}
 
+    def write(subjects: Sequence[str]) -> None:
+        rows = []
+        for subject in subjects:
+            try:
+                blocks, person = read_subject(out, subject), people.get(subject, {})
+            except FmrisynthError as error:  # of a participant that was not asked for in this call
+                failed[subject] = f"{error} `fmrisynth prepare` makes it again when it is asked for."
+                continue
+            row: dict[str, Any] = {
+                "participant_id": f"sub-{subject}",
+                "sex": person.get("sex"),
+                "age": person.get("age"),
+            }
+            rows.append(row | {"split": blocks[0].split if blocks else None, "n_blocks": len(blocks)})
+        content.update(report.write_dataset_report(out, subjects, failed))
+        if rows:
+            write_tsv(out / "participants.tsv", ("participant_id", "sex", "age", "split", "n_blocks"), rows)
 
-def _finish(
-    job: Job, out: Path, people: Mapping[str, Mapping[str, str]], failed: dict[str, str], *,
-    n_already: int, n_new: int,
-) -> StageSummary:  # fmt: skip
-    finished = settle(lambda: _finished_subjects(out), lambda subjects: _write_lists(out, subjects, people, failed))
-    content = report.dataset_report(out, finished, failed)
-    for folder in (out, out / "logs", out / "logs" / "prepare"):
-        remove_leftovers(folder)
-    summary = StageSummary(failed=failed)
-    summary.lines += report.table_lines(content["Conditions"])
-    already = f", {n_already} had been there" if n_already else ""
+    finished = settle(lambda: _finished_subjects(out), write)
+    lines = report.table_lines(content["Conditions"])
+    already = f", {len(stage.kept)} had been there" if stage.kept else ""
     splits = ", ".join(f"{name} {n}" for name, n in content["Splits"].items())
-    summary.lines.append(
-        f"{n_new} participants prepared{already}, {len(failed)} failed; {len(finished)} in the dataset ({splits})."
+    lines.append(
+        f"{len(stage.made)} participants prepared{already}, {len(failed)} failed; {len(finished)} in the dataset ({splits})."
     )
     empty = [name for name, n in content["Splits"].items() if n == 0]
     if empty and job.config.split.all is None and finished:
-        summary.lines.append(
+        lines.append(
             f"No participant is in {' or '.join(empty)}: the split is by hash, so with few participants a share may be "
             "empty; set split.train, split.val and split.test, another seed, or split.all."
         )
     has_families = job.source.kind == "hcp" or any("family_id" in person for person in people.values())
     if not job.families and has_families and job.config.split.all is None:
-        summary.lines.append(
+        lines.append(
             "Split by participant: cohorts of this kind may hold relatives, give split.families to keep families together."
         )
-    summary.lines.append(f"Details: {out / report.DATASET_REPORT}")
-    return summary
+    lines.append(f"Details: {out / report.DATASET_REPORT}")
+    return stage.summary(lines)
 
 
 def _finished_subjects(out: Path) -> list[str]:
@@ -350,25 +284,3 @@ def _finished_subjects(out: Path) -> list[str]:
         return subjects_of(out)
     except FmrisynthError:
         return []
-
-
-def _write_lists(
-    out: Path, subjects: Sequence[str], people: Mapping[str, Mapping[str, str]], failed: Mapping[str, str]
-) -> None:
-    report.write_dataset_report(out, subjects, failed)
-    if subjects:
-        _write_participants(out, subjects, people)
-
-
-def _write_participants(out: Path, subjects: Sequence[str], people: Mapping[str, Mapping[str, str]]) -> None:
-    rows = []
-    for subject in subjects:
-        blocks = read_subject(out, subject)
-        person = people.get(subject, {})
-        rows.append(
-            {
-                "participant_id": f"sub-{subject}", "sex": person.get("sex"), "age": person.get("age"),
-                "split": blocks[0].split if blocks else None, "n_blocks": len(blocks),
-            }
-        )  # fmt: skip
-    write_tsv(out / "participants.tsv", ("participant_id", "sex", "age", "split", "n_blocks"), rows)

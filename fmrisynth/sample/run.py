@@ -21,12 +21,10 @@ from safetensors.torch import save as save_tensors
 from threadpoolctl import threadpool_limits
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import remove_leftovers, remove_temporaries, settle, write_bytes
-from fmrisynth.bids.lock import exclusive
-from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.atomic import settle, write_bytes
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
-from fmrisynth.data.blocks import BlockData, finish_subject, is_finished, write_block
+from fmrisynth.data.blocks import BlockData, finish_subject, write_block
 from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import bundled_model_dir
@@ -35,10 +33,11 @@ from fmrisynth.models.device import usable_cores
 from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
 from fmrisynth.parse import read_json
-from fmrisynth.progress import StageSummary, progress_bar
+from fmrisynth.progress import StageSummary, log, progress_bar
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import write_preview
 from fmrisynth.sample.report import write_report
+from fmrisynth.stage import Stage, Unit
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -56,7 +55,9 @@ _PHANTOM_NOTE = (
 )
 
 
-def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None = None) -> StageSummary:
+def sample_dataset(
+    out: Path, config: SampleConfig, *, checkpoint: Path | None = None, force: bool = False
+) -> StageSummary:
     """Write synthetic subjects as a block dataset.
 
     Started by ``torchrun`` or ``srun`` as several processes, each makes its share of the samples on its own device;
@@ -70,6 +71,8 @@ def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None =
         What to sample, and how.
     checkpoint : Path, optional
         A model directory or a training output; default: the bundled model.
+    force : bool
+        Make the samples anew, also with another model or other settings than the folder was begun with.
 
     Returns
     -------
@@ -81,24 +84,26 @@ def sample_dataset(out: Path, config: SampleConfig, *, checkpoint: Path | None =
         No usable model; the folder holds samples made with other settings; too little disk space.
     """
     with join_world(config.device) as world:
-        return _sample(out, config, checkpoint, world)
+        return _sample(out, config, checkpoint, world, force)
 
 
-def _sample(out: Path, config: SampleConfig, checkpoint: Path | None, world: World) -> StageSummary:
+def _sample(out: Path, config: SampleConfig, checkpoint: Path | None, world: World, force: bool) -> StageSummary:
     model, tokenizer = load_model(checkpoint)
     asked = make_requests(config, model.conditions)
     settings = _settings(config, model, tokenizer)
-    todo = [request for request in asked if not _is_done(out, request, config, settings)]
+    fixed = settings | {"Seed": config.seed, "Format": config.format, "SaveLatents": config.save_latents}
+    if not out.exists():  # a model that needs more than there is must not leave a folder
+        _check_space(out, len(asked), tokenizer)
+    stage = Stage.begin(
+        "sample", out, config, settings=fixed, force=force, title="Synthetic task-fMRI by fmrisynth", readme=_README,
+        synthetic=True, write=world.is_main,
+    )  # fmt: skip
+    world.barrier()  # the folder is begun
+    tokenizer.to(world.device)
+    make = SampleMaker(stage, config, model, tokenizer, settings)
+    todo = [request for request in asked if force or not stage.is_finished(make.unit(request))]
     _check_space(out, len(todo), tokenizer)
     world.barrier()  # every process has seen the same samples on disk
-    if world.is_main:
-        for folder in (out, out / "figures", out / "logs"):
-            remove_leftovers(folder)
-        write_dataset_description(out, "Synthetic task-fMRI by fmrisynth", synthetic=True, readme=_README)
-        write_run_log(out, "sample", config)
-
-    tokenizer.to(world.device)
-    make = SampleMaker(out, config, model, tokenizer, settings)
     mine = todo[world.rank :: world.size]
     with progress_bar("sampling", len(mine)) as bar:
         for request in make.on_cpu(mine) if world.device.type == "cpu" else make.on_gpu(mine, world.device):
@@ -118,7 +123,7 @@ def _sample(out: Path, config: SampleConfig, checkpoint: Path | None, world: Wor
         lines.append(f"Report: {write_report(out, whole, config, settings, model, tokenizer)}")
     if checkpoint is None:
         lines.append(_PHANTOM_NOTE)
-    return StageSummary(lines)
+    return stage.summary(lines)
 
 
 def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = None) -> list[str]:
@@ -126,9 +131,10 @@ def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = N
     model, tokenizer = load_model(checkpoint)
     requests = make_requests(config, model.conditions)
     settings = _settings(config, model, tokenizer)
+    make = SampleMaker(Stage("sample", out), config, model, tokenizer, settings)
     lines = [f"# model {model.path}, {settings['Sampler']} with {settings['SamplerSteps']} steps"]
     for request in requests:
-        state = "done" if is_finished(out, request.subject) else "to do"
+        state = "done" if make.stage.is_finished(make.unit(request)) else "to do"
         lines.append(f"# sub-{request.subject}  {request.condition.label}  seed {request.seed}  {state}")
     return lines
 
@@ -161,19 +167,17 @@ def write_participants(out: Path) -> None:
 def _participants(finished: Sequence[Path]) -> list[dict[str, Any]]:
     rows = []
     for scans in finished:
-        row = next(iter(read_tsv(scans, ("filename", "condition"))), None)
-        if row is None:
-            raise FmrisynthError(f"{scans}: expected the row of a sample, found none; delete the table and run again.")
-        path = naming.image_sidecar(scans.parent / row["filename"])
         try:
-            seed = dict(read_json(path)).get("Seed")
-        except (OSError, ValueError, TypeError) as error:
-            raise FmrisynthError(f"{path}: expected a sample's sidecar, it cannot be read ({error}).") from None
+            row = read_tsv(scans, ("filename", "condition"))[0]
+            sidecar = dict(read_json(naming.image_sidecar(scans.parent / row["filename"])))
+        except (FmrisynthError, IndexError, OSError, ValueError, TypeError) as error:
+            log.warning("%s: left out of participants.tsv until the sample is asked for again (%s)", scans, error)
+            continue
         rows.append(
             {
                 "participant_id": scans.parent.name,
                 "condition": row["condition"],
-                "seed": seed,
+                "seed": sidecar.get("Seed"),
                 "synthetic": True,
             }
         )
@@ -200,32 +204,6 @@ def _settings(config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer)
     return settings
 
 
-def _is_done(out: Path, request: SampleRequest, config: SampleConfig, settings: dict[str, Any]) -> bool:
-    """Whether this very sample is on disk; refuse a folder that holds another one under its name."""
-    if not is_finished(out, request.subject):
-        return False
-    rows = read_tsv(out / naming.subject_scans(request.subject), ("filename",))
-    if not rows:
-        return False
-    image = out / f"sub-{request.subject}" / rows[0]["filename"]
-    path = naming.image_sidecar(image)
-    try:
-        sidecar = dict(read_json(path))
-    except (OSError, ValueError, TypeError):
-        return False
-    if sidecar.get("ConfigHash") != settings["ConfigHash"] or sidecar.get("Seed") != request.seed:
-        raise FmrisynthError(
-            f"{path}: this sample was made with another model, seed or sampler setting; name another output folder, "
-            "or delete this one."
-        )
-    if naming.image_extension(image) != f".{config.format}":
-        raise FmrisynthError(
-            f"{image}: this sample is there in the other format, you asked for --format {config.format}; name another "
-            "output folder, or ask for the format that is there."
-        )
-    return True
-
-
 class SampleMaker:
     """Draws, decodes and writes samples, a bounded number at a time.
 
@@ -235,9 +213,21 @@ class SampleMaker:
     """
 
     def __init__(
-        self, out: Path, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer, settings: dict[str, Any]
+        self, stage: Stage, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer, settings: dict[str, Any]
     ) -> None:
-        self.out, self.config, self.model, self.tokenizer, self.settings = out, config, model, tokenizer, settings
+        self.stage, self.config, self.model, self.tokenizer, self.settings = stage, config, model, tokenizer, settings
+
+    def unit(self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None = None) -> Unit:
+        """One sample as a unit of work; drawn when it is made, if not before."""
+
+        def make() -> None:
+            drawn = self._draw([request], torch.device("cpu"))[0] if latent_CTXYZ is None else latent_CTXYZ
+            self._write(request, drawn)
+
+        return Unit(
+            f"sub-{request.subject}", {"seed": request.seed}, make, naming.subject_scans(request.subject),
+            Path(f"sub-{request.subject}"),
+        )  # fmt: skip
 
     def on_cpu(self, requests: Sequence[SampleRequest]) -> Iterator[SampleRequest]:
         """Make samples side by side, yielding each one as it is on disk, in order."""
@@ -254,9 +244,7 @@ class SampleMaker:
                 yield from (request for request, _ in batch)
 
     def _make_alone(self, request: SampleRequest) -> SampleRequest:
-        with exclusive(self.out, f"sub-{request.subject}"):
-            if not _is_done(self.out, request, self.config, self.settings):  # another process may have been at it
-                self._write(request, self._draw([request], torch.device("cpu"))[0])
+        self.stage.do(self.unit(request))
         return request
 
     def _draw_batches(
@@ -267,9 +255,7 @@ class SampleMaker:
 
     def _write_batch(self, batch: list[tuple[SampleRequest, torch.Tensor]]) -> list[tuple[SampleRequest, torch.Tensor]]:
         for request, latent_CTXYZ in batch:
-            with exclusive(self.out, f"sub-{request.subject}"):
-                if not _is_done(self.out, request, self.config, self.settings):
-                    self._write(request, latent_CTXYZ)
+            self.stage.do(self.unit(request, latent_CTXYZ))
         return batch
 
     def _draw(self, batch: Sequence[SampleRequest], device: torch.device) -> torch.Tensor:
@@ -291,13 +277,12 @@ class SampleMaker:
         grid = info.grid
         noise_seeds = [request.seed] if self.config.observation_noise else None
         bold_XYZT = next(self.tokenizer.decode_blocks(latent_CTXYZ[None], noise_seeds=noise_seeds))
-        remove_temporaries(self.out / f"sub-{request.subject}")
         entities = naming.Entities(
             sub=request.subject, task=request.condition.task, space=grid.space, res=grid.resolution
         )
         timing = self.model.card.trained_on.get("timing", {}).get(request.condition.label, {})
         block = write_block(
-            self.out,
+            self.stage.out,
             entities,
             "synth" + request.condition.camel[:1].upper() + request.condition.camel[1:],
             BlockData(bold_XYZT, info.reference_XYZ, info.mask_XYZ),
@@ -312,8 +297,8 @@ class SampleMaker:
         )
         if self.config.save_latents:
             shard, _ = naming.subject_latents(request.subject)
-            write_bytes(self.out / "latents" / shard, save_tensors({"latents": latent_CTXYZ[None].contiguous()}))
-        finish_subject(self.out, request.subject, [block])
+            write_bytes(self.stage.out / "latents" / shard, save_tensors({"latents": latent_CTXYZ[None].contiguous()}))
+        finish_subject(self.stage.out, request.subject, [block])
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], *, ahead: int) -> Iterator[B]:

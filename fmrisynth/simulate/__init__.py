@@ -20,7 +20,7 @@ from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.progress import StageSummary
 
 
-def simulate_cohort(out: Path, config: SimulateConfig) -> StageSummary:
+def simulate_cohort(out: Path, config: SimulateConfig, *, force: bool = False) -> StageSummary:
     """Write a phantom cohort in the layout of `config`, continuing where an earlier call stopped.
 
     Parameters
@@ -29,6 +29,8 @@ def simulate_cohort(out: Path, config: SimulateConfig) -> StageSummary:
         Output folder.
     config : SimulateConfig
         Layout, subjects, tasks, resolution, noise and seed.
+    force : bool
+        Make the subjects anew, also with other settings than the folder was begun with.
 
     Returns
     -------
@@ -37,7 +39,7 @@ def simulate_cohort(out: Path, config: SimulateConfig) -> StageSummary:
     """
     from fmrisynth.simulate.cohort import write_cohort
 
-    return write_cohort(out, config)
+    return write_cohort(out, config, force=force)
 
 
 def simulate_blocks(out: Path, config: SimulateConfig, conditions: Sequence[str] | None = None) -> StageSummary:

@@ -1,30 +1,28 @@
 """Write phantom cohorts: HCP tree, BIDS derivative, or block dataset, with the truth beside the data.
 
-Every file appears under its name when it is whole, and a unit of work (a run, a subject) is recognised by
-the file that is written last, so an interrupted call goes on where it stopped.
+Subjects, and the runs of each, are units of work (`fmrisynth.stage`), so an interrupted call goes on where it stopped.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import remove_leftovers, remove_temporaries, settle, write_json, write_text
-from fmrisynth.bids.lock import exclusive
-from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.atomic import settle, write_json, write_text
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.conditions import load_table, suggest
 from fmrisynth.config.simulate import SimulateConfig
-from fmrisynth.data.blocks import Block, finish_subject, is_finished, write_block
+from fmrisynth.data.blocks import Block, finish_subject, write_block
 from fmrisynth.data.splits import split_of
-from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.parse import read_json
-from fmrisynth.progress import StageSummary, log, reason_of, track
+from fmrisynth.errors import UsageError
+from fmrisynth.progress import StageSummary
 from fmrisynth.simulate import truth
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
-from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomSubject, subject_index
+from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomRun, PhantomSubject, subject_index
 from fmrisynth.simulate.space import HCP_2MM, MNI_3MM_FULL, STANDARD
-from fmrisynth.simulate.trees import write_bids_run, write_hcp_run
+from fmrisynth.simulate.trees import bids_confounds, hcp_image, write_bids_run, write_hcp_run
+from fmrisynth.stage import Stage, Unit
 
 NAME = "Phantom task-fMRI (synthetic)"
 README = """
@@ -37,66 +35,81 @@ _FREE_TO_CHANGE = {"n_subjects", "first_subject"}
 """Settings in which a second call into the same folder may differ."""
 
 
-def write_cohort(out: Path, config: SimulateConfig) -> StageSummary:
+def write_cohort(out: Path, config: SimulateConfig, *, force: bool = False) -> StageSummary:
     """See `fmrisynth.simulate.simulate_cohort`."""
     labels = _block_conditions(config) if config.layout == "blocks" else _all_conditions(config)
-    with exclusive(out, "settings"):
-        _claim_folder(out, config)
-    for folder in (out, out / "logs", out / "ground_truth", out / "ground_truth" / "group"):
-        remove_leftovers(folder)
     grid = STANDARD if config.layout == "blocks" else HCP_2MM if config.resolution_mm == 2 else MNI_3MM_FULL
     phantom = Phantom(config, grid)
     subjects = [phantom.subject(config.first_subject + i) for i in range(config.n_subjects)]
-    if config.layout != "hcp":
-        write_dataset_description(out, NAME, synthetic=True, readme=README)
-    _write_people(out, phantom, {subject.label for subject in subjects})
-    write_run_log(out / "ground_truth" if config.layout == "hcp" else out, "simulate", config)
+    own = {subject.label for subject in subjects}
+    stage = Stage.begin(
+        "simulate", out, config, free=_FREE_TO_CHANGE, force=force, title=None if config.layout == "hcp" else NAME,
+        readme=README, synthetic=True,
+    )  # fmt: skip
+    _write_people(out, phantom, own)
     if config.write_truth:
-        truth.write_group(out, phantom, labels)
-    summary = StageSummary()
-    n_written = n_units = 0
-    # A subject keeps what was drawn for it; writing a fresh one each time keeps the cohort out of memory.
-    for index in track([subject.index for subject in subjects], "Simulating subjects", total=len(subjects)):
-        subject = phantom.subject(index)
-        try:
-            with exclusive(out, subject.label):
-                written, units = _write_subject(out, subject, labels, config)
-        except Exception as error:
-            summary.failed[subject.label] = reason_of(subject.label, error)
-            log.warning("%s", summary.failed[subject.label])
-            continue
-        n_written += written
-        n_units += units
-    _write_people(out, phantom, {subject.label for subject in subjects})  # again: other jobs may have added theirs
-    unit = "block instances" if config.layout == "blocks" else "runs"
-    summary.lines.append(
-        f"Phantom cohort of {config.n_subjects} subjects at {out}: {n_units} {unit}"
-        + (f", {n_units - n_written} of them from an earlier call" if n_written < n_units else "")
-        + "."
+        stage.do(
+            Unit(
+                "truth",
+                _tables(config),
+                lambda: truth.write_group(out, phantom, labels),
+                truth.group_index(phantom, labels),
+            )
+        )
+
+    def work(index: int) -> int:
+        # A subject keeps what was drawn for it; writing a fresh one each time keeps the cohort out of memory.
+        return stage.do(_subject(stage, phantom.subject(index), labels, config))
+
+    prefix = "" if config.layout == "hcp" else "sub-"
+    written = stage.each([subject.index for subject in subjects], work, "Simulating subjects")
+    _write_people(out, phantom, own)  # again: other jobs may have added theirs
+    n_kept = sum(n for index, n in written.items() if f"{prefix}{phantom.subject(index).label}" in stage.kept)
+    return stage.summary(
+        [
+            f"Phantom cohort of {config.n_subjects} subjects at {out}: {sum(written.values())} "
+            f"{'block instances' if config.layout == 'blocks' else 'runs'}"
+            + (f", {n_kept} of them from an earlier call" if n_kept else "")
+            + "."
+        ]
     )
-    return summary
 
 
-def _write_subject(out: Path, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> tuple[int, int]:
-    """Write one subject; returns how many units were written now, and how many there are."""
-    folder = out / (subject.label if config.layout == "hcp" else f"sub-{subject.label}")
-    remove_temporaries(folder)  # halves of files that a killed call left; who has the lock is alone here
-    if config.layout == "blocks":
-        written, total = _write_blocks(out, subject, labels, config)
-    else:
-        write = write_hcp_run if config.layout == "hcp" else write_bids_run
-        done = [write(out, run) for run in subject.runs()]
-        written, total = sum(done), len(done)
-    if config.write_truth:
-        truth.write_subject(out, subject, labels)
-    return written, total
+def _tables(config: SimulateConfig) -> dict[str, Any]:
+    """The user's files that a cohort depends on, for `Unit.about`."""
+    return {"tables": [path for path in (config.activations, config.atlas) if path is not None]}
 
 
-def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> tuple[int, int]:
-    if is_finished(out, subject.label):
-        from fmrisynth.data.blocks import read_subject
+def _subject(stage: Stage, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> Unit:
+    """A subject; its result is the number of its blocks or runs."""
+    hcp = config.layout == "hcp"
+    label = subject.label if hcp else f"sub-{subject.label}"
 
-        return 0, len(read_subject(out, subject.label))
+    def make() -> int:
+        if config.layout == "blocks":
+            n = _write_blocks(stage.out, subject, labels, config)
+        else:
+            runs = list(subject.runs())
+            for run in runs:
+                stage.part(_run(stage.out, run, config))
+            n = len(runs)
+        if config.write_truth:
+            truth.write_subject(stage.out, subject, labels)
+        return n
+
+    index = naming.subject_scans(subject.label)
+    if config.layout != "blocks":
+        index = truth.subject_file(Path(), subject.label)  # readers of trees look at each run
+    return Unit(label, _tables(config), make, index, Path(label))
+
+
+def _run(out: Path, run: PhantomRun, config: SimulateConfig) -> Unit:
+    write, last = (write_hcp_run, hcp_image) if config.layout == "hcp" else (write_bids_run, bids_confounds)
+    name = naming.run_label(run.subject.label, run.name)
+    return Unit(name, _tables(config), lambda: write(out, run), last(run))
+
+
+def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> int:
     families = {subject.label: f"family{subject.traits.family:05d}"} if config.families.size > 1 else None
     split = split_of(subject.label, config.seed, config.split, families)
     table = load_table()
@@ -123,7 +136,7 @@ def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config:
                 )
             )  # fmt: skip
     finish_subject(out, subject.label, blocks)
-    return len(blocks), len(blocks)
+    return len(blocks)
 
 
 def _all_conditions(config: SimulateConfig) -> list[str]:
@@ -140,26 +153,6 @@ def _block_conditions(config: SimulateConfig) -> list[str]:
                 f"simulate: {label!r} is no condition of the tasks {', '.join(config.tasks)}; {suggest(label, available)}"
             )
     return list(config.conditions)
-
-
-def _claim_folder(out: Path, config: SimulateConfig) -> None:
-    """Refuse to mix cohorts of different settings in one folder."""
-    path = out / "ground_truth" / "simulate.json"
-    settings = config.model_dump(mode="json")
-    kept = {key: value for key, value in settings.items() if key not in _FREE_TO_CHANGE}
-    if path.exists():
-        try:
-            before = dict(read_json(path))
-        except (OSError, ValueError, TypeError) as error:
-            raise FmrisynthError(f"{path}: expected the settings of this cohort, found {error}; mend it.") from None
-        differing = [key for key, value in kept.items() if before.get(key) != value]
-        if differing:
-            raise UsageError(
-                f"{out}: holds a phantom cohort made with another {differing[0]}; give the same settings to go on with it, "
-                "or another folder."
-            )
-        return
-    write_json(path, kept)
 
 
 def _write_people(out: Path, phantom: Phantom, own: set[str]) -> None:

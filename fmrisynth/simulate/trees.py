@@ -15,16 +15,19 @@ from fmrisynth.simulate.images import write_run
 from fmrisynth.simulate.phantom import PhantomRun
 
 
-def write_hcp_run(out: Path, run: PhantomRun) -> bool:
-    """Write a run as ``<id>/MNINonLinear/Results/tfMRI_<TASK>_<PE>/``; False if it was there already.
+def hcp_image(run: PhantomRun) -> Path:
+    """The image of a run in an HCP tree; the run's last file."""
+    return Path(run.subject.label, "MNINonLinear", "Results", run.name, f"{run.name}.nii.gz")
+
+
+def write_hcp_run(out: Path, run: PhantomRun) -> None:
+    """Write a run as ``<id>/MNINonLinear/Results/tfMRI_<TASK>_<PE>/``.
 
     Beside the image: brain mask, single-band reference, twelve movement regressors (mm, degrees and their
     derivatives), and ``EVs/`` with everything HCP ships there, single trials and ``Sync.txt`` included.
     """
-    folder = out / run.subject.label / "MNINonLinear" / "Results" / run.name
-    image = folder / f"{run.name}.nii.gz"
-    if image.exists():
-        return False
+    image = out / hcp_image(run)
+    folder = image.parent
     grid, space = run.subject.phantom.grid, run.subject.phantom.space
     table = load_table()
     evs: dict[str, list[tuple[float, float]]] = dict(run.paradigm.tables)
@@ -47,21 +50,26 @@ def write_hcp_run(out: Path, run: PhantomRun) -> bool:
     reference = space.to_grid(run.reference_V.astype(np.float32))
     write_image(folder / f"{run.name}_SBRef.nii.gz", reference, grid.affine, dtype="int16")
     write_run(image, run)
-    return True
 
 
-def write_bids_run(out: Path, run: PhantomRun) -> bool:
-    """Write a run as an fMRIPrep-style derivative; False if it was there already."""
+def _entities(run: PhantomRun) -> Entities:
     grid = run.subject.phantom.grid
-    table = load_table()
-    entities = Entities(
+    return Entities(
         sub=run.subject.label, task=run.task.lower(), dir=run.direction, space=grid.space, res=grid.resolution
     )
+
+
+def bids_confounds(run: PhantomRun) -> Path:
+    """The confounds of a run in a BIDS derivative; the run's last file."""
+    return _entities(run).without_space().path("timeseries", ".tsv", desc="confounds")
+
+
+def write_bids_run(out: Path, run: PhantomRun) -> None:
+    """Write a run as an fMRIPrep-style derivative."""
+    grid, entities = run.subject.phantom.grid, _entities(run)
+    table = load_table()
     bold = out / entities.path("bold", ".nii.gz", desc="preproc")
     plain = entities.without_space()
-    confounds = out / plain.path("timeseries", ".tsv", desc="confounds")  # the run's last file
-    if bold.exists() and confounds.exists():
-        return False
     resolution = f"{grid.voxel_mm[0]:g} mm isotropic"
     rows = [
         {"onset": e.onset_s, "duration": e.duration_s, "trial_type": table.conditions[e.condition].stem}
@@ -79,8 +87,7 @@ def write_bids_run(out: Path, run: PhantomRun) -> bool:
     write_image(out / entities.path("mask", ".nii.gz", desc="brain"), run.subject.mask_XYZ, grid.affine, dtype="uint8")
     write_sidecar(out / entities.path("mask", ".json", desc="brain"), {"Type": "Brain", "Resolution": resolution})
     signals = write_run(bold, run)
-    _write_confounds(confounds, run, signals)
-    return True
+    _write_confounds(out / bids_confounds(run), run, signals)
 
 
 def _write_confounds(path: Path, run: PhantomRun, signals: np.ndarray) -> None:

@@ -52,22 +52,24 @@ def anatomy_effects(phantom: Phantom) -> dict[str, np.ndarray]:
     return effects | {f"site_{site}": own - np.mean(sites, axis=0) for site, own in zip(SITES, sites, strict=True)}
 
 
+def group_index(phantom: Phantom, labels: list[str]) -> Path:
+    """The last of the group's true maps, relative to the cohort."""
+    return _group_paths(phantom, labels)[-1]
+
+
+def _group_paths(phantom: Phantom, labels: list[str]) -> list[Path]:
+    conditions = [load_table().conditions[label] for label in labels]
+    return [Path(FOLDER) / group_statmap(c.task, phantom.grid.space, c.contrast, "effect") for c in conditions]
+
+
 def write_group(out: Path, phantom: Phantom, labels: list[str]) -> None:
-    """Write the group's true maps, one float32 image per condition, and the effects on anatomy; those that exist are kept."""
+    """Write the group's true maps, one float32 image per condition, and the effects on anatomy."""
     from safetensors.numpy import save
 
-    table, grid = load_table(), phantom.grid
-    paths = [
-        out / FOLDER / group_statmap(c.task, grid.space, c.contrast, "effect")
-        for c in (table.conditions[label] for label in labels)
-    ]
-    effects = out / FOLDER / "anatomy_effects.safetensors"
-    if all(path.exists() for path in [*paths, effects]):
-        return
-    for path, values in zip(paths, group_maps(phantom, labels), strict=True):
-        write_image(path, phantom.space.to_grid(values.astype(np.float32)), grid.affine)
+    for path, values in zip(_group_paths(phantom, labels), group_maps(phantom, labels), strict=True):
+        write_image(out / path, phantom.space.to_grid(values.astype(np.float32)), phantom.grid.affine)
     tensors = {name: values.astype(np.float32) for name, values in anatomy_effects(phantom).items()}
-    write_bytes(effects, save(tensors | {"voxels": _voxels(phantom)}))
+    write_bytes(out / FOLDER / "anatomy_effects.safetensors", save(tensors | {"voxels": _voxels(phantom)}))
 
 
 def _voxels(phantom: Phantom) -> np.ndarray:
@@ -91,8 +93,6 @@ def write_subject(out: Path, subject: PhantomSubject, labels: list[str]) -> None
     from safetensors.numpy import save
 
     path = subject_file(out, subject.label)
-    if path.exists():
-        return
     responses, person = subject.responses, subject.person
     rows = [EVENT_LABELS.index(label) for label in labels]
     events = {run.name: [[e.condition, e.onset_s, e.duration_s] for e in run.paradigm.events] for run in subject.runs()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,34 +11,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmrisynth.bids.atomic import remove_leftovers, write_json
-from fmrisynth.bids.lock import exclusive
-from fmrisynth.bids.naming import Entities, parse_entities, subject_latents
-from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.naming import Entities, parse_entities, subject_latents, subject_scans
 from fmrisynth.bids.sources import choose_subjects
 from fmrisynth.config.tokenize import TokenizeConfig
-from fmrisynth.data.blocks import Block, BlockData, finish_subject, is_finished, read_subject, subjects_of, write_block
-from fmrisynth.data.latents import (
-    TOKENIZER_FOLDER,
-    LatentDataset,
-    is_encoded,
-    read_index,
-    shard_shape,
-    write_subject,
-)  # fmt: skip
-from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.data.blocks import (
+    Block,
+    BlockData,
+    block_files,
+    finish_subject,
+    read_subject,
+    subjects_of,
+    table_rows,
+    write_block,
+)
+from fmrisynth.data.latents import TOKENIZER_FOLDER, LatentDataset, write_subject
+from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import BUNDLED, bundled_tokenizer_dir
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
 from fmrisynth.models.tokenizers.base import TOKENIZER_JSON
-from fmrisynth.progress import StageSummary, log, reason_of, track
+from fmrisynth.progress import StageSummary, log
+from fmrisynth.stage import Stage, Unit
 from fmrisynth.tokenize.fit import fit_tokenizer
 from fmrisynth.tokenize.gradient import move
-from fmrisynth.tokenize.report import make_report
+from fmrisynth.tokenize.report import METRICS_JSON, held_out_subjects, make_report
 from fmrisynth.tokenize.source import BlockSource, load_on_grid, to_frames
 
 FIT_FOLDER = "fit"
 RECONSTRUCTED_FOLDER = "reconstructed"
-FIT_KEYS = ("seed", "normalisation", "model", "fit", "max_fit_blocks", "init")
+FIT_KEYS = ("seed", "normalisation", "model", "fit", "max_fit_blocks", "statistics_blocks", "init")
 OPERATIONAL_KEYS = ("checkpoint_every", "log_every")
 
 
@@ -49,6 +49,7 @@ def tokenize_dataset(
     *,
     tokenizer: Path | None = None,
     participant_labels: Sequence[str] | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Turn a block dataset into latents.
 
@@ -64,6 +65,8 @@ def tokenize_dataset(
         Use this tokenizer's folder (or ``bundled``) instead of fitting one.
     participant_labels : sequence of str, optional
         Encode these subjects only. The fit always takes the whole training split.
+    force : bool
+        Fit and encode anew, also with other settings than the folder was begun with.
 
     Returns
     -------
@@ -75,39 +78,49 @@ def tokenize_dataset(
     FmrisynthError
         Nothing to do: no dataset, a wrong grid, another tokenizer's latents in `out`.
     """
-    summary = StageSummary()
     known = subjects_of(prepared)
     subjects = choose_subjects(prepared, known, participant_labels)
-    with exclusive(out, "tokenizer"):  # one fits, the others wait and take what it fitted
-        loaded = _obtain(prepared, out, config, tokenizer, known, summary)
-    for folder in (out, out / TOKENIZER_FOLDER, out / FIT_FOLDER, out / "logs"):
-        remove_leftovers(folder)
-    write_run_log(out, "tokenize", config)
-    move(loaded, config)
-    n_blocks = 0
-    for subject in track(subjects, "Encoding"):
-        try:
-            with exclusive(out, f"sub-{subject}"):
-                n_blocks += encode_subject(prepared, out, subject, loaded, config)
-        except Exception as error:
-            summary.failed[subject] = reason_of(f"sub-{subject}", error)
-            log.error("sub-%s: %s", subject, summary.failed[subject])
-    if len(summary.failed) == len(subjects):
-        return summary  # nothing was encoded, so there is nothing to report
+    given = None if tokenizer is None else bundled_tokenizer_dir() if str(tokenizer) == BUNDLED else tokenizer
+    settings = {"tokenizer": "fitted here"} | _fit_settings(config)
+    if given is not None:
+        settings = {"tokenizer": load_tokenizer(given).info.sha256}
+    stage = Stage.begin(
+        "tokenize", out, config, sources=[prepared], known=[f"sub-{subject}" for subject in known], settings=settings,
+        force=force,
+    )  # fmt: skip
+    found = stage.do(_given(stage, given) if given is not None else _fitted(stage, prepared, known, config))
+    loaded = move(load_tokenizer(out / TOKENIZER_FOLDER), config)
     info = loaded.info
-    summary.lines.append(
-        f"Encoded {n_blocks} blocks of {len(subjects) - len(summary.failed)} subjects to latents of shape "
+    lines = [f"Used the {info.kind} tokenizer {tokenizer}."] if given is not None else [_about_fit(stage, found)]
+
+    encoded = stage.each(
+        subjects, lambda subject: stage.do(_latents(prepared, out, subject, loaded, config)), "Encoding"
+    )
+    if not encoded:
+        return stage.summary(lines)  # there is nothing to report
+    lines.append(
+        f"Encoded {sum(encoded.values())} blocks of {len(encoded)} subjects to latents of shape "
         f"{info.latent_channels} x {info.n_frames} x {' x '.join(map(str, info.latent_grid))} in {out}."
     )
-    if config.report:
-        summary.lines += make_report(prepared, out, subjects, loaded, config)
+    held_out = held_out_subjects(prepared, subjects, config.report_split) if config.report else []
+    if held_out:
+        about = {"tokenizer": info.sha256, "split": config.report_split, **_blocks_of(prepared, held_out)}
+        report = Unit("report", about, lambda: make_report(prepared, out, held_out, loaded, config), Path(METRICS_JSON))
+        lines += stage.do(report)
+    elif config.report:
+        lines.append(f"No tokenizer report: the dataset has no subject in the {config.report_split} split to hold out.")
     if config.reconstruct:
-        summary.lines += decode_latents(out, out / RECONSTRUCTED_FOLDER, config=config, prepared=prepared).lines
-    return summary
+        lines += decode_latents(out, out / RECONSTRUCTED_FOLDER, config=config, prepared=prepared, force=force).lines
+    return stage.summary(lines)
 
 
 def decode_latents(
-    latents: Path, out: Path, *, config: TokenizeConfig | None = None, prepared: Path | None = None
+    latents: Path,
+    out: Path,
+    *,
+    config: TokenizeConfig | None = None,
+    prepared: Path | None = None,
+    force: bool = False,
 ) -> StageSummary:
     """Decode a latents directory back to a block dataset.
 
@@ -122,22 +135,36 @@ def decode_latents(
     prepared : Path, optional
         The block dataset the latents were made from: blocks are then rebuilt on their own reference and mask.
         Without it, on the tokenizer's mean reference and mask.
+    force : bool
+        Decode anew what is there.
     """
     config = config or TokenizeConfig()
     dataset = LatentDataset.open(latents)
     tokenizer = move(load_tokenizer(dataset.tokenizer_dir), config)
-    summary = StageSummary()
-    write_dataset_description(out, "Reconstructions from latents", sources=[latents], readme="Decoded by fmrisynth.")
-    for subject in track(dataset.subjects, "Decoding"):
-        try:
-            with exclusive(out, f"sub-{subject}"):
-                if not is_finished(out, subject):
-                    _decode_subject(dataset, out, subject, tokenizer, config, prepared)
-        except Exception as error:
-            summary.failed[subject] = reason_of(f"sub-{subject}", error)
-            log.error("sub-%s: %s", subject, summary.failed[subject])
-    summary.lines.append(f"Decoded {len(dataset.subjects) - len(summary.failed)} subjects to {out}.")
-    return summary
+    stage = Stage.begin(
+        "decode", out, config, sources=[latents], known=[f"sub-{subject}" for subject in dataset.subjects],
+        settings={"tokenizer": tokenizer.info.sha256, "own anatomy": prepared is not None},
+        title="Reconstructions from latents", readme="Decoded by fmrisynth.", force=force,
+    )  # fmt: skip
+
+    def decode(subject: str) -> None:
+        originals = _blocks_of(prepared, [subject]) if prepared is not None else {}
+        stage.do(
+            Unit(
+                f"sub-{subject}", {"latents": [latents / name for name in subject_latents(subject)], **originals},
+                lambda: _decode_subject(dataset, out, subject, tokenizer, config, prepared),
+                subject_scans(subject), Path(f"sub-{subject}"),
+            )
+        )  # fmt: skip
+
+    done = stage.each(dataset.subjects, decode, "Decoding")
+    return stage.summary([f"Decoded {len(done)} subjects to {out}."])
+
+
+def _blocks_of(prepared: Path, subjects: Sequence[str]) -> dict[str, Any]:
+    """What the blocks of some subjects are, for `Unit.about`."""
+    blocks = [block for subject in subjects for block in read_subject(prepared, subject)]
+    return {"blocks": block_files(blocks), "table of blocks": table_rows(blocks)}
 
 
 def _decode_subject(
@@ -175,19 +202,22 @@ def _decode_subject(
     finish_subject(out, subject, written)
 
 
-def encode_subject(prepared: Path, out: Path, subject: str, tokenizer: Tokenizer, config: TokenizeConfig) -> int:
-    """Encode one subject unless it is done; returns its number of blocks."""
+def _latents(prepared: Path, out: Path, subject: str, tokenizer: Tokenizer, config: TokenizeConfig) -> Unit:
+    """Latents of one subject; its result is the number of blocks."""
     blocks = read_subject(prepared, subject)
     if not blocks:
         raise FmrisynthError(f"{prepared}: sub-{subject} has no blocks; check the report of `fmrisynth prepare`.")
-    shape = (len(blocks), tokenizer.info.latent_channels, blocks[0].n_frames, *tokenizer.info.latent_grid)
-    if is_encoded(out, subject) and _up_to_date(out, subject, blocks, shape):
+
+    def make() -> int:
+        shape = (tokenizer.info.latent_channels, blocks[0].n_frames, *tokenizer.info.latent_grid)
+        latents = torch.empty((len(blocks), *shape))
+        for number, block in enumerate(blocks):
+            latents[number] = encode_block(block, tokenizer, config)
+        write_subject(out, subject, latents, blocks)
         return len(blocks)
-    latents = torch.empty(shape)
-    for number, block in enumerate(blocks):
-        latents[number] = encode_block(block, tokenizer, config)
-    write_subject(out, subject, latents, blocks)
-    return len(blocks)
+
+    about = {"tokenizer": tokenizer.info.sha256, "blocks": block_files(blocks), "table of blocks": table_rows(blocks)}
+    return Unit(f"sub-{subject}", about, make, subject_latents(subject)[1])
 
 
 def encode_block(block: Block, tokenizer: Tokenizer, config: TokenizeConfig) -> Tensor:
@@ -205,59 +235,60 @@ def encode_block(block: Block, tokenizer: Tokenizer, config: TokenizeConfig) -> 
     return tokenizer.encode(frames, batch_size=config.batch_size).transpose(0, 1)
 
 
-def _up_to_date(out: Path, subject: str, blocks: Sequence[Block], shape: tuple[int, ...]) -> bool:
-    """Whether the latents on disk are those of these blocks."""
-    try:
-        rows = read_index(out, subject)
-        same = [row.filename for row in rows] == [block.bold.as_posix() for block in blocks]
-        return same and shard_shape(out / subject_latents(subject)[0]) == shape
-    except FmrisynthError:
-        return False
-
-
-def _obtain(
-    prepared: Path,
-    out: Path,
-    config: TokenizeConfig,
-    given: Path | None,
-    subjects: Sequence[str],
-    summary: StageSummary,
-) -> Tokenizer:
-    """The tokenizer of this run: the given one, the one already in `out`, or a new fit."""
-    folder = out / TOKENIZER_FOLDER
-    present = load_tokenizer(folder) if (folder / TOKENIZER_JSON).is_file() else None
-    if given is not None:
-        source = bundled_tokenizer_dir() if str(given) == BUNDLED else given
-        loaded = load_tokenizer(source)
-        if present is not None and present.info.sha256 != loaded.info.sha256:
-            raise FmrisynthError(
-                f"{out}: holds latents of another tokenizer than {given}; choose another output folder."
-            )
-        if present is None:
-            loaded.save(folder)
-        summary.lines.append(f"Used the {loaded.info.kind} tokenizer {given}.")
-        return loaded
-    if present is not None:
-        _same_settings(out, present.info.provenance.get("config", {}), config)
-        summary.lines.append(f"Used the {present.info.kind} tokenizer that was already fitted in {folder}.")
-        return present
-    blocks, provenance = fitting_blocks(prepared, subjects, config)
-    source_blocks = BlockSource(blocks)
-    fit_folder = out / FIT_FOLDER
-    _guard_fit(fit_folder, out, config)
-    loaded = fit_tokenizer(source_blocks, config, folder=fit_folder, provenance=provenance)
-    loaded.save(folder)
-    summary.lines.append(
-        f"Fitted a {loaded.info.kind} tokenizer ({config.normalisation}) to {len(blocks)} blocks of "
-        f"{provenance['n_subjects']} subjects (split {provenance['split']})."
+def _given(stage: Stage, given: Path) -> Unit:
+    """A copy of a tokenizer that was fitted elsewhere."""
+    return Unit(
+        "tokenizer",
+        {"tokenizer": sorted(path for path in given.iterdir() if path.is_file())},
+        lambda: load_tokenizer(given).save(stage.out / TOKENIZER_FOLDER),
+        Path(TOKENIZER_FOLDER, TOKENIZER_JSON),
+        Path(TOKENIZER_FOLDER),
     )
-    return loaded
 
 
-def fitting_blocks(
-    prepared: Path, subjects: Sequence[str], config: TokenizeConfig
-) -> tuple[list[Block], dict[str, Any]]:
-    """The blocks a tokenizer is fitted to: the training split, at most `max_fit_blocks`, drawn by seed.
+def _fitted(stage: Stage, prepared: Path, subjects: Sequence[str], config: TokenizeConfig) -> Unit:
+    """A tokenizer fitted to the training split.
+
+    Blocks that came after the fit do not make it stale; blocks it was fitted to and that changed or went do.
+    """
+    training, split = _training_blocks(prepared, subjects)
+    before = stage.result("tokenizer")
+    blocks = [block for block in training if before and block.bold.as_posix() in set(before["blocks"])]
+    if before is None or len(blocks) < len(before["blocks"]):
+        blocks = _drawn([block for block in training if _may_be_read(block)], config)
+
+    def make() -> dict[str, Any]:
+        provenance = {
+            "split": split, "n_blocks": len(blocks), "n_subjects": len({block.subject for block in blocks}),
+            "config": _fit_settings(config),
+        }  # fmt: skip
+        fitted = fit_tokenizer(BlockSource(blocks), config, folder=stage.out / FIT_FOLDER, provenance=provenance)
+        fitted.save(stage.out / TOKENIZER_FOLDER)
+        about = f"{fitted.info.kind} tokenizer ({config.normalisation})"
+        of = f"{len(blocks)} blocks of {provenance['n_subjects']} subjects (split {split})"
+        return {"kind": about, "of": of, "blocks": [block.bold.as_posix() for block in blocks]}
+
+    init = [] if config.init is None else sorted(config.init.iterdir()) if config.init.is_dir() else [config.init]
+    about = {"blocks": block_files(blocks), "table of blocks": table_rows(blocks), "init": init}
+    folder = Path(TOKENIZER_FOLDER)
+    return Unit("tokenizer", about, make, folder / TOKENIZER_JSON, folder, scratch=Path(FIT_FOLDER))
+
+
+def _may_be_read(block: Block) -> bool:
+    closed = [path for path in block_files([block]) if path.exists() and not os.access(path, os.R_OK)]
+    if closed:
+        log.warning("left out of the tokenizer's fit: %s may not be read", closed[0])
+    return not closed
+
+
+def _about_fit(stage: Stage, found: dict[str, Any]) -> str:
+    if "tokenizer" in stage.made:
+        return f"Fitted a {found['kind']} to {found['of']}."
+    return f"Used the {found['kind']} that had been fitted to {found['of']}."
+
+
+def _training_blocks(prepared: Path, subjects: Sequence[str]) -> tuple[list[Block], str]:
+    """The blocks of the training split, and its name.
 
     A dataset without a training split (a single subject, say) gives all its blocks, with a warning.
     """
@@ -268,20 +299,18 @@ def fitting_blocks(
         except FmrisynthError as error:
             log.warning("left out of the tokenizer's fit: %s", error)
     train = [block for block in blocks if block.split == "train"]
-    split = "train"
-    if not train:
-        log.warning("%s has no training split; the tokenizer is fitted to all its blocks.", prepared)
-        train, split = blocks, "all"
-    if len(train) > config.max_fit_blocks:
-        chosen = np.random.default_rng([config.seed, 0]).permutation(len(train))[: config.max_fit_blocks]
-        train = [train[i] for i in np.sort(chosen)]
-    provenance = {
-        "split": split,
-        "n_blocks": len(train),
-        "n_subjects": len({block.subject for block in train}),
-        "config": _fit_settings(config),
-    }
-    return train, provenance
+    if train:
+        return train, "train"
+    log.warning("%s has no training split; the tokenizer is fitted to all its blocks.", prepared)
+    return blocks, "all"
+
+
+def _drawn(blocks: list[Block], config: TokenizeConfig) -> list[Block]:
+    """At most `max_fit_blocks`, drawn by seed."""
+    if len(blocks) <= config.max_fit_blocks:
+        return blocks
+    chosen = np.random.default_rng([config.seed, 0]).permutation(len(blocks))[: config.max_fit_blocks]
+    return [blocks[i] for i in np.sort(chosen)]
 
 
 def _fit_settings(config: TokenizeConfig) -> dict[str, Any]:
@@ -291,39 +320,3 @@ def _fit_settings(config: TokenizeConfig) -> dict[str, Any]:
     if config.model.kind != "vqgan":
         del settings["fit"]
     return settings
-
-
-def _same_settings(out: Path, before: dict[str, Any], config: TokenizeConfig) -> None:
-    """Refuse to continue a fit with other settings, and name the first that differs."""
-    now = _fit_settings(config)
-    for key, value in _flatten(now).items():
-        old = _flatten(before).get(key, "nothing")
-        if old != value:
-            raise UsageError(
-                f"{out}: its tokenizer was fitted with {key} = {old}, now it is {value}; use the same settings, give "
-                "--tokenizer, or choose another output folder."
-            )
-
-
-def _guard_fit(fit_folder: Path, out: Path, config: TokenizeConfig) -> None:
-    """Remember the settings of a fit when it starts; check them when it continues."""
-    path = fit_folder / "settings.json"
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FmrisynthError(
-                f"{path}: cannot be read ({error}); delete {fit_folder} to start the fit again."
-            ) from None
-        _same_settings(out, before, config)
-    else:
-        write_json(path, _fit_settings(config))
-
-
-def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict):
-        return {prefix: content}
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
-    return flat

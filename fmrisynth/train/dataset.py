@@ -15,6 +15,7 @@ from torch import Tensor
 from fmrisynth.data.latents import LatentDataset, LatentRow
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers.base import read_latent_mask
+from fmrisynth.stage import content_digest
 
 
 class TrainingLatents:
@@ -29,7 +30,9 @@ class TrainingLatents:
     ----------
     dataset : LatentDataset
     digest : str
-        SHA-256 of all index files and the tokenizer's description: equal for equal training data.
+        SHA-256 of the names and contents of all shards and index files and the tokenizer's description.
+    index_digest : str
+        The same without the shards; earlier versions recorded it.
     tokenizer_digest : str
         SHA-256 of ``tokenizer.json``.
     brain_XYZ : Tensor of shape (X, Y, Z), bool
@@ -44,7 +47,9 @@ class TrainingLatents:
         total = hashlib.sha256(description)
         for index in sorted(self.root.glob("sub-*_latents.tsv")):
             total.update(index.name.encode() + index.read_bytes())
-        self.digest = total.hexdigest()
+        self.index_digest = total.hexdigest()
+        shards = sorted(self.root.glob("sub-*_latents.safetensors"))
+        self.digest = hashlib.sha256(f"{self.index_digest} {content_digest(self.root, shards)}".encode()).hexdigest()
         self.brain_XYZ = read_latent_mask(self.dataset.tokenizer_dir)
         if tuple(self.brain_XYZ.shape) != self.latent_shape[2:] or not bool(self.brain_XYZ.any()):
             raise FmrisynthError(

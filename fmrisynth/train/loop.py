@@ -30,6 +30,7 @@ from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
 from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import copy_tokenizer
 from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar
+from fmrisynth.stage import Stage
 from fmrisynth.train.batches import Batch, BatchMaker
 from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.engine import faster_precision, wrap_network
@@ -50,8 +51,11 @@ from fmrisynth.train.validate import N_BINS, Validation
 def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
     """Train, or continue; see `fmrisynth.train.train_denoiser`."""
     lock = exclusive(out, "training", wait=False)
-    with join_world(config.device) as world, lock if world.is_main else nullcontext():
-        summary = Trainer(latents, out, config, world).run()
+    with join_world(config.device) as world:
+        if world.is_main and not list_checkpoints(out):
+            Stage.begin("train", out, config, settings={})  # what must not change is kept with the checkpoints
+        with lock if world.is_main else nullcontext():
+            summary = Trainer(latents, out, config, world).run()
         return summary if world.is_main else StageSummary()
 
 
@@ -311,7 +315,7 @@ class Trainer:
         found = list_checkpoints(self.out)
         if not found:
             return None
-        check_same_run(found[-1], self.config, self.latents.digest)
+        check_same_run(found[-1], self.config, (self.latents.digest, self.latents.index_digest))
         return found[-1]
 
     def _prepare_output(self) -> RunLog:
@@ -335,7 +339,7 @@ class Trainer:
             trained_on={
                 "n_instances": len(self.train_set),
                 "n_subjects": len({self.latents.dataset.rows[i].subject for i in self.train_set}),
-                "index_digest": self.latents.digest,
+                "index_digest": self.latents.index_digest,
                 "timing": self.latents.timing(self.train_set),
             },
         )
@@ -379,16 +383,20 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGUSR1 set (Slurm's warning before a time limit)."""
+    """An event that SIGTERM, SIGUSR1 (Slurm's warning before a time limit) and the first Ctrl-C set."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            log.info("Stopping after this step with a checkpoint; Ctrl-C again stops at once, without one.")
         stop.set()
 
-    watched = (signal.SIGTERM, signal.SIGUSR1)
+    watched = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = {number: signal.signal(number, handle) for number in watched}
     try:
         yield stop

@@ -6,20 +6,37 @@ Axis legend: K conditions, S samples, C latent channels, T frames, F = C*T, X Y 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fmrisynth.bids.atomic import atomic_path
+from fmrisynth.config.train import TrainConfig
 from fmrisynth.diffusion.generate import generate_latents
+from fmrisynth.models.distributed import World
 from fmrisynth.train.batches import derive_seed
+from fmrisynth.train.dataset import TrainingLatents
+from fmrisynth.train.moments import ClassMoments
 from fmrisynth.train.runlog import RunLog
+from fmrisynth.train.state import Run
 from fmrisynth.train.validate import effect_correlation
 
-if TYPE_CHECKING:
-    from fmrisynth.train.loop import Trainer
+
+class Training(Protocol):
+    """What a preview needs of a training run (`fmrisynth.train.loop.Trainer`)."""
+
+    config: TrainConfig
+    out: Path
+    world: World
+    latents: TrainingLatents
+    vocabulary: dict[str, list[str]]
+    run_state: Run
+
+    def moments(self) -> ClassMoments:
+        """Statistics of the training latents per condition."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class _Model:
     latent_std_C: Tensor
 
 
-def draw_preview(trainer: Trainer, runlog: RunLog | None) -> None:
+def draw_preview(trainer: Training, runlog: RunLog | None) -> None:
     """Sample a few instances per condition with the averaged weights.
 
     Writes ``samples/step-NNNNNNNN.safetensors`` (tensor per condition, (S, C, T, X, Y, Z), tokenizer units)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fmrisynth.bids.atomic import apply_umask, remove_temporaries, write_json
+from fmrisynth.bids.atomic import apply_umask, remove_temporaries, sync_to_disk, write_json
 from fmrisynth.config.train import OPERATIONAL, TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.errors import FmrisynthError, is_out_of_memory
@@ -149,6 +149,7 @@ def save_best(run: Run, out: Path, card: ModelCard, world: World) -> None:
             if best.exists():
                 os.replace(best, old)
             os.replace(temporary, best)
+            sync_to_disk(out)
             shutil.rmtree(old, ignore_errors=True)
     world.barrier()
 
@@ -205,7 +206,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def check_same_run(folder: Path, config: TrainConfig, data_digest: str) -> None:
+def check_same_run(folder: Path, config: TrainConfig, data_digests: Sequence[str]) -> None:
     """Refuse to continue a run with other settings or other data.
 
     Settings that an older version did not know have their defaults: that is how it behaved.
@@ -225,9 +226,9 @@ def check_same_run(folder: Path, config: TrainConfig, data_digest: str) -> None:
             f"{folder.parent.parent}: this run was started with other settings ({listing}); "
             "use the same ones to continue it, or another output folder to start anew."
         )
-    if state["data_digest"] != data_digest:
+    if state["data_digest"] not in data_digests:
         raise FmrisynthError(
-            f"{folder.parent.parent}: this run was started on other latents (their index or tokenizer changed); "
+            f"{folder.parent.parent}: this run was started on other latents (they, their index or tokenizer changed); "
             "restore them to continue it, or use another output folder to start anew."
         )
 
@@ -259,8 +260,8 @@ def _sync(folder: Path) -> None:
     """Put the files on disk before the rename, so that a crash of the machine cannot leave empty ones."""
     for file in folder.iterdir():
         apply_umask(file)
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync_to_disk(file)
+    sync_to_disk(folder)
 
 
 def _prune(out: Path, keep_last: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fmrisynth.data.blocks import Block
-from fmrisynth.data.latents import LatentDataset, is_encoded, write_subject
+from fmrisynth.data.latents import LatentDataset, write_subject
 from fmrisynth.errors import FmrisynthError
 
 
@@ -75,9 +75,7 @@ def test_opening_reads_no_latents(tmp_path):
 
 def test_index_is_the_mark_of_completeness(tmp_path):
     make_latents(tmp_path)
-    assert is_encoded(tmp_path, "01")
     (tmp_path / "sub-01_latents.tsv").unlink()
-    assert not is_encoded(tmp_path, "01")
     assert LatentDataset.open(tmp_path).subjects == ["02", "03"]
 
 

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "fmrisynth"
-ERRORS = {"FmrisynthError", "UsageError", "ValueError", "_say", "_tell", "one_line", "warning"}
+ERRORS = {"FmrisynthError", "UsageError", "WrongFolder", "ValueError", "_say", "_tell", "one_line", "warning"}
 
 
 def template(node: ast.expr) -> str | None:

@@ -127,7 +127,8 @@ def test_readme_as_a_bids_app(place):
     assert (place / "out_dir/evaluation/report.html").is_file()
 
 
-def test_first_command_of_the_readme_and_quickstart(place):
+def test_first_command_of_the_readme_and_quickstart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     commands = commands_of(blocks_of("README.md")[0])[1:]
     commands += [words for block in blocks_of("docs/quickstart.md")[1:] for words in commands_of(block)]
     statuses = [call(small(words, {})) for words in commands]

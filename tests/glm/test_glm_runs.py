@@ -14,7 +14,7 @@ from fmrisynth.config.glm import GlmConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm import run_glm
 from fmrisynth.glm.run_model import condition_name
-from fmrisynth.glm.runs import localise_formula, open_runs
+from fmrisynth.glm.runs import localise_formula, open_runs, run_units
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 LOCALIZER = DATA / "studyforrest-localizer"
@@ -78,6 +78,17 @@ def test_raw_dataset_with_inherited_sidecar(tmp_path):
     assert (first.timing.tr_s, first.timing.first_frame_s, first.problems) == (2.0, 1.0, ())
     found = [path.name for run in source.runs("02") for path in run.events_files]
     assert found == [f"sub-02_task-tapping_run-{r}_events.tsv" for r in (1, 2)]
+
+
+def test_every_file_that_a_run_is_read_from_counts(tmp_path):
+    """Also sidecars that the image inherits: they are what the unit of work is about."""
+    root = make_bids(tmp_path / "ds", derivatives=True, n_runs=2, subjects=("01",))
+    (root / "task-tapping_bold.json").write_text('{"RepetitionTime": 2.0}')
+    (root / "sub-01" / "sub-01_bold.json").write_text("{}")
+    config = GlmConfig(unit="run")
+    units, broken = run_units(open_runs(root, config), ["01"], tmp_path / "out", config)
+    assert broken == {}
+    assert sorted(units["01"].about["files"]) == sorted(path for path in root.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("where", ["root", "fmriprep"])

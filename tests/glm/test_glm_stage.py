@@ -89,13 +89,18 @@ def test_a_second_call_does_nothing_new_and_gives_the_same_group_map(tmp_path, e
     assert group == {path: path.read_bytes() for path in group}
 
 
-def test_other_settings_are_fitted_again(tmp_path, effects):
+def test_other_settings_are_refused_by_name_and_forced(tmp_path, effects):
     make_dataset(tmp_path / "data", effects, n_subjects=2)
     run_glm(tmp_path / "data", tmp_path / "out", QUIET)
-    path = next((tmp_path / "out").rglob("sub-01*motorRh_stat-effect*.nii.gz"))
-    before = path.read_bytes()
-    run_glm(tmp_path / "data", tmp_path / "out", QUIET.model_copy(update={"drift": "linear"}))
-    assert path.read_bytes() != before
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.nii.gz")}
+    other = QUIET.model_copy(update={"drift": "linear"})
+    with pytest.raises(UsageError, match="drift was None, is linear"):
+        run_glm(tmp_path / "data", tmp_path / "out", other, participant_labels=["01"])
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.nii.gz")}
+    run_glm(tmp_path / "data", tmp_path / "out", other, force=True)
+    run_glm(tmp_path / "data", tmp_path / "fresh", other)
+    for path in (tmp_path / "fresh").rglob("*.nii.gz"):
+        assert (tmp_path / "out" / path.relative_to(tmp_path / "fresh")).read_bytes() == path.read_bytes()
 
 
 def test_one_subject_falls_back_and_says_so(tmp_path, effects):
@@ -157,7 +162,7 @@ def test_subjects_one_by_one_then_the_group_equal_one_call(tmp_path, effects):
     for path in (tmp_path / "whole").rglob("*.nii.gz"):
         other = tmp_path / "parts" / path.relative_to(tmp_path / "whole")
         np.testing.assert_array_equal(nib.load(path).get_fdata(), nib.load(other).get_fdata())
-    with pytest.raises(UsageError, match="there is no participant 09"):
+    with pytest.raises(UsageError, match="there is no sub-09"):
         run_glm(tmp_path / "data", tmp_path / "parts", QUIET, participant_labels=["09"])
 
 

@@ -14,6 +14,7 @@ from fmrisynth.cli.main import run
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm import run_glm
+from fmrisynth.glm.maps import index_path
 from fmrisynth.glm.run_model import condition_names, contrast_estimate, fit_runs, run_design, scan_run
 from fmrisynth.glm.runs import open_runs
 from tests.glm.test_glm_runs import make_bids
@@ -228,6 +229,15 @@ def test_a_bad_run_of_another_task_does_no_harm(root, tmp_path, capsys):
     )  # every condition, go too: said, the others made
     assert "task-stop" in capsys.readouterr().err
     assert list((tmp_path / "all/sub-01").rglob("*RightHand*stat-z*.nii.gz"))
+    assert list((tmp_path / "all/group").rglob("*RightHand*stat-z*.nii.gz"))
+    again = [*command[:2], str(tmp_path / "all"), *command[3:]]
+    assert run(again) == 1  # it does not count as finished, and is said again
+    assert "task-stop" in capsys.readouterr().err
+    assert not (tmp_path / "all" / index_path("01")).exists()
+    for path in root.rglob("*task-stop*"):
+        path.unlink()
+    assert run(again) == 0
+    assert (tmp_path / "all" / index_path("01")).exists()
 
 
 def test_hcp_trees_are_read_too(hcp_tree_with_movement, tmp_path):
@@ -282,5 +292,5 @@ def test_labels_of_participants_with_and_without_sub(root, tmp_path):
         run(["glm", str(root), str(out), "--unit", "run", "--set", "reports=false", "--participant-label", "sub-01"])
         == 0
     )
-    with pytest.raises(UsageError, match=r"there is no participant 07; found 1: 01"):
+    with pytest.raises(UsageError, match=r"there is no sub-07; found 1: 01"):
         run_glm(root, out, PLAIN, participant_labels=["sub-07"])

@@ -122,5 +122,5 @@ def test_a_bad_participant_does_not_stop_the_others(hcp_tree: Path, tmp_path: Pa
 def test_unknown_condition_and_participant(hcp_tree: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean gambling_loss"):
         prepare_dataset(hcp_tree, tmp_path / "out", PrepareConfig(conditions=("gambling_los",)))
-    with pytest.raises(UsageError, match=r"no participant 999.*100307, 100408"):
+    with pytest.raises(UsageError, match=r"there is no sub-999.*100307, 100408"):
         plan_prepare(hcp_tree, PrepareConfig(), participant_labels=["999"])

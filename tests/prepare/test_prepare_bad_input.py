@@ -234,12 +234,13 @@ def test_duplicated_participant_in_the_table(tmp_path: Path) -> None:
 
 
 def test_output_that_is_not_ours(hcp_tree: Path, fmriprep_tree: Path) -> None:
-    with pytest.raises(UsageError, match="would lie over the input"):
-        prepare_dataset(hcp_tree, hcp_tree, PrepareConfig())
-    before = sorted(fmriprep_tree.rglob("*"))
-    with pytest.raises(UsageError, match="expected an empty folder or a dataset begun by"):
-        prepare_dataset(hcp_tree, fmriprep_tree, PrepareConfig())
-    assert sorted(fmriprep_tree.rglob("*")) == before
+    for out in (hcp_tree, fmriprep_tree):
+        before = sorted(out.rglob("*"))
+        with pytest.raises(
+            UsageError, match="expected an empty folder or one that `fmrisynth prepare` began, found other"
+        ):
+            prepare_dataset(hcp_tree, out, PrepareConfig())
+        assert sorted(out.rglob("*")) == before
 
 
 DISK_FULL = """

@@ -15,6 +15,8 @@ from tests.prepare.conftest import GAMBLING, MOTOR, make_hcp_run
 from tests.reliability.processes import Starter
 
 COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
+LEVELS = ("participant", "group")
+"""Of the BIDS App; the second goes on from the output of the first."""
 LABELS = ("motor_rh", "gambling_loss")
 
 
@@ -73,8 +75,11 @@ class World:
             "evaluate": [out, "--real", root / "blocks", "--synthetic", root / "synthetic",
                          "--set", "bootstrap_repeats=16", "--set", "split_half_repeats=8", "--set", "glass_brain=false",
                          "--set", "baselines=false", "--tokenizer", root / "latents" / "tokenizer"],
+            "participant": [root / "hcp", out, "participant"],
+            "group": [root / "hcp", out, "group", "--n", 2],
         }  # fmt: skip
-        return [command, *map(str, given[command])]
+        name = "bids-app" if command in LEVELS else command
+        return [name, *map(str, given[command])]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ import pytest
 
 COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
 FAULTS = (
-    "SIGKILL", "SIGTERM", "disk full", "read-only output", "corrupt input", "corrupt checkpoint", "clock change",
+    "changed input", "changed setting", "deleted output", "truncated output", "somebody's folder",
+    "SIGKILL", "SIGTERM", "SIGINT", "disk full", "read-only output", "corrupt input", "corrupt checkpoint", "clock change",
     "two processes", "missing permissions", "out of memory",
 )  # fmt: skip
 

@@ -19,6 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "reliability.md"
 
 NOT_APPLICABLE = {
+    ("simulate", "changed input"): "It reads none, but for a table and an atlas of activations where they are given.",
+    ("train", "deleted output"): "See *corrupt checkpoint*.",
+    ("train", "truncated output"): "See *corrupt checkpoint*.",
     ("sample", "corrupt input"): "Its only input is the checkpoint.",
     ("simulate", "corrupt checkpoint"): "It reads none.",
     ("prepare", "corrupt checkpoint"): "It reads none.",
@@ -35,8 +38,17 @@ Every command can be stopped at any moment and called again. This page is writte
 - **A file stands under its final name only when it is whole.** It is written beside, under a hidden name that carries the
   machine and the process (`.tmp-...`), and renamed. What killed processes leave is removed by the next call, and only
   what belongs to a process that is certainly gone.
-- **A unit of work ends with one file** (`scans.tsv`, the latents' index, `checkpoint.json`, the table of maps). Where it
-  is there, the work is not done again. No decision depends on a clock or on the time of a file.
+- **A unit of work is finished when its record says so** (`logs/units/<label>.json`; a participant, a run, a sample, a fit, a
+  group map): the SHA-256 of everything that it was made from is the same, and every file that it wrote is there with the
+  SHA-256 it had. Otherwise it is done again, with what hangs on it, and the summary says which and why. What readers take for
+  the mark of completeness (`scans.tsv`, the latents' index, the table of maps) is removed before and written again after.
+- **No decision depends on a clock.** Size, times and inode of a file only say whether its digest must be computed again; a
+  file that was copied, touched or moved is read once more, and found the same.
+- **What counts is on the disk.** The files of a unit and the folders that name them are put there (`fsync`) before its index and
+  its record get their names, so that the death of the machine leaves no record of files that are empty.
+- **A folder belongs to the command that began it** (`logs/begun.json`), with its settings and its input. Another command, another
+  dataset or other settings are refused before anything is touched; an input that only moved is known by its content.
+  `--force` makes everything that is asked for anew, also with other settings; it does not open other people's folders.
 - **One writer at a time for a unit of work.** A participant, a sample, the fit of a tokenizer: a second process waits until
   the first is done with it, and finds it done. A training run or an evaluation: a second process is refused. Jobs of an array
   work on different participants or shards and never wait for each other.
@@ -53,6 +65,13 @@ Every command can be stopped at any moment and called again. This page is writte
 """
 
 CLOSING = """
+## Random moments, and the death of a machine
+
+`pytest -n 0 -m slow tests/reliability/test_kills.py` stops every command and both levels of the BIDS App with SIGKILL, SIGINT and SIGTERM at
+random moments, at least 108 times in all; at the end every file is the one of an uninterrupted call. `pytest -n 0 -m slow
+tests/reliability/test_durable.py` copies the file system under every command, in the middle and five seconds after its end, without flushing
+it, mounts the copy and calls the command again (it takes root and loop devices). That `fsync` comes in the right order is tested everywhere.
+
 ## Files that lie
 
 Events, EVs, confounds, indices, condition tables, settings, NIfTI headers, latents, tokenizers and checkpoints are fuzzed

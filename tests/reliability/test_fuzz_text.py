@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from fmrisynth.bids.confounds import read_confounds
 from fmrisynth.bids.events import conditions_of_task, find_blocks, read_ev, read_events
+from fmrisynth.bids.naming import unit_record
 from fmrisynth.bids.runs import Timing
 from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.bids.sources import read_json, read_participants
@@ -33,8 +35,8 @@ from fmrisynth.data.splits import read_families
 from fmrisynth.data.windows import plan_windows
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.rois import read_spheres
-from fmrisynth.glm import maps
 from fmrisynth.simulate.activations import read_activation_table
+from fmrisynth.stage import Stage, Unit
 
 FUZZ = settings(max_examples=25, deadline=60_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -135,11 +137,28 @@ def test_index_of_latents(folder, content):
         assert row.row >= 0
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | CELLS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(CELLS, inner, max_size=3), max_leaves=5,
+)  # fmt: skip
+RECORDS = st.fixed_dictionaries(
+    {"Version": st.just(1) | JSON, "About": st.just({}) | JSON, "Index": CELLS | JSON, "Stamps": st.just({}) | JSON,
+     "Outputs": st.dictionaries(CELLS, JSON, max_size=3) | JSON, "Result": JSON}
+)  # fmt: skip
+
+
 @FUZZ
-@given(tables(*maps.INDEX_COLUMNS))
-def test_index_of_maps(folder, content):
-    put(folder / maps.index_path("01"), content)
-    answer(lambda: maps.read_index(folder, "01", "settings"))
+@given(RECORDS.map(lambda content: json.dumps(content).encode()) | st.binary(max_size=80))
+def test_records_of_units(folder, content):
+    """A record that is not ours is no reason to believe, or to delete, anything."""
+    precious = put(folder / "precious", b"x")
+    put(folder / "out" / unit_record("sub-01"), content)
+    stage = Stage("glm", folder / "out")
+    unit = Unit("sub-01", {"content": 1}, lambda: "made", Path("index"))
+    assert not answer(lambda: stage.is_finished(unit))
+    assert answer(lambda: stage.do(unit)) == "made"
+    assert answer(lambda: Stage("glm", folder / "out").do(unit)) == "made"
+    assert precious.read_bytes() == b"x"
 
 
 @FUZZ

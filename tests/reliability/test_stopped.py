@@ -9,8 +9,8 @@ from tests.reliability.conftest import damaged, digests, strays
 from tests.reliability.faults import each
 from tests.reliability.processes import Fault
 
-MOMENTS = {"simulate": (7, 14), "prepare": (12, 30), "tokenize": (3, 10), "train": (4, 6, 9), "sample": (5, 16),
-           "glm": (8, 40), "evaluate": (3, 5)}  # fmt: skip
+MOMENTS = {"simulate": (7, 14), "prepare": (12, 30), "tokenize": (3, 10), "train": (7, 9, 12), "sample": (5, 16),
+           "glm": (8, 40), "evaluate": (6, 7)}  # fmt: skip
 """After how many renamed files a command is stopped, one call after the other."""
 
 YEARS_S = 10 * 365.25 * 86400
@@ -45,6 +45,29 @@ def test_terminated_and_called_again(command, world, whole, start, tmp_path):
     else:
         assert (done.status, done.said.splitlines()[-1]) == (
             143, "Terminated. The same command continues where this one stopped."
+        )  # fmt: skip
+    assert "Traceback" not in done.said
+    assert strays(out) == []
+    assert start.run(ask).status == 0
+    assert digests(out, command) == whole(command)
+
+
+@each("SIGINT", {
+    "train": "A checkpoint is written, the exit status is 0 and the summary says how to continue; the same command continues to "
+    "the last bit. A second Ctrl-C stops at once.",
+    "else": "Half files are removed, the exit status is 130; the same command continues to the same files.",
+})  # fmt: skip
+def test_interrupted_and_called_again(command, world, whole, start, tmp_path):
+    ask, out = world.arguments(command, tmp_path / "out"), tmp_path / "out"
+    done = start.run(ask, Fault(at_rename=MOMENTS[command][0] + 3, signal=signal.SIGINT))
+    if command == "train":
+        assert done.status == 0
+        assert "a signal asked to stop. Call again to continue." in done.said
+        assert "Newest checkpoint: " in done.said
+        assert list(out.glob("checkpoints/step-*/checkpoint.json"))
+    else:
+        assert (done.status, done.said.splitlines()[-1]) == (
+            130, "Interrupted. The same command continues where this one stopped."
         )  # fmt: skip
     assert "Traceback" not in done.said
     assert strays(out) == []

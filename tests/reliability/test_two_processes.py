@@ -14,7 +14,7 @@ from tests.reliability.faults import each
 from tests.reliability.processes import Fault, Running
 
 ALONE = ("train", "evaluate")
-MIDDLE = {"simulate": 7, "prepare": 12, "tokenize": 6, "train": 4, "sample": 5, "glm": 8, "evaluate": 3}
+MIDDLE = {"simulate": 7, "prepare": 12, "tokenize": 6, "train": 7, "sample": 5, "glm": 8, "evaluate": 6}
 
 
 def wait_until_stopped(running: Running) -> None:
@@ -82,7 +82,7 @@ def test_many_shards_at_once_list_every_sample(world, whole, start, tmp_path):
 def test_killed_while_another_waits(world, whole, start, tmp_path):
     """The one that waits takes over at once."""
     ask, out = world.arguments("tokenize", tmp_path / "out"), tmp_path / "out"
-    first = start(ask, Fault(at_rename=2, signal=signal.SIGSTOP))
+    first = start(ask, Fault(at_rename=5, signal=signal.SIGSTOP))
     wait_until_stopped(first)
     second = start(ask)
     second.process.join(0.5)

@@ -72,8 +72,8 @@ def test_glm_and_evaluate_read_plain_images(plain, packed, tmp_path):
 
 
 def test_another_format_in_the_same_folder_is_refused(plain, capsys):
-    assert run([*ASK, str(plain)]) == 1
-    assert "other format" in capsys.readouterr().err
+    assert run([*ASK, str(plain)]) == 2
+    assert "Format was nii, is nii.gz" in capsys.readouterr().err
 
 
 def test_unknown_format(tmp_path, capsys):

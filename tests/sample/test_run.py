@@ -112,8 +112,8 @@ def test_second_call_does_no_work_and_changes_nothing(four):
 
 def test_other_settings_in_the_same_folder_are_refused(four, capsys):
     before = digest_tree(four)
-    assert run(["sample", "--condition", "gambling_loss", "--n", "4", "--seed", "8", str(four)]) == 1
-    assert "made with another model, seed or sampler setting" in capsys.readouterr().err
+    assert run(["sample", "--condition", "gambling_loss", "--n", "4", "--seed", "8", str(four)]) == 2
+    assert "begun with other settings (Seed was 7, is 8)" in capsys.readouterr().err
     assert digest_tree(four) == before
 
 

@@ -94,9 +94,9 @@ def test_latents_of_two_tokenizers_are_not_mixed(prepared, tmp_path):
     tokenize_dataset(prepared, tmp_path / "a", FAST)
     other = FAST.model_copy(update={"normalisation": "global"})
     tokenize_dataset(prepared, tmp_path / "b", other)
-    with pytest.raises(FmrisynthError, match="another tokenizer"):
+    with pytest.raises(FmrisynthError, match="tokenizer was fitted here, is"):
         tokenize_dataset(prepared, tmp_path / "a", FAST, tokenizer=tmp_path / "b" / "tokenizer")
-    with pytest.raises(UsageError, match="normalisation = dynamics, now it is global"):
+    with pytest.raises(UsageError, match="normalisation was dynamics, is global"):
         tokenize_dataset(prepared, tmp_path / "a", other)
 
 
@@ -117,7 +117,7 @@ def test_a_dataset_without_training_split_is_fitted_whole(dataset_maker, tmp_pat
 
 
 def test_unknown_subject(prepared, tmp_path):
-    with pytest.raises(UsageError, match="no participant 99"):
+    with pytest.raises(UsageError, match="there is no sub-99"):
         tokenize_dataset(prepared, tmp_path, FAST, participant_labels=["99"])
 
 
@@ -152,7 +152,7 @@ def test_network_fit_with_other_settings_is_not_continued(prepared, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         tokenize_dataset(prepared, tmp_path, TINY_NETWORK)
     monkeypatch.undo()
-    with pytest.raises(UsageError, match="seed = 0, now it is 3"):
+    with pytest.raises(UsageError, match="seed was 0, is 3"):
         tokenize_dataset(prepared, tmp_path, TINY_NETWORK.model_copy(update={"seed": 3}))
 
 
