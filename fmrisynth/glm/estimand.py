@@ -116,3 +116,23 @@ def describe(weights: dict[str, float]) -> str:
         sign = "-" if weight < 0 else "+"
         parts.append(f"{sign} {size}{condition}" if parts else ("-" if weight < 0 else "") + f"{size}{condition}")
     return " ".join(parts)
+
+
+def estimates(blocks: Sequence[Block], weights: dict[str, float], config: GlmConfig) -> str:
+    """What the map of a contrast estimates, as a formula, or why that is not known.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        The blocks that the map was made of, and others.
+    weights : dict of str to float
+        The contrast.
+    """
+    total: dict[str, float] = {}
+    for condition, factor in weights.items():
+        own = mean_weights([block for block in blocks if block.condition == condition], config)
+        if own is None:
+            return "not known: the events tables of these blocks hold no other block of their runs"
+        for name, weight in own.items():
+            total[name] = total.get(name, 0.0) + factor * weight
+    return describe(total)

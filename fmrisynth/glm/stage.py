@@ -130,6 +130,11 @@ def _settings(config: GlmConfig, blocks: Sequence[Block]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+SINGLE_SUBJECT_Z = (
+    "z of one subject is for display, not a test: short windows and a white-noise model make it too large"
+)
+
+
 def _fit_block_subject(
     subject: str, blocks: list[Block], contrasts: Sequence[Contrast], out: Path, config: GlmConfig
 ) -> SubjectResult:
@@ -158,6 +163,7 @@ def _fit_block_subject(
             "HRF": config.hrf, "NoiseModel": config.resolved_noise_model,
             "SmoothingFWHM": config.resolved_smoothing_fwhm_mm,
             "SignalScaling": "percent of the block's reference volume",
+            "Estimates": estimates(blocks, dict(contrast.weights), config), "StatisticNote": SINGLE_SUBJECT_Z,
         }  # fmt: skip
         rows.append(write_subject_contrast(out, base, contrast_task(contrast), contrast, estimate, mask_XYZ, grid, about)
                     | {"n_blocks": n_blocks, "settings": settings})  # fmt: skip
