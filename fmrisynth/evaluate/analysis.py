@@ -122,7 +122,9 @@ class Judge:
         else:
             self._people, self._windows, self._anatomy = real.people_N, real.windows_NCT, real.anatomy_NC
 
-    def __call__(self, other: Summary, conditions: list[str] | None = None, *, whole: bool = True) -> Judged:
+    def __call__(
+        self, other: Summary, conditions: list[str] | None = None, *, whole: bool = True, n_training: int | None = None
+    ) -> Judged:
         """Judge a dataset.
 
         Parameters
@@ -133,6 +135,9 @@ class Judge:
             If not all of the evaluation's.
         whole : bool
             With classifiers and the search for duplicates; without them for baselines.
+        n_training : int, optional
+            Copies are looked for among the first so many training windows; all by default. For training people who stand in for samples:
+            those of the others.
         """
         context = self.context if conditions is None else replace(self.context, conditions=conditions)
         names, candidates = context.conditions, context.candidates
@@ -143,12 +148,7 @@ class Judge:
         found = judge(evidence, names)
         comparison = compare_maps(real.properties, other.properties, names, candidates, self.config.seed)
         _add_intervals(comparison, evidence)
-        # Who stands in for samples must not be searched for among the training people that they are themselves.
-        strangers = ~np.isin(self._people, other.people_N) if other is not real else np.ones(len(self._people), bool)
-        base, people = self._windows, self._people
-        anatomy = self._anatomy
-        if not strangers.all():
-            base, people, anatomy = base[strangers], people[strangers], anatomy[strangers]
+        base, people, anatomy = self._windows[:n_training], self._people[:n_training], self._anatomy[:n_training]
         percentile = self.config.privacy_percentile
         audits = {
             name: outcome
@@ -156,7 +156,7 @@ class Judge:
                 ("dynamics", base, other.windows_NCT),
                 ("anatomy", anatomy, other.anatomy_NC),
             )
-            if (outcome := audit(training, people, samples, percentile)) is not None
+            if (outcome := audit(training, people, samples, percentile, one_each=name == "anatomy")) is not None
         }
         found["copies"] = copies_check("copies", audits.get("dynamics"))
         found["copied_anatomy"] = copies_check("copied_anatomy", audits.get("anatomy"))
@@ -234,6 +234,7 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
     with baselines.training_store(out, config.baseline_training_blocks, config.seed) as store:
         training = WindowStore(probes) if cohorts.train else None
         peer = control = None
+        halves: list[list[int]] = [[], []]
         patterns, timing, shared = {}, {}, []
         if training is not None:
             people, chosen = choose_control(cohorts.train, cohorts.synthetic, cohorts.conditions, config.seed)
@@ -269,7 +270,7 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
             training, config,
         )  # fmt: skip
         own = judged(synthetic)
-        stands_in = judged(control) if control is not None and whole else None
+        stands_in = judged(control, n_training=len(halves[0])) if control is not None and whole else None
         found, rivals = [], {}
         if training is not None and shared and config.baselines:
             n = config.baseline_samples

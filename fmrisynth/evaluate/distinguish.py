@@ -6,6 +6,7 @@ Axis legend: N, M blocks, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class _Side:
     conditions: np.ndarray
 
 
-def _balanced(real: Summary, other: Summary, conditions: list[str]) -> tuple[_Side, _Side]:
+def _balanced(real: Summary, other: Summary, conditions: tuple[str, ...]) -> tuple[_Side, _Side]:
     """As many blocks of each condition on both sides, people in turn."""
     rng = np.random.default_rng(0)
     chosen: tuple[list[int], list[int]] = ([], [])
@@ -143,42 +144,33 @@ def _auc_of(scores: np.ndarray, y: np.ndarray, people: np.ndarray) -> tuple[floa
     return auc, float(np.sqrt(variance))
 
 
+@lru_cache(maxsize=4)  # the control is the same for every dataset that is judged
+def held_out_auc(kind: str, real: Summary, other: Summary, conditions: tuple[str, ...]) -> tuple[float, float] | None:
+    """AUC of a classifier of real against other blocks and its standard error; None for too few people."""
+    a, b = _balanced(real, other, conditions)
+    if min(len(set(a.people)), len(set(b.people))) < N_FOLDS:
+        return None
+    people = np.concatenate([np.char.add("real ", a.people.astype(str)), np.char.add("other ", b.people.astype(str))])
+    y = np.repeat([0, 1], [len(a.people), len(b.people)])
+    x = _features(kind, np.concatenate([a.windows_ND, b.windows_ND]), real.properties.rows.response_NT.shape[1])
+    return _auc_of(_held_out_scores(kind, x, y, people), y, people)
+
+
 def classifier_checks(real: Summary, other: Summary, peer: Summary | None, conditions: list[str]) -> list[Verdict]:
     """Two kinds of classifiers, each with its own control of real against real; folds hold whole people."""
     verdicts = []
-    n_frames = real.properties.rows.response_NT.shape[1]
     for kind in ("linear", "forest"):
         check = BY_KEY[f"{kind}_classifier"]
-        found = []
-        for opponent in (other, peer):
-            if opponent is None:
-                continue
-            a, b = _balanced(real, opponent, conditions)
-            people = np.concatenate(
-                [np.char.add("real ", a.people.astype(str)), np.char.add("other ", b.people.astype(str))]
-            )
-            y = np.repeat([0, 1], [len(a.people), len(b.people)])
-            if min(len(set(a.people)), len(set(b.people))) < N_FOLDS:
-                break
-            x = _features(kind, np.concatenate([a.windows_ND, b.windows_ND]), n_frames)
-            found.append(_auc_of(_held_out_scores(kind, x, y, people), y, people))
-        if len(found) < 2:
-            verdicts.append(
-                Verdict(
-                    check,
-                    "unclear",
-                    note=f"It needs {N_FOLDS} people on every side, training people as a control among them.",
-                )
-            )
+        control = held_out_auc(kind, real, peer, tuple(conditions)) if peer is not None else None
+        found = held_out_auc(kind, real, other, tuple(conditions)) if control is not None else None
+        if control is None or found is None:
+            note = f"It needs {N_FOLDS} people on every side, training people as a control among them."
+            verdicts.append(Verdict(check, "unclear", note=note))
             continue
-        (auc, error), (control, control_error) = found
-        value = max(0.0, auc - 0.5) - max(0.0, control - 0.5)
-        reach = 1.959964 * float(np.hypot(error, control_error))
-        verdicts.append(
-            Verdict(
-                check, check.answer(value - reach, value + reach), control, auc, value, value - reach, value + reach
-            )
-        )
+        value = max(0.0, found[0] - 0.5) - max(0.0, control[0] - 0.5)
+        reach = 1.959964 * float(np.hypot(found[1], control[1]))
+        answer = check.answer(value - reach, value + reach)
+        verdicts.append(Verdict(check, answer, control[0], found[0], value, value - reach, value + reach))
     return verdicts
 
 

@@ -118,8 +118,9 @@ def _more_often(hits: int, n: int, reference_hits: int, n_reference: int) -> boo
 
 
 def audit(
-    train_ND: np.ndarray, train_subjects: np.ndarray, synthetic_MD: np.ndarray, percentile: float = 5.0
-) -> Audit | None:
+    train_ND: np.ndarray, train_subjects: np.ndarray, synthetic_MD: np.ndarray, percentile: float = 5.0, *,
+    one_each: bool = False,
+) -> Audit | None:  # fmt: skip
     """Audit synthetic features against training features; None with fewer than three training subjects.
 
     The outcome is ``fail`` when any sample is a copy (distance under a tenth of the training median) or when
@@ -127,11 +128,13 @@ def audit(
     p < 0.01); ``warn`` when they lie under the threshold more often than training blocks do, without
     pointing at single training blocks (over-smooth samples do that); else ``pass``. For ``warn`` equal samples count
     once: a thousand samples on one mean reference volume say as much about anatomy as one does.
+    With `one_each` the training side is one block of each person: what a person's blocks share (anatomy) is not so many independent distances.
     """
 
     if len(np.unique(train_subjects)) < 3:
         return None
-    asked = np.sort(np.random.default_rng(0).permutation(len(train_ND))[:MAX_QUERIES])
+    every = np.unique(train_subjects, return_index=True)[1] if one_each else np.arange(len(train_ND))
+    asked = np.sort(np.random.default_rng(0).permutation(every)[:MAX_QUERIES])
     train_first, train_second = nearest_two(train_ND[asked], train_ND, train_subjects, train_subjects[asked])
     first, second = nearest_two(synthetic_MD, train_ND, train_subjects)
     threshold = float(np.percentile(train_first, percentile))

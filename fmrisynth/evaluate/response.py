@@ -123,7 +123,8 @@ class Timing:
         at_DT = time - DELAYS_S[:, None]
         shape = spline(np.clip(at_DT, 0, time[-1]))
         smeared = sum(
-            weight * spline(np.clip(at_DT - lag * SMEAR_S, 0, time[-1])) for weight, lag in zip(weights, lags, strict=True)
+            weight * spline(np.clip(at_DT - lag * SMEAR_S, 0, time[-1]))
+            for weight, lag in zip(weights, lags, strict=True)
         )
         curve = smeared - shape
         self._design = np.stack([shape, curve, np.ones_like(shape)], axis=-1)

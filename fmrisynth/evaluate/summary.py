@@ -52,7 +52,7 @@ class WindowStore:
         return np.memmap(self._file, np.float32, "r", shape=(self._n, self._width))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Summary:
     """One dataset, reduced.
 
