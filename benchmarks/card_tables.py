@@ -2,7 +2,7 @@
 
     python benchmarks/card_tables.py REPORT [--controls untold=REPORT silenced=REPORT] [--others alone=REPORT sharing=REPORT]
 
-Prints Markdown: scores and realism of one report, and what the card says of the same recipe on other phantoms.
+Prints Markdown: scores and checks of one report, and what the card says of the same recipe on other phantoms.
 """
 
 from __future__ import annotations
@@ -17,22 +17,9 @@ from typing import Any
 Metrics = dict[str, Any]
 
 SCORES = {"corr": "Corr", "rsa_pearson": "RSA", "top1": "Top-1, maps", "top1_per_sample": "Top-1, single blocks"}
-REALISM = {
-    "residual_variance": "variance over time, ratio",
-    "variance_spread": "differences in variance between blocks, ratio",
-    "effect_variance": "variance of single-block effects, ratio",
-    "autocorrelation": "lag-1 autocorrelation, difference",
-    "spectrum": "power spectrum, mean abs. ln ratio",
-    "smoothness": "smoothness, ratio",
-    "variance_map": "variance map, r",
-    "connectivity": "connectivity, r",
-    "roi_courses": "ROI courses, r",
-    "roi_agreement": "ROI courses, frames within sampling error",
-    "roi_band": "ROI courses within one real SEM at most frames",
-}
+
+
 CONTROLS = {"untold": "told no condition (guidance 0)", "silenced": "network silenced"}
-CEILING_IN_TITLE = ("variance_map", "connectivity", "roi_courses", "roi_agreement", "roi_band")
-"""Rows whose `real` is what training blocks reach."""
 
 
 def read(report: Path) -> Metrics:
@@ -57,14 +44,12 @@ def number(value: float | None, interval: list[float] | None = None, digits: int
 
 def scores(metrics: Metrics, controls: Mapping[str, Metrics]) -> str:
     """Samples, the same model without a label or without its network, ceilings and baselines."""
-    ceiling = metrics["ceiling"]
-    split_half = {**ceiling["split_half"]["scores"], "top1_per_sample": ceiling["top1_per_block"]}
     sources = {
         "samples": metrics["synthetic"]["scores"],
         **{name: found["synthetic"]["scores"] for name, found in controls.items()},
-        "ceiling: training against test subjects": ceiling["train_against_test"]["scores"],
-        "ceiling: test blocks through the tokenizer": ceiling["tokenizer"]["scores"],
-        "split half of the test subjects": split_half,
+        "ceiling: as many real blocks": metrics["control"].get("scores", {}),
+        "ceiling: test blocks through the tokenizer": (metrics["ceiling"]["tokenizer"] or {"scores": {}})["scores"],
+        "split half of the test subjects": metrics["ceiling"]["split_half"]["scores"],
         **{f"baseline: {name}": found["scores"] for name, found in metrics["baselines"].items()},
     }
     rows = []
@@ -72,69 +57,49 @@ def scores(metrics: Metrics, controls: Mapping[str, Metrics]) -> str:
         cells = []
         for key in SCORES:
             score = found.get(key) or {"value": None}
-            shown = score.get("interval_95") if name == "samples" or key == "corr" else None
-            cells.append(number(score["value"], None if name == "split half of the test subjects" else shown))
+            cells.append(number(score["value"], score.get("interval_95")))
         rows.append([name, *cells])
     return table(["", *SCORES.values()], rows)
 
 
-def realism(metrics: Metrics) -> str:
-    """Checks with the baselines beside them."""
+def checks(metrics: Metrics) -> str:
+    """Every check's answer, with real blocks and the baselines beside it."""
+    others = {"as many real blocks": metrics["control"], **metrics["baselines"]}
     rows = []
-    for key, title in REALISM.items():
-        check = metrics["realism"][key]
-        if key in CEILING_IN_TITLE:
-            title += f" (real training {check['real']:.2f})"
-        shown = check["interval_95"] if key != "roi_band" else None
-        cells = [title, number(check["value"], shown, 3)]
-        for found in metrics["baselines"].values():
-            twin = found["realism"][key]
-            standing = "" if twin["against_synthetic"] in (None, "even") else f", {twin['against_synthetic']}"
-            cells.append(number(twin["value"], None, 3) + standing)
+    for key, check in metrics["synthetic"]["checks"].items():
+        cells = [check["title"], number(check["value"], check["interval_95"]), check["answer"]]
+        for found in others.values():
+            twin = found.get("checks", {}).get(key)
+            standing = found.get("against_synthetic", {}).get(key)
+            cells.append(
+                ""
+                if twin is None
+                else ", ".join(part for part in (number(twin["value"]), twin["answer"], standing) if part)
+            )
         rows.append(cells)
-    rows.append(["privacy: share of near copies", _copies(metrics["privacy"]), *(_copies(found["privacy"]) for found in metrics["baselines"].values())])  # fmt: skip
-    return table(["realism", "samples, 95 % interval", *metrics["baselines"]], rows)
-
-
-def _copies(privacy: Metrics) -> str:
-    audit = privacy["dynamics"]
-    return number(audit["n_copies"] / audit["n_synthetic"])
+    return table(["check", "samples, 95 % interval", "answer", *others], rows)
 
 
 def other(metrics: Metrics) -> list[str]:
     """A column of the table of other phantoms; see `OTHER_ROWS`."""
-    own, best = metrics["synthetic"]["scores"], metrics["ceiling"]["train_against_test"]["scores"]
-    standings = [
-        Counter(check["against_synthetic"] for check in found["realism"].values())
-        for found in metrics["baselines"].values()
-    ]
-    band = metrics["realism"]["roi_band"]
-    frames = metrics["realism"]["roi_agreement"]
+    own, best = metrics["synthetic"]["scores"], metrics["control"]["scores"]
+    standings = [Counter(found["against_synthetic"].values()) for found in metrics["baselines"].values()]
+    counted = [line for line in metrics["summary"] if line["counted"]]
     return [
-        f"{number(own['corr']['value'], own['corr']['interval_95'])} ({number(best['corr']['value'])})",
-        ", ".join(number(found["scores"]["corr"]["value"]) for found in metrics["baselines"].values()),
-        f"{number(own['rsa_pearson']['value'])} ({number(best['rsa_pearson']['value'])})",
-        f"{number(own['top1']['value'])}, {number(own['top1_per_sample']['value'])} ({number(best['top1_per_sample']['value'])})",
-        number(metrics["realism"]["effect_variance"]["value"]),
-        f"{number(frames['value'])} ({number(frames['real'])})",
-        f"{number(band['value'])} ({number(band['real'])})",
+        *(f"{number(own[key]['value'], own[key]['interval_95'])} ({number(best[key]['value'])})" for key in SCORES),
+        ", ".join(f"{name} {number(found['scores']['corr']['value'])}" for name, found in metrics["baselines"].items()),
         ", ".join(str(count["nearer"]) for count in standings),
         ", ".join(str(count["farther"]) for count in standings),
-        f"{sum(line['outcome'] == 'pass' for line in metrics['summary'])} of {sum(line['outcome'] != 'info' for line in metrics['summary'])}",
+        f"{sum(line['answer'] == 'pass' for line in counted)} of {len(counted)} ({sum(line['control'] == 'pass' for line in counted)})",
     ]
 
 
 OTHER_ROWS = (
-    "Corr (training against test subjects)",
-    "Corr: class mean + residuals, PCA-Gaussian, nearest",
-    "RSA (training against test subjects)",
-    "Top-1 of maps, of single samples (of single real training blocks)",
-    "variance of single-block effects, ratio",
-    "ROI courses, frames within sampling error (real training)",
-    "ROI courses within one real SEM at most frames (as many real training blocks)",
-    "realism rows in which class mean + residuals, PCA-Gaussian, nearest are nearer",
+    *(f"{title} (as many real blocks)" for title in SCORES.values()),
+    "Corr of the baselines",
+    "properties in which the baselines are nearer",
     "in which they are farther",
-    "checks passed",
+    "checks passed (by as many real blocks)",
 )
 
 
@@ -150,15 +115,15 @@ def main() -> None:
         CONTROLS.get(name, name): read(Path(report))
         for name, _, report in (c.partition("=") for c in arguments.controls)
     }
-    print(scores(metrics, controls), realism(metrics), sep="\n\n")
+    print(scores(metrics, controls), checks(metrics), sep="\n\n")
     named = [entry.partition("=")[::2] for entry in arguments.others]
     if named:
         columns = [other(read(Path(report))) for _, report in named]
         rows = [list(row) for row in zip(OTHER_ROWS, *columns, strict=True)]
         print("", table(["", *(name for name, _ in named)], rows), sep="\n")
     for name, report in [("", str(arguments.report)), *named]:
-        odd = [line["title"] for line in read(Path(report))["summary"] if line["outcome"] in ("warn", "fail")]
-        print(f"\n{name or 'report'}: want a look or fail: {'; '.join(odd) or 'none'}")
+        odd = [line["title"] for line in read(Path(report))["summary"] if line["answer"] == "fail"]
+        print(f"\n{name or 'report'}: fail: {'; '.join(odd) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/observation_noise.py BLOCKS TOKENIZER [--split test]
 
 Test subjects are dealt to two halves. The originals of one half are compared with those of the other half (what real data reach), with the
-other half after encode and decode, and with the same plus the tokenizer's observation noise: the realism checks of `evaluate`. No generator is involved, so what
+other half after encode and decode, and with the same plus the tokenizer's observation noise: the checks of `evaluate`. No generator is involved, so what
 differs here is the tokenizer's.
 """
 
@@ -18,10 +18,11 @@ import numpy as np
 
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import common_grid, read_blocks
+from fmrisynth.evaluate.checks import Context
+from fmrisynth.evaluate.jackknife import STATISTICS, measure
 from fmrisynth.evaluate.probes import Probes
-from fmrisynth.evaluate.realism import realism_checks
 from fmrisynth.evaluate.reconstruct import reconstructed_windows
-from fmrisynth.evaluate.summary import Summary, summarise
+from fmrisynth.evaluate.summary import Summariser, Summary, summarise
 from fmrisynth.glm.windows import Window, common_mask, iterate_windows
 from fmrisynth.models.tokenizers import load_tokenizer
 
@@ -54,20 +55,24 @@ def main() -> None:
         return reconstructed_windows(other, mask_XYZ, grid, config, arguments.tokenizer)
 
     def reduced(windows: Iterable[Window]) -> Summary:
-        return summarise(windows, probes, config, n_groups=1)
+        return summarise(windows, Summariser(probes, config, np.arange(int(mask_XYZ.sum())), n_groups=1))
 
     real = reduced(iterate_windows(one, mask_XYZ, grid, config)).properties
-    conditions = sorted(set(real.conditions_N))
+    conditions = sorted(set(real.rows.conditions_N))
     columns = {
         "originals": reduced(iterate_windows(other, mask_XYZ, grid, config)),
         "decoded": reduced(decoded()),
         "decoded + noise": reduced(noisy(decoded())),
     }
-    checks = {name: realism_checks(real, s.properties, conditions, []) for name, s in columns.items()}
+    context = Context(conditions, conditions, [])
+    peer = columns["originals"].properties
+    found = {name: measure(real, s.properties, peer, context) for name, s in columns.items()}
     print(f"| {len(one)} blocks against {len(other)} | {' | '.join(columns)} |\n| --- {'| --- ' * len(columns)}|")
-    for row in zip(*checks.values(), strict=True):
-        if row[0].value is not None:
-            print(f"| {row[0].title}: {row[0].what} | {' | '.join(f'{check.value:.3f}' for check in row)} |")
+    for check in STATISTICS:
+        row = [values[check.key] for values in found.values()]
+        if all(one is not None and np.isfinite(one.values_K).all() for one in row):
+            cells = (f"{check.shown(float(one.values_K.mean())):.3f}" for one in row if one is not None)
+            print(f"| {check.title}: {check.what} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -23,15 +23,17 @@ class EvaluateConfig(StageConfig):
         None, description="Block dataset whose train split is the training cohort; empty: the real dataset itself."
     )
     resample: bool = Field(False, description="Resample synthetic images onto the real grid where they differ.")
-    bootstrap_repeats: int = Field(1000, ge=0, le=100_000, description="Resamples of subjects and samples.")
     split_half_repeats: int = Field(200, ge=0, le=100_000, description="Random halves of the real subjects.")
     resampling_voxels: int = Field(
-        20_000, ge=100, description="Bootstrap and split halves use this many random voxels of the mask."
+        10_000, ge=100, description="Intervals and split halves use this many random voxels of the mask."
     )
-    baselines: bool = Field(True, description="Fit and score the three trivial baselines on the training split.")
+    baselines: bool = Field(True, description="Fit and score the trivial baselines on the training split.")
     baseline_samples: int = Field(30, ge=2, le=1000, description="Samples per condition and baseline.")
     baseline_training_blocks: int = Field(
         40, ge=2, le=1000, description="Training blocks per condition kept for the baselines (on disk, temporary)."
+    )
+    utility_grid: bool = Field(
+        True, description="Train classifiers on real people with so many times as many synthetic blocks added."
     )
     max_training_subjects: int | None = Field(
         None, ge=1, description="Read only the first so many training subjects; empty: all."

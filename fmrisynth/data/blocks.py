@@ -172,6 +172,7 @@ def write_block(
     source_onset_s: float | None = None,
     sidecar: Mapping[str, Any] | None = None,
     extension: str = ".nii.gz",
+    neighbours: Sequence[tuple[str, float, float]] = (),
 ) -> Block:
     """Write one block's five files and return its record (list it with `finish_subject`).
 
@@ -189,6 +190,9 @@ def write_block(
         Further keys for the image's JSON.
     extension : {".nii.gz", ".nii"}
         Compressed or plain images.
+    neighbours : sequence of (str, float, float)
+        Other blocks of the source run whose response may reach into the window: condition, onset in s from the first frame (before it:
+        negative), duration in s. They stand in the events table beside the block's own row.
     """
     bold = naming.block_bold(entities, desc, extension)
     image = np.where(data.mask_XYZ[..., None], data.bold_XYZT, 0.0)
@@ -211,8 +215,13 @@ def write_block(
         {k: v for k, v in resolution.items() if k in ("Resolution", "SkullStripped")}
         | {"Description": "Temporal mean of the run the block belongs to"},
     )
-    events = {"onset": float(onset_s), "duration": float(duration_s), "trial_type": condition}
-    write_tsv(root / naming.block_companion(bold, "events"), ("onset", "duration", "trial_type"), [events])
+    rows = sorted(
+        [(float(onset_s), float(duration_s), condition), *((on, length, name) for name, on, length in neighbours)]
+    )
+    columns = ("onset", "duration", "trial_type")
+    write_tsv(
+        root / naming.block_companion(bold, "events"), columns, [dict(zip(columns, row, strict=True)) for row in rows]
+    )
     keys: dict[str, Any] = {"Condition": condition, "IntensityUnits": f"arbitrary, grand mean {GRAND_MEAN:g}"}
     keys |= reference
     write_sidecar(

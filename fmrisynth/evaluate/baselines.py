@@ -23,10 +23,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from fmrisynth.evaluate.summary import Summary
+from fmrisynth.evaluate.summary import Summary, WindowStore
 from fmrisynth.glm.windows import Window
 
-NAMES = ("class mean + residuals", "PCA-Gaussian", "nearest training sample")
+NAMES = ("class mean + residuals", "PCA-Gaussian", "low-rank Gaussian", "nearest training sample")
+
+MODE_SHARE = 0.5
+"""Share of the residuals' variance that the modes of the low-rank Gaussian hold."""
 
 
 class TrainingStore:
@@ -136,14 +139,55 @@ def pca_gaussian(store: TrainingStore, conditions: list[str], n: int, seed: int)
             number += 1
 
 
+def low_rank_gaussian(store: TrainingStore, conditions: list[str], n: int, seed: int) -> Iterator[Window]:
+    """`n` samples per condition: class mean plus Gaussian noise with the leading modes of the kept residuals of all conditions.
+
+    Residuals (window minus class mean) are scaled to unit variance per temporal frequency and voxel. Their leading modes that hold
+    `MODE_SHARE` of the variance are drawn with the right covariance, the rest as independent noise of the variance that is missing.
+    """
+    from scipy.fft import dct, idct
+
+    pool = [(c, slot) for c in store.kept for slot in range(len(store.kept[c]))]
+    shape = store.window(*pool[0]).percent_TV.shape
+    folder = store.folder / "residuals.f32"
+    residuals_NFV = np.memmap(folder, np.float32, "w+", shape=(len(pool), *shape))
+    for row, (condition, slot) in enumerate(pool):
+        residual = store.window(condition, slot).percent_TV - store.mean(condition)
+        kept = store.counts[condition]
+        residual *= np.sqrt(kept / max(kept - 1, 1))
+        residuals_NFV[row] = dct(residual, axis=0, norm="ortho")
+    sd_FV = np.sqrt(np.mean([np.square(row) for row in residuals_NFV], axis=0))
+    scale_FV = np.where(sd_FV > 0, 1 / np.maximum(sd_FV, 1e-12), 0).astype(np.float32)
+    gram = np.zeros((len(pool), len(pool)))
+    for row in range(shape[0]):  # one frequency at a time: all residuals do not fit in memory
+        unit = residuals_NFV[:, row] * scale_FV[row]
+        gram += unit @ unit.T
+    values, vectors = np.linalg.eigh(gram)
+    values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
+    n_modes = int(np.searchsorted(np.cumsum(values) / values.sum(), MODE_SHARE)) + 1
+    weights_NM = vectors[:, :n_modes] / np.sqrt(len(pool))
+    explained_FV = np.zeros(shape, np.float32)
+    for mode in range(n_modes):
+        explained_FV += np.square(
+            np.tensordot(weights_NM[:, mode].astype(np.float32), residuals_NFV, axes=1) * scale_FV
+        )
+    rest_FV = sd_FV * np.sqrt(np.maximum(1 - explained_FV, 0))
+    rng = np.random.default_rng(seed)
+    for number in range(n * len(conditions)):
+        condition = conditions[number // n]
+        drawn = (weights_NM @ rng.standard_normal(n_modes)).astype(np.float32)
+        noise_FV = np.tensordot(drawn, residuals_NFV, axes=1) + rest_FV * rng.standard_normal(shape, np.float32)
+        sample = store.mean(condition) + idct(noise_FV, axis=0, norm="ortho")
+        yield _renamed(store.window(condition, 0), sample, "lowrank", number)
+
+
 def nearest_training(
-    store: TrainingStore, train: Summary, synthetic: Summary, conditions: list[str], n: int
+    store: TrainingStore, train: WindowStore, synthetic: Summary, conditions: list[str], n: int
 ) -> Iterator[Window]:
     """For up to `n` synthetic blocks per condition, the nearest kept training window of that condition."""
-    number = 0
+    number, train_NCT = 0, train.windows_NCT()
     for condition in conditions:
-        positions = np.array(store.positions(condition))
-        candidates = train.windows_NCT[positions]
+        candidates = train_NCT[np.array(store.positions(condition))]
         for index in np.flatnonzero(synthetic.conditions_N == condition)[:n]:
             distance = np.linalg.norm(candidates - synthetic.windows_NCT[index], axis=1)
             window = store.window(condition, int(np.argmin(distance)))

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, Baseline
+from fmrisynth.evaluate.checks import ANSWERS
+from fmrisynth.evaluate.checks import show as show_numbers
 from fmrisynth.evaluate.courses import roi_courses
 from fmrisynth.evaluate.properties import Properties
 from fmrisynth.evaluate.scoring import Score
-from fmrisynth.evaluate.variance import principal_components, volume_features
-from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, ceiling_of, headline, show
+from fmrisynth.evaluate.summary import Summary
+from fmrisynth.evaluate.variance import principal_components
+from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, show
 from fmrisynth.glm.map_scores import map_correlations
 from fmrisynth.glm.maps import to_volume
 from fmrisynth.progress import count
 from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts, render_page
 from fmrisynth.report import figures as draw
 from fmrisynth.report.brain import glass_brains, mosaic
-from fmrisynth.report.html import Card, Verdict
+from fmrisynth.report.html import Card, Status, Verdict
 
 DISPLAY_SHARE, GLASS_SHARE = 0.33, 0.5
 """Slices and glass brains are transparent below this share of the colour limit."""
 
-OUTCOME_WORDS = {"pass": "passed", "warn": "look", "fail": "failed", "info": "–"}
+STATUS: dict[str, Status] = {"pass": "pass", "fail": "fail", "unclear": "warn", "info": "info"}
 
 
 def render_report(
@@ -41,7 +43,7 @@ def render_report(
         Section("Activation maps", _maps(analysis, config)),
         Section("Geometry and specificity", _geometry(analysis)),
         Section("Time courses", _courses(analysis)),
-        Section("Realism", _realism(analysis)),
+        Section("Checks", _checks(analysis)),
         Section("Variance", _variance(analysis)),
         Section("Privacy", _privacy(analysis)),
         Section("Utility", _utility(analysis)),
@@ -64,118 +66,107 @@ def render_report(
     return render_page(page)
 
 
-def _outcome(lines: list[Judgement], key: str):
-    return next((line.outcome for line in lines if line.key == key), "info")
+SHORT = {
+    "corr": ("Corr", "corr"),
+    "rsa_pearson": ("RSA", "rsa"),
+    "top1_per_sample": ("Top-1, single samples", "top1_per_sample"),
+}
 
 
 def _summary(analysis: Analysis, lines: list[Judgement]) -> list[Element]:
+    answers = {line.key: line.outcome for line in lines}
+    control = analysis.control.comparison.scores if analysis.control is not None else {}
     cards = []
-    for name in ("corr", "rsa_pearson", "top1", "top1_per_sample"):
+    for name, (short, key) in SHORT.items():
         score = analysis.comparison.scores.get(name)
         if score is None:
             continue
-        ceiling = ceiling_of(analysis, name)
-        context = f"real against real {ceiling[0]:.2f}" if ceiling else "no ceiling"
+        context = (
+            f"as many real blocks {show(control.get(name))}" if name in control else "no real blocks to compare with"
+        )
         if score.low is not None and score.high is not None:
             context = f"95 % interval {score.low:.2f} to {score.high:.2f}; {context}"
-        short = {
-            "corr": "Corr",
-            "rsa_pearson": "RSA",
-            "top1": "Top-1, group maps",
-            "top1_per_sample": "Top-1, single samples",
-        }
         value = "–" if score.value is None else f"{score.value:.2f}"
         cards.append(
-            Card(
-                short[name], value, context if score.value is not None else score.note, _outcome(lines, f"score.{name}")
-            )
+            Card(short, value, context if score.value is not None else score.note, STATUS[answers.get(key, "info")])
         )
     elements: list[Element] = [Cards(cards)]
-    notes = [*analysis.notes, *analysis.comparison.notes]
-    if notes:
-        elements.append(Text("\n\n".join(notes), note=True))
-    elements.append(Verdicts([Verdict(line.outcome, line.title, line.detail) for line in lines]))
+    notes = [*analysis.notes, *analysis.comparison.notes, analysis.control_note]
+    elements.append(Text("\n\n".join(notes), note=True))
+    elements.append(
+        Text(
+            "A check passes when its 95 % interval excludes the stated alternative, fails when the interval lies wholly beyond what is tolerated, and "
+            "otherwise cannot tell. Brackets hold the answer that as many real blocks of other people get."
+        )
+    )
+    elements.append(Verdicts([
+        Verdict(STATUS[line.outcome], line.title + (f" [{ANSWERS[line.control]}]" if line.control else ""), f"{ANSWERS[line.outcome].capitalize()}: {line.detail}")
+        for line in lines
+    ]))  # fmt: skip
     return elements
 
 
 def _scores(analysis: Analysis) -> list[Element]:
     columns = ("", "Corr", "RSA Pearson", "RSA Spearman", "Top-1 group", "Top-1 samples")
-    keys = ("corr", "rsa_pearson", "rsa_spearman", "top1", "top1_per_sample")
+    rivals = [(b.name, b.judged.comparison) for b in analysis.baselines]
+    control = [("as many real blocks", analysis.control.comparison)] if analysis.control is not None else []
+    tokenizer = [("tokenizer", analysis.tokenizer_ceiling)] if analysis.tokenizer_ceiling is not None else []
 
     def row(name: str, scores: dict[str, Score]) -> list[str]:
-        return [name, *(show(scores.get(key)) for key in keys)]
+        return [name, *(show(scores.get(key)) for key in SCORE_TITLES)]
 
     rows = [row("Synthetic", analysis.comparison.scores)]
-    if analysis.train_ceiling is not None:
-        rows.append(row("Ceiling: real training against test", analysis.train_ceiling.scores))
+    rows += [row(f"Ceiling: {name}", c.scores) for name, c in [*control, *tokenizer]]
     if analysis.split_half:
-        halves = dict(analysis.split_half)
-        if analysis.real_per_block is not None:
-            halves["top1_per_sample"] = analysis.real_per_block
-        rows.append(row("Ceiling: split halves of test", halves))
-    if analysis.tokenizer_ceiling is not None:
-        rows.append(row("Ceiling: tokenizer reconstructions", analysis.tokenizer_ceiling.scores))
-    rows += [row(f"Baseline: {b.name}", b.comparison.scores) for b in analysis.baselines]
+        rows.append(row("Ceiling: split halves of test", analysis.split_half))
+    rows += [row(f"Baseline: {name}", c.scores) for name, c in rivals]
+    p = ", ".join(
+        f"{SCORE_TITLES[k]} {max(s.p, 0.001):.3f}" for k, s in analysis.comparison.scores.items() if s.p is not None
+    )
     elements: list[Element] = [
         Text(
-            "Every score stands between what real data reach against real data and what a trivial generator gets. Brackets hold 95 % "
-            "intervals: bootstrap over subjects and samples for Corr and RSA, percentiles for Top-1 of group maps, Wilson for single samples, "
-            "the range over random halves for split halves."
+            "Every score stands between what as many real blocks of other people reach and what a trivial generator gets. Brackets hold 95 % "
+            "intervals: delete-a-group jackknife for Corr and RSA, Wilson for Top-1, the range over random halves for split halves. "
+            + (f"Permutation p (condition labels shuffled): {p}." if p else "")
         ),
         Table(columns, rows, highlight=0),
     ]
     for key, title in (("corr", "Corr"), ("rsa_pearson", "RSA (Pearson)")):
         dots = [_dot("synthetic", "synthetic", analysis.comparison.scores[key])]
-        if analysis.train_ceiling is not None:
-            dots.append(_dot("train vs test", "ceiling", analysis.train_ceiling.scores[key]))
+        dots += [_dot(name, "ceiling", c.scores[key]) for name, c in [*control, *tokenizer]]
         if key in analysis.split_half:
             dots.append(_dot("split halves", "ceiling", analysis.split_half[key]))
-        if analysis.tokenizer_ceiling is not None:
-            dots.append(_dot("tokenizer", "ceiling", analysis.tokenizer_ceiling.scores[key]))
-        dots += [_dot(b.name, "baseline", b.comparison.scores[key]) for b in analysis.baselines]
+        dots += [_dot(name, "baseline", c.scores[key]) for name, c in rivals]
         if any(dot["value"] is not None for dot in dots):
             caption = f"{title} of the synthetic data (orange), real-against-real ceilings (blue) and baselines (grey), with 95 % intervals."
             elements.append(Figure.of(draw.score_figure(dots, title), caption, width="half", vector=True))
+    others = [*control, *rivals]
     per_condition = analysis.comparison.corr_per_condition
     if len(per_condition) > 1:
-        columns2 = [
-            "Condition",
-            "Synthetic",
-            *(["Real training"] if analysis.train_ceiling else []),
-            *(b.name for b in analysis.baselines),
-        ]
-        table = []
-        for condition, value in per_condition.items():
-            cells: list[object] = [condition, value]
-            if analysis.train_ceiling is not None:
-                cells.append(analysis.train_ceiling.corr_per_condition.get(condition))
-            cells += [b.comparison.corr_per_condition.get(condition) for b in analysis.baselines]
-            table.append(cells)
-        elements.append(
-            Table(columns2, table, caption="Correlation of each condition's group map with the real test map.")
-        )
+        table = [[c, value, *(o.corr_per_condition.get(c) for _, o in others)] for c, value in per_condition.items()]
+        caption = "Correlation of each condition's group map with the real test map."
+        elements.append(Table(["Condition", "Synthetic", *(name for name, _ in others)], table, caption=caption))
     if analysis.truth:
+        caption = (
+            "Correlation of group effects with the planted truth of the phantom. What a window map estimates follows from the events: blocks that "
+            "come before reach into the window. The ceiling is what noise-free maps of that reach; n/a where the dataset does not say what came before."
+        )
+        table = [
+            [c, t.real, t.synthetic, "n/a" if t.ceiling is None else f"{t.ceiling:.3f}", t.estimates]
+            for c, t in analysis.truth.items()
+        ]
         elements.append(
             Table(
-                ("Condition", "Real test", "Synthetic"),
-                [[condition, r["real"], r["synthetic"]] for condition, r in analysis.truth.items()],
-                caption="Correlation of group effects with the planted truth of the phantom.",
+                ("Condition", "Real test", "Synthetic", "Ceiling", "The window map estimates"), table, caption=caption
             )
         )
     if analysis.noise_free_corr is not None:
-        elements.append(
-            Text(
-                f"A perfect, noise-free group map would correlate {analysis.noise_free_corr:.2f} with the real test maps "
-                "(Spearman-Brown from the split halves). " + analysis.split_half_note,
-                note=True,
-            )
-        )
-    elif analysis.split_half_note:
-        elements.append(Text(analysis.split_half_note, note=True))
+        text = f"A perfect, noise-free group map would correlate {analysis.noise_free_corr:.2f} with the real test maps (Spearman-Brown from the split halves). "
+        elements.append(Text(text + analysis.split_half_note, note=True))
     return elements
 
 
-def _dot(name: str, role: str, score: Score) -> dict[str, object]:
+def _dot(name: str, role: str, score: Score) -> dict:
     return {"name": name, "role": role, "value": score.value, "low": score.low, "high": score.high}
 
 
@@ -188,8 +179,8 @@ def _background(analysis: Analysis) -> np.ndarray:
 def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
     cohorts = analysis.cohorts
     kind = analysis.comparison.map_kind
-    real_KV = analysis.real_maps.z_KV if kind == "z" else analysis.real_maps.effect_KV
-    other_KV = analysis.synthetic_maps.z_KV if kind == "z" else analysis.synthetic_maps.effect_KV
+    real_KV = _group(analysis.real, cohorts.conditions, kind)
+    other_KV = _group(analysis.synthetic, cohorts.conditions, kind)
     unit = "z" if kind == "z" else "% signal change"
     background = _background(analysis)
     elements: list[Element] = [
@@ -206,7 +197,7 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
         scaled = other * (np.nanstd(real_KV[index]) / spread) if spread > 0 else other
         limits = [_limit(real), _limit(other), _limit(real)]
         r = analysis.comparison.corr_per_condition.get(condition)
-        n_real, n_synthetic = analysis.real_maps.n_subjects[condition], analysis.synthetic_maps.n_subjects[condition]
+        n_real, n_synthetic = (s.properties.n_people(condition) for s in (analysis.real, analysis.synthetic))
         figure = mosaic(
             [(f"{condition}: real (n = {n_real})", real), (f"synthetic (n = {n_synthetic})", other), ("synthetic (rescaled) - real", scaled - real)],
             background, cohorts.mask_XYZ, cohorts.grid, limits=limits, threshold=DISPLAY_SHARE, unit=unit, relative_threshold=True,
@@ -222,15 +213,18 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
                     f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it.",
                 )
             )
-    finite = np.isfinite(real_KV[: len(cohorts.conditions)]).all(axis=0) & np.isfinite(other_KV).all(axis=0)
+    finite = np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
     if finite.any():
-        figure = draw.scatter_figure(
-            real_KV[: len(cohorts.conditions), finite], other_KV[:, finite], cohorts.conditions, unit=unit
-        )
+        figure = draw.scatter_figure(real_KV[:, finite], other_KV[:, finite], cohorts.conditions, unit=unit)
         elements.append(
             Figure.of(figure, "Every voxel of the mask: synthetic against real. The dotted line is equality.")
         )
     return elements
+
+
+def _group(summary: Summary, conditions: list[str], kind: str) -> np.ndarray:
+    maps = (summary.properties.z(c) if kind == "z" else summary.properties.group(c).effect for c in conditions)
+    return np.stack(list(maps))
 
 
 def _limit(volume: np.ndarray) -> float:
@@ -244,8 +238,8 @@ def _geometry(analysis: Analysis) -> list[Element]:
     elements: list[Element] = []
     names = cohorts.conditions
     kind = analysis.comparison.map_kind
-    real_KV = analysis.real_maps.z_KV[:k] if kind == "z" else analysis.real_maps.effect_KV[:k]
-    other_KV = analysis.synthetic_maps.z_KV if kind == "z" else analysis.synthetic_maps.effect_KV
+    real_KV = _group(analysis.real, names, kind)
+    other_KV = _group(analysis.synthetic, cohorts.conditions, kind)
     finite = np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
     if k >= 2 and finite.any():
         real_KK = map_correlations(real_KV[:, finite], real_KV[:, finite])
@@ -300,43 +294,55 @@ def _courses(analysis: Analysis) -> list[Element]:
     ]
 
 
-def _realism(analysis: Analysis) -> list[Element]:
+def _checks(analysis: Analysis) -> list[Element]:
+    control = {v.check.key: v for v in analysis.control.verdicts} if analysis.control is not None else {}
+    rows = []
+    for v in analysis.own.verdicts:
+        twin = control.get(v.check.key)
+        rows.append([
+            v.check.title, v.real, v.other, show_numbers(v.value, v.low, v.high).replace(", ", ",\u00a0"), v.check.rule, ANSWERS[v.answer],
+            f"{show_numbers(twin.value)}, {ANSWERS[twin.answer]}" if twin is not None else "–",
+            *(_rival(b, v.check.key) for b in analysis.baselines),
+        ])  # fmt: skip
     columns = [
-        "Property",
+        "Check",
         "Real",
         "Synthetic",
         "Judged number",
-        "What",
-        "Outcome",
+        "Rule",
+        "Answer",
+        "As many real blocks",
         *(b.name for b in analysis.baselines),
     ]
-    rows = [
-        [
-            check.title, check.real, check.synthetic, show(check, 3).replace(", ", ",\u00a0"), check.what, OUTCOME_WORDS[check.outcome],
-            *(_rival(baseline, check.key) for baseline in analysis.baselines),
-        ]
-        for check in analysis.checks
+    caption = (
+        "Brackets: 95 % intervals over cohorts of as many real subjects and samples (delete-a-group jackknife). Last columns: the judged number of real "
+        "blocks and of the baselines, with their answers, and whether a baseline is nearer to the real data than the samples, farther, or even."
+    )
+    elements: list[Element] = [Table(columns, rows, caption=caption)]
+    names = analysis.cohorts.conditions
+    table = [
+        [v.check.title, *(f"{v.per_condition[c][0]:.2f}" + ("" if v.per_condition[c][1] == "pass" else f" ({ANSWERS[v.per_condition[c][1]]})") for c in names)]
+        for v in analysis.own.verdicts if v.per_condition
     ]  # fmt: skip
+    if table:
+        elements.append(
+            Table(
+                ("Per condition", *names),
+                table,
+                caption="A check fails when one condition does, at a level shared by all of them.",
+            )
+        )
     real, synthetic = analysis.real.properties, analysis.synthetic.properties
-    lags = np.arange(1, real.autocorrelation_NL.shape[1] + 1) * analysis.cohorts.tr_s
+    lags = np.arange(1, real.rows.autocorrelation_NL.shape[1] + 1) * analysis.cohorts.tr_s
     frequencies = np.fft.rfftfreq(analysis.cohorts.n_frames, analysis.cohorts.tr_s)[1:]
     pairs: dict[str, Properties] = {"real": real, "synthetic": synthetic}
-    if analysis.train is not None:
-        pairs["real training"] = analysis.train.properties
-    elements: list[Element] = [
-        Table(
-            columns,
-            rows,
-            caption="Properties that the three scores do not see. Brackets: 95 % intervals over cohorts of as many real subjects and samples "
-            "(delete-a-group jackknife). Last columns: the baselines' judged number, and whether they are nearer to the real data than the "
-            "synthetic data are, farther, or even (a difference within chance).",
-        )
-    ]
+    if analysis.peer is not None:
+        pairs["other real people"] = analysis.peer.properties
     elements.append(
         Figure.of(
             draw.lines_figure(
                 lags,
-                {n: np.nanmean(s.autocorrelation_NL, axis=0) for n, s in pairs.items()},
+                {n: np.nanmean(s.rows.autocorrelation_NL, axis=0) for n, s in pairs.items()},
                 xlabel="lag (s)",
                 ylabel="autocorrelation",
                 title="Temporal autocorrelation",
@@ -350,11 +356,11 @@ def _realism(analysis: Analysis) -> list[Element]:
         Figure.of(
             draw.lines_figure(
                 frequencies,
-                {n: s.spectrum_NF.mean(axis=0) for n, s in pairs.items()},
+                {n: s.rows.spectrum_NF.mean(axis=0) for n, s in pairs.items()},
                 xlabel="frequency (Hz)",
                 ylabel="power (%²)",
                 title="Power spectrum",
-                logy=bool((synthetic.spectrum_NF.mean(axis=0) > 0).all()),
+                logy=bool((synthetic.rows.spectrum_NF.mean(axis=0) > 0).all()),
             ),
             "Power of voxel time courses, averaged over the brain.",
             width="half",
@@ -373,12 +379,13 @@ def _realism(analysis: Analysis) -> list[Element]:
 
 
 def _rival(baseline: Baseline, key: str) -> str:
-    """A baseline's judged number and how it stands against the synthetic data."""
-    twin = next((check for check in baseline.checks if check.key == key), None)
-    if twin is None or twin.value is None:
+    """A baseline's judged number, its answer, and how it stands against the synthetic data."""
+    twin = next((v for v in baseline.judged.verdicts if v.check.key == key), None)
+    if twin is None:
         return "–"
-    standing = baseline.standings[key]
-    return show(replace(twin, low=None), 3) + (f", {standing}" if standing else "")
+    return ", ".join(
+        part for part in (show_numbers(twin.value), ANSWERS[twin.answer], baseline.standings.get(key)) if part
+    )
 
 
 def _variance(analysis: Analysis) -> list[Element]:
@@ -389,14 +396,14 @@ def _variance(analysis: Analysis) -> list[Element]:
         )
     ]
     for name, summary in (("real", analysis.real), ("synthetic", analysis.synthetic)):
-        features = volume_features(summary)
+        features = summary.properties.rows.volume_NC
         if len(features) < 3:
             continue
         scores, shares = principal_components(features)
-        panels = [(f"{name}: by subject", scores, list(summary.subjects_N))] if name == "real" else []
-        encodings = [block.phase_encoding for block in summary.blocks]
+        panels = [(f"{name}: by subject", scores, list(summary.people_N))] if name == "real" else []
+        encodings = list(summary.properties.rows.phase_encodings_N)
         if all(encodings) and len(set(encodings)) > 1:
-            panels.append((f"{name}: by phase encoding", scores, [str(e) for e in encodings]))
+            panels.append((f"{name}: by phase encoding", scores, encodings))
         panels.append((f"{name}: by task", scores, list(summary.conditions_N)))
         figure = draw.components_figure(panels, list(shares))
         elements.append(
@@ -413,7 +420,8 @@ def _variance(analysis: Analysis) -> list[Element]:
 
 
 def _privacy(analysis: Analysis) -> list[Element]:
-    if not analysis.privacy:
+    audits = analysis.own.audits
+    if not audits:
         return []
     elements: list[Element] = [
         Text(
@@ -421,77 +429,68 @@ def _privacy(analysis: Analysis) -> list[Element]:
             "another subject. Samples left of the dashed line are nearer than 95 % of training blocks are to each other."
         )
     ]
-    for name, audit in analysis.privacy.items():
+    for name, audit in audits.items():
         figure = draw.histogram_figure(
             {"training to training": audit.train_nearest_N, "synthetic to training": audit.synthetic_nearest_M},
             xlabel=f"nearest-neighbour distance ({name})", title=f"Privacy audit: {name}", mark=("threshold", audit.threshold),
         )  # fmt: skip
-        elements.append(
-            Figure.of(
-                figure,
-                f"{name}: {100 * audit.share_below:.0f} % of samples under the threshold, {len(audit.copies)} singled out as near copies; "
-                f"ratio of mean distances {audit.ratio_of_means:.2f}.",
-                width="half",
-                vector=True,
-            )
+        caption = (
+            f"{name}: {100 * audit.share_below:.0f} % of samples under the threshold, {len(audit.copies)} singled out as near copies; "
+            f"ratio of mean distances {audit.ratio_of_means:.2f}."
         )
-    own = analysis.privacy.get("dynamics")
-    audits = [("Synthetic", own), *((f"Baseline: {b.name}", b.privacy) for b in analysis.baselines)]
+        elements.append(Figure.of(figure, caption, width="half", vector=True))
+    others = [("Synthetic", analysis.own), *((f"Baseline: {b.name}", b.judged) for b in analysis.baselines)]
+    if analysis.control is not None:
+        others.append(("As many real blocks", analysis.control))
     rows = [
-        [name, f"{100 * a.share_below:.0f} %", len(a.copies), a.ratio_of_means, OUTCOME_WORDS[a.outcome]]
-        for name, a in audits
+        [name, f"{100 * a.share_below:.0f} %", len(a.copies), a.ratio_of_means, a.outcome]
+        for name, a in ((name, judged.audits.get("dynamics")) for name, judged in others)
         if a is not None
     ]
-    if len(rows) > 1:
-        columns = (
-            "Dynamics",
-            "Under the threshold",
-            "Singled out",
-            "Mean distance, times training to training",
-            "Outcome",
-        )
-        caption = "What writes training data out again may look as real as it likes: it is no substitute for samples that copy nobody."
-        elements.append(Table(columns, rows, highlight=0, caption=caption))
+    columns = ("Dynamics", "Under the threshold", "Singled out", "Mean distance, times training to training", "Audit")
+    caption = "What writes training data out again may look as real as it likes: it is no substitute for samples that copy nobody."
+    elements.append(Table(columns, rows, highlight=0, caption=caption))
     return elements
 
 
 def _utility(analysis: Analysis) -> list[Element]:
-    if not analysis.utility:
+    cells = analysis.utility
+    if not cells:
         return []
-    rows = [
-        [f"{t.trained_on} → {t.tested_on}", t.accuracy, f"{t.low:.2f} to {t.high:.2f}", t.chance, t.n_train, t.n_test]
-        for t in analysis.utility
-    ]
+    counts = sorted({cell.n_real_people for cell in cells})
+    rows = []
+    for key in dict.fromkeys((c.classifier, c.added, c.multiple) for c in cells):
+        found = {c.n_real_people: c for c in cells if (c.classifier, c.added, c.multiple) == key}
+        name = "real blocks alone" if key[1] == "nothing" else f"with {key[2]} times as many: {key[1]}"
+        rows.append(
+            [key[0], name, *(f"{found[n].accuracy:.2f} ± {found[n].sd:.2f}" if n in found else "–" for n in counts)]
+        )
     return [
-        Text("A ridge classifier of the condition, trained on one dataset and tested on another."),
-        Table(
-            ("Trained on → tested on", "Accuracy", "95 % interval", "Chance", "Training blocks", "Test blocks"), rows
+        Text(
+            "What the samples are worth to who wants to tell conditions apart (conditional ICA, Tajini et al. 2021): classifiers trained on the blocks of a few "
+            "real people with so many times as many blocks added, and tested on the real test people. Noise: the real blocks again with half their own "
+            "standard deviation of noise, the standard augmentation."
         ),
-    ]
+        Table(("Classifier", "Trained on", *(f"{n} real people" for n in counts)), rows, caption="Accuracy: mean ± standard deviation over draws of the people."),
+    ]  # fmt: skip
 
 
 def _methods(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
-    glm = config.glm
+    glm, real, synthetic = config.glm, analysis.real.properties, analysis.synthetic.properties
     return [
         Text(
             f"Window GLM: block boxcar convolved with the {glm.hrf} response, constant{', linear drift' if glm.resolved_drift == 'linear' else ''}; "
             f"percent of the block's reference volume; {glm.resolved_noise_model} noise; smoothing {glm.resolved_smoothing_fwhm_mm:g} mm. A subject's effect is the "
             "unweighted fixed effect over its blocks; group maps are one-sample random-effects t, shown as z.\n\n"
-            f"Bootstrap: {config.bootstrap_repeats} resamples of real subjects and synthetic samples. Split halves: {config.split_half_repeats} random halves. Both use "
+            f"Intervals: delete-a-group jackknife over real subjects, samples and real control blocks. Split halves: {config.split_half_repeats} random halves. Both use "
             f"{min(config.resampling_voxels, int(analysis.cohorts.mask_XYZ.sum())):,} voxels. Permutation p: condition labels shuffled, all orders up to seven conditions.\n\n"
-            "Baselines are fitted on the training split: class mean plus resampled residuals, a Gaussian with the training mean and covariance per condition, "
+            "Baselines are fitted on the training split: class mean plus resampled residuals, a Gaussian, "
             "and the training block nearest to each synthetic block. Formulas and references: docs/metrics.md."
         ),
         Table(
             ("Group maps", "Real model", "Real n", "Synthetic model", "Synthetic n"),
             [
-                [
-                    c,
-                    analysis.real_maps.models[c],
-                    analysis.real_maps.n_subjects[c],
-                    analysis.synthetic_maps.models[c],
-                    analysis.synthetic_maps.n_subjects[c],
-                ]
+                [c, real.model(c), real.n_people(c), synthetic.model(c), synthetic.n_people(c)]
                 for c in analysis.cohorts.conditions
             ],
         ),

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 _CHUNK = 512
+MAX_QUERIES = 2000
+"""Training blocks whose own neighbours are looked for: enough for a percentile."""
+
 EXACT_SHARE = 0.1
 """A sample nearer to a training block than this share of the median training distance is a copy."""
 
@@ -86,17 +89,18 @@ def nearest_two(
     -------
     first, second : arrays of shape (M,)
     """
-    train = train_ND.astype(np.float64)
-    squares = np.square(train).sum(axis=1)
     first = np.empty(len(query_MD))
     second = np.empty(len(query_MD))
     names, codes = np.unique(train_subjects, return_inverse=True)
     for start in range(0, len(query_MD), _CHUNK):
         query = query_MD[start : start + _CHUNK].astype(np.float64)
-        distance2 = np.square(query).sum(axis=1)[:, None] + squares - 2 * query @ train.T
+        squares = np.square(query).sum(axis=1)[:, None]
         best = np.full((len(query), len(names)), np.inf)
-        for code in range(len(names)):
-            best[:, code] = distance2[:, codes == code].min(axis=1)
+        for at in range(0, len(train_ND), _CHUNK):  # both sides in pieces: training windows lie on disk
+            train = train_ND[at : at + _CHUNK].astype(np.float64)
+            distance2 = squares + np.square(train).sum(axis=1) - 2 * query @ train.T
+            for column, code in enumerate(codes[at : at + _CHUNK]):
+                np.minimum(best[:, code], distance2[:, column], out=best[:, code])
         if query_subjects is not None:
             own = query_subjects[start : start + _CHUNK]
             best[own[:, None] == names[None, :]] = np.inf
@@ -114,8 +118,9 @@ def _more_often(hits: int, n: int, reference_hits: int, n_reference: int) -> boo
 
 
 def audit(
-    train_ND: np.ndarray, train_subjects: np.ndarray, synthetic_MD: np.ndarray, percentile: float = 5.0
-) -> Audit | None:
+    train_ND: np.ndarray, train_subjects: np.ndarray, synthetic_MD: np.ndarray, percentile: float = 5.0, *,
+    one_each: bool = False,
+) -> Audit | None:  # fmt: skip
     """Audit synthetic features against training features; None with fewer than three training subjects.
 
     The outcome is ``fail`` when any sample is a copy (distance under a tenth of the training median) or when
@@ -123,11 +128,14 @@ def audit(
     p < 0.01); ``warn`` when they lie under the threshold more often than training blocks do, without
     pointing at single training blocks (over-smooth samples do that); else ``pass``. For ``warn`` equal samples count
     once: a thousand samples on one mean reference volume say as much about anatomy as one does.
+    With `one_each` the training side is one block of each person: what a person's blocks share (anatomy) is not so many independent distances.
     """
 
     if len(np.unique(train_subjects)) < 3:
         return None
-    train_first, train_second = nearest_two(train_ND, train_ND, train_subjects, train_subjects)
+    every = np.unique(train_subjects, return_index=True)[1] if one_each else np.arange(len(train_ND))
+    asked = np.sort(np.random.default_rng(0).permutation(every)[:MAX_QUERIES])
+    train_first, train_second = nearest_two(train_ND[asked], train_ND, train_subjects, train_subjects[asked])
     first, second = nearest_two(synthetic_MD, train_ND, train_subjects)
     threshold = float(np.percentile(train_first, percentile))
     finite = np.isfinite(train_second) & (train_second > 0)

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from fmrisynth.data.grid import Grid
+from fmrisynth.evaluate.response import mirror_index
 from fmrisynth.evaluate.rois import Roi
 
 CELL_VOXELS = 4
@@ -69,6 +70,7 @@ class Probes:
     parcels: sparse.csr_matrix = field(init=False)
     regions: sparse.csr_matrix = field(init=False)
     pairs: list[tuple[np.ndarray, np.ndarray]] = field(init=False)
+    mirror_V: np.ndarray | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.cells = cell_matrix(self.mask_XYZ, CELL_VOXELS)
@@ -79,3 +81,4 @@ class Probes:
             weights = np.zeros((0, int(self.mask_XYZ.sum())), np.float32)
         self.regions = sparse.csr_matrix(weights)
         self.pairs = neighbour_pairs(self.mask_XYZ)
+        self.mirror_V = None if self.grid.is_native else mirror_index(self.mask_XYZ, self.grid.affine)

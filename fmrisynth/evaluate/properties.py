@@ -1,24 +1,33 @@
-"""Properties of the signal that the realism checks look at, also with a group of subjects left out.
+"""What is measured of a dataset's signal, so that it can also be had without a group of subjects.
 
-Axis legend: N blocks, G groups of subjects, T frames, V voxels, L lags, F frequencies, P parcels, R regions.
+Blocks leave a few numbers each (`BlockRows`), maps leave sums (`Sums`): what a group of subjects added can be taken away again, so that
+nothing grows with the number of subjects but the rows.
+
+Axis legend: N blocks, G groups of subjects, T frames, V voxels, S voxels of the resampling, L lags, F frequencies, P parcels, R regions, C cells.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 
 from fmrisynth.evaluate.probes import Probes
+from fmrisynth.evaluate.response import Pattern
 from fmrisynth.glm.design import Design
-from fmrisynth.glm.statistics import RunningGroup
+from fmrisynth.glm.group import RANDOM_EFFECTS, SINGLE_SUBJECT
+from fmrisynth.glm.statistics import Estimate, t_to_z
 from fmrisynth.glm.windows import Window
 
 N_LAGS = 5
 N_GROUPS = 20
 """Subjects are dealt to so many groups; leaving out one at a time says how sure a number is (see `jackknife`)."""
+
+ACTIVE_SHARE = 0.05
+"""A block's active voxels are this share of all: maps of equal area, so that overlap says where and not how strong."""
 
 
 def smoothness_fwhm_mm(
@@ -67,31 +76,55 @@ def _fisher_correlation(series_PT: np.ndarray) -> np.ndarray:
     return np.arctanh(r)
 
 
-class _Sums:
-    """What is added up over blocks, of one group of subjects or of all."""
+@dataclass(frozen=True)
+class BlockRows:
+    """The numbers that every block leaves; see `Properties`."""
 
-    def __init__(self, n_voxels: int, n_parcels: int) -> None:
-        self.n_blocks = 0
-        self.residual_variance_V = np.zeros(n_voxels)
-        self.fisher_PP = np.zeros((n_parcels, n_parcels))
-        self.spread: dict[str, RunningGroup] = {}
+    people_N: np.ndarray
+    conditions_N: np.ndarray
+    phase_encodings_N: np.ndarray
+    group_N: np.ndarray
+    courses_NRT: np.ndarray
+    autocorrelation_NL: np.ndarray
+    spectrum_NF: np.ndarray
+    fwhm_mm_N: np.ndarray
+    block_variance_N: np.ndarray
+    anatomy_NC: np.ndarray
+    volume_NC: np.ndarray
+    response_NT: np.ndarray
+    gain_N: np.ndarray
+    odd_gain_N: np.ndarray
+    place_mm_N3: np.ndarray
+    effects_NS: np.ndarray
 
-    def add(self, condition: str, effect_V: np.ndarray, residual_variance_V: np.ndarray, fisher_PP: np.ndarray) -> None:
-        self.n_blocks += 1
-        self.residual_variance_V += residual_variance_V
-        self.fisher_PP += fisher_PP
-        self.spread.setdefault(condition, RunningGroup(len(effect_V))).add(effect_V)
+    def only(self, kept_N: np.ndarray) -> BlockRows:
+        """The chosen blocks."""
+        return BlockRows(*(getattr(self, field.name)[kept_N] for field in fields(self)))
 
-    def without(self, part: _Sums) -> _Sums:
-        rest = _Sums(0, 0)
-        rest.n_blocks = self.n_blocks - part.n_blocks
-        rest.residual_variance_V = self.residual_variance_V - part.residual_variance_V
-        rest.fisher_PP = self.fisher_PP - part.fisher_PP
-        rest.spread = {
-            condition: group.without(part.spread[condition]) if condition in part.spread else group
-            for condition, group in self.spread.items()
-        }
-        return rest
+
+class Sums(dict[tuple[str, ...], np.ndarray]):
+    """Sums over blocks or people by name; what a part has added can be taken away again."""
+
+    def accumulate(self, key: tuple[str, ...], value: np.ndarray | float) -> None:
+        """Add to a sum, which starts at 0."""
+        if key in self:
+            self[key] += value
+        else:
+            self[key] = np.array(value, dtype=np.float64)
+
+    def without(self, part: Sums) -> Sums:
+        """What is left when a part is taken away."""
+        return Sums({key: value - part[key] if key in part else value for key, value in self.items()})
+
+    def at(self, voxels_S: np.ndarray, n_voxels: int) -> Sums:
+        """The same sums at fewer voxels."""
+        return Sums({key: value[voxels_S] if value.shape == (n_voxels,) else value for key, value in self.items()})
+
+    def people(self, kind: str, condition: str, effect_V: np.ndarray) -> None:
+        """Add one person's effect map to the first two moments of a condition."""
+        effect = effect_V.astype(np.float64)
+        for name, value in (("n", 1.0), ("sum", effect), ("square", effect**2)):
+            self.accumulate((kind, condition, name), value)
 
 
 @dataclass(frozen=True)
@@ -100,111 +133,225 @@ class Properties:
 
     Attributes
     ----------
-    subjects_N, conditions_N : array of str
-        What each block is.
-    courses_NRT : array of shape (N, R, T)
-        ROI mean time courses, percent.
-    autocorrelation_NL, spectrum_NF, fwhm_mm_N : arrays
-        Per block.
-    block_variance_N : array of shape (N,)
-        Mean over voxels of the window GLM's residual variance, %².
-    residual_variance_V : array of shape (V,)
-        Mean over blocks of the window GLM's residual variance.
-    effect_variance : dict of str to array of shape (V,)
-        Variance of single-block effects between blocks, per condition with two or more.
-    connectivity_PP : array of shape (P, P)
-        Mean over blocks (Fisher z) of parcel correlations of residuals.
+    rows : BlockRows
+        Per block: person, condition, phase encoding and group; mean courses of regions (%); autocorrelation, spectrum, smoothness (mm); mean
+        residual variance (%²); log reference volume and log block-mean volume on cells; course of the condition's pattern, gain along it and
+        along its left-right odd part, both in multiples of the reference people's response; place of the response (mm from the reference
+        peak); the effect map at S voxels (empty where it is not kept).
+    sums : Sums
+        ``("people", condition, ...)`` moments of people's effects, ``("single", condition, ...)`` of one block of each person,
+        ``("active", condition)`` how often a voxel was active, and more.
+    parts : list of Sums
+        What each group of people added, at `voxels_S`.
+    voxels_S : int array
+        Voxels of the resampling.
+    n_voxels : int
     """
 
-    subjects_N: np.ndarray
-    conditions_N: np.ndarray
-    courses_NRT: np.ndarray
-    autocorrelation_NL: np.ndarray
-    spectrum_NF: np.ndarray
-    fwhm_mm_N: np.ndarray
-    block_variance_N: np.ndarray
-    residual_variance_V: np.ndarray
-    effect_variance: dict[str, np.ndarray]
-    connectivity_PP: np.ndarray
-    _group_N: np.ndarray
-    _total: _Sums
-    _groups: list[_Sums]
+    rows: BlockRows
+    sums: Sums
+    parts: list[Sums]
+    voxels_S: np.ndarray
+    n_voxels: int
 
     @property
     def n_groups(self) -> int:
-        """How many groups of subjects can be left out."""
-        return len(self._groups)
+        """How many groups of people can be left out."""
+        return len(self.parts)
 
     def leave_one_group_out(self) -> Iterator[Properties]:
-        """The properties without each group of subjects in turn."""
-        for index, part in enumerate(self._groups):
-            kept = self._group_N != index
-            yield Properties(
-                self.subjects_N[kept], self.conditions_N[kept], self.courses_NRT[kept], self.autocorrelation_NL[kept],
-                self.spectrum_NF[kept], self.fwhm_mm_N[kept], self.block_variance_N[kept], *_means(rest := self._total.without(part)),
-                self._group_N[kept], rest, [],
+        """The properties without each group of people in turn, at the voxels of the resampling."""
+        whole = self.at_resampled
+        for index, part in enumerate(self.parts):
+            kept = self.rows.only(self.rows.group_N != index)
+            yield Properties(kept, whole.sums.without(part), [], whole.voxels_S, whole.n_voxels)
+
+    @cached_property
+    def at_resampled(self) -> Properties:
+        """The same properties, maps at the voxels of the resampling only."""
+        n = len(self.voxels_S)
+        return Properties(self.rows, self.sums.at(self.voxels_S, self.n_voxels), self.parts, np.arange(n), n)
+
+    def halves(self, rng: np.random.Generator) -> tuple[Properties, Properties]:
+        """Two disjoint random halves of the groups of people."""
+        whole, order = self.at_resampled, rng.permutation(self.n_groups)
+        first = Sums()
+        for index in order[: self.n_groups // 2]:
+            for key, value in self.parts[index].items():
+                first.accumulate(key, value)
+        inside = np.isin(self.rows.group_N, order[: self.n_groups // 2])
+        return (
+            Properties(self.rows.only(inside), first, [], whole.voxels_S, whole.n_voxels),
+            Properties(self.rows.only(~inside), whole.sums.without(first), [], whole.voxels_S, whole.n_voxels),
+        )
+
+    def has(self, condition: str) -> bool:
+        """Whether there are blocks of a condition."""
+        return self.n_people(condition) > 0
+
+    def n_people(self, condition: str) -> int:
+        """How many people (or samples) a condition's group map holds."""
+        return int(self.sums.get(("people", condition, "n"), np.zeros(())))
+
+    def fewest(self, conditions: Sequence[str]) -> int:
+        """Different people in the condition that has fewest."""
+        return min(len(set(self.rows.people_N[self.rows.conditions_N == c])) for c in conditions)
+
+    def group(self, condition: str, kind: str = "people") -> Estimate:
+        """Random effects over people, or the fixed effects of the only one."""
+        n = float(self.sums[kind, condition, "n"])
+        mean = self.sums[kind, condition, "sum"] / n
+        if n < 2:
+            return Estimate(
+                mean.astype(np.float32), self.sums["fixed", condition, "variance"].astype(np.float32),
+                float(self.sums["fixed", condition, "dof"]),
             )  # fmt: skip
+        variance = np.maximum(self.sums[kind, condition, "square"] - n * mean**2, 0.0) / (n - 1) / n
+        # A spread at the level of float32 rounding is no spread: the people are copies of each other.
+        variance[variance <= (np.finfo(np.float32).eps * np.abs(mean)) ** 2] = 0.0
+        return Estimate(mean.astype(np.float32), variance.astype(np.float32), n - 1)
 
+    def model(self, condition: str) -> str:
+        """The model behind `group`."""
+        return RANDOM_EFFECTS if self.n_people(condition) >= 2 else SINGLE_SUBJECT
 
-def _means(sums: _Sums) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    spread = {
-        condition: group.estimate().variance.astype(np.float64) * group.n
-        for condition, group in sums.spread.items() if group.n >= 2
-    }  # fmt: skip
-    return sums.residual_variance_V / sums.n_blocks, spread, np.tanh(sums.fisher_PP / sums.n_blocks)
+    def z(self, condition: str) -> np.ndarray:
+        """z of the group map, NaN where there is none; kept, as many comparisons ask for it."""
+        if condition not in self._z:
+            estimate = self.group(condition)
+            self._z[condition] = t_to_z(estimate.t, estimate.dof)
+        return self._z[condition]
+
+    @cached_property
+    def _z(self) -> dict[str, np.ndarray]:
+        return {}
+
+    @property
+    def residual_variance_V(self) -> np.ndarray:
+        """Mean over blocks of the window GLM's residual variance."""
+        return self.sums["residual variance",] / self.sums["blocks",]
+
+    @property
+    def connectivity_PP(self) -> np.ndarray:
+        """Mean over blocks (Fisher z) of parcel correlations of residuals."""
+        return np.tanh(self.sums["connectivity",] / self.sums["blocks",])
+
+    def effect_variance(self, condition: str) -> np.ndarray | None:
+        """Variance over people of the effect of one block, (V,); None for fewer than two."""
+        n = self.sums.get(("single", condition, "n"), np.zeros(()))
+        return None if n < 2 else self.group(condition, "single").variance.astype(np.float64) * float(n)
+
+    def overlap(self, condition: str) -> float:
+        """Mean Dice overlap of the active voxels of two people's blocks (maps of equal area); NaN for fewer than two."""
+        n = float(self.sums.get(("single", condition, "n"), np.zeros(())))
+        if n < 2:
+            return float("nan")
+        count_V = self.sums["active", condition]
+        return float((count_V * (count_V - 1)).sum() / ((n - 1) * count_V.sum()))
 
 
 class PropertyAccumulator:
-    """Measures windows one at a time.
+    """Measures windows one at a time, which must come person by person.
 
     Parameters
     ----------
     probes : Probes
+    patterns : mapping of str to Pattern
+        Where and how strongly each condition answers in other people; empty for none.
+    voxels_S : int array
+        Voxels of the resampling.
     n_groups : int, default 20
-        The k-th subject to come with a condition first is dealt to group ``k % n_groups``, so that no group holds a condition alone
+        The k-th person to come with a condition first is dealt to group ``k % n_groups``, so that no group holds a condition alone
         in whatever order samples come; 1 for no groups.
+    as_samples : bool
+        Every block is a sample of its own in group maps, as a generator's are; groups stay groups of people.
+    keep_effects : bool
+        Keep every block's effect at `voxels_S` (float16).
     """
 
-    def __init__(self, probes: Probes, n_groups: int = N_GROUPS) -> None:
-        self._probes = probes
-        self._shape = int(probes.mask_XYZ.sum()), probes.parcels.shape[0]
-        self._total = _Sums(*self._shape)
-        self._groups: list[_Sums] = []
+    def __init__(
+        self, probes: Probes, patterns: dict[str, Pattern], voxels_S: np.ndarray, *, n_groups: int = N_GROUPS,
+        as_samples: bool = False, keep_effects: bool = False,
+    ) -> None:  # fmt: skip
+        self._probes, self._patterns, self._voxels = probes, patterns, voxels_S
+        self._as_samples, self._keep_effects = as_samples, keep_effects
+        self._n_voxels = int(probes.mask_XYZ.sum())
+        self._sums, self._parts = Sums(), [] if n_groups == 1 else [Sums()]
         self._n_groups = n_groups
         self._group_of: dict[str, int] = {}
         self._dealt: Counter[str] = Counter()
-        self._rows: list[tuple[str, str, int, np.ndarray, np.ndarray, np.ndarray, float, float]] = []
+        self._rows: list[tuple] = []
+        self._current: str | None = None
+        self._pending: dict[str, list[Estimate]] = {}
+        self._rng = np.random.default_rng(0)
 
-    def add(self, window: Window, design: Design, effect_V: np.ndarray) -> None:
+    def add(self, window: Window, design: Design, estimate: Estimate) -> None:
         """Add a window, with its design and the block's effect."""
-        block, percent, probes = window.block, window.percent_TV, self._probes
+        block, percent, probes, effect_V = window.block, window.percent_TV, self._probes, estimate.effect
+        if block.subject != self._current:
+            self._close_person()
+            self._current = block.subject
         if block.subject not in self._group_of:
             self._group_of[block.subject] = self._dealt[block.condition] % self._n_groups
             self._dealt[block.condition] += 1
         group = self._group_of[block.subject]
-        if self._n_groups > 1 and group == len(self._groups):
-            self._groups.append(_Sums(*self._shape))
+        while self._n_groups > 1 and group >= len(self._parts):
+            self._parts.append(Sums())
         residual = (percent - (design.matrix_TP @ (design.pinv_PT @ percent.astype(np.float64)))).astype(np.float32)
         residual_variance = np.square(residual).sum(axis=0, dtype=np.float64) / design.dof
         fisher = _fisher_correlation(probes.parcels @ residual.T)
-        for sums in (self._total, *self._groups[group : group + 1]):
-            sums.add(block.condition, effect_V, residual_variance, fisher)
+        for sums, at in self._targets(group):
+            sums.accumulate(("blocks",), 1.0)
+            sums.accumulate(("residual variance",), residual_variance[at])
+            sums.accumulate(("connectivity",), fisher)
+        self._pending.setdefault(block.condition, []).append(estimate)
         centred = percent - percent.mean(axis=0)
+        cells_C = probes.cells @ window.reference_V
+        log_C = np.log(np.maximum(cells_C, 1e-6))
+        anatomy_C = (log_C - log_C.mean()).astype(np.float32)
+        change_C = np.log1p(np.maximum(probes.cells @ percent.mean(axis=0), -99.0) / 100.0).astype(np.float32)
+        pattern = self._patterns.get(block.condition)
+        nothing = np.float32(np.nan)
         self._rows.append((
-            block.subject, block.condition, group,
+            block.subject, block.condition, block.attributes.get("phase_encoding") or "", group,
             (probes.regions @ percent.T).astype(np.float32),
             autocorrelation(centred, min(N_LAGS, len(percent) - 1)),
             power_spectrum(centred),
             smoothness_fwhm_mm(residual, probes.pairs, probes.grid.voxel_mm),
             float(residual_variance.mean()),
+            anatomy_C, anatomy_C + change_C,
+            np.full(len(percent), nothing) if pattern is None else percent @ pattern.weights_V,
+            nothing if pattern is None else effect_V @ pattern.weights_V,
+            nothing if pattern is None or pattern.odd_weights_V is None else effect_V @ pattern.odd_weights_V,
+            np.full(3, nothing) if pattern is None else pattern.place_mm(effect_V),
+            effect_V[self._voxels].astype(np.float16) if self._keep_effects else np.zeros(0, np.float16),
         ))  # fmt: skip
+
+    def _targets(self, group: int) -> Iterator[tuple[Sums, np.ndarray | slice]]:
+        yield self._sums, slice(None)
+        if self._n_groups > 1:
+            yield self._parts[group], self._voxels
+
+    def _close_person(self) -> None:
+        for condition, estimates in self._pending.items():
+            people = [[e] for e in estimates] if self._as_samples else [estimates]
+            for own in people:
+                mean_V = np.asarray(np.mean([e.effect for e in own], axis=0, dtype=np.float64))
+                single_V = own[int(self._rng.integers(len(own)))].effect
+                n_active = max(1, round(ACTIVE_SHARE * len(single_V)))
+                active_V = np.zeros(len(single_V), bool)
+                active_V[np.argpartition(single_V, -n_active)[-n_active:]] = True
+                for sums, at in self._targets(self._group_of[str(self._current)]):
+                    sums.people("people", condition, mean_V[at])
+                    sums.people("single", condition, single_V[at])
+                    sums.accumulate(("active", condition), active_V[at].astype(np.float64))
+                variance_V = np.sum([e.variance for e in own], axis=0, dtype=np.float64) / len(own) ** 2
+                self._sums.accumulate(("fixed", condition, "variance"), variance_V)
+                self._sums.accumulate(("fixed", condition, "dof"), float(sum(e.dof for e in own)))
+        self._pending = {}
 
     def finish(self) -> Properties:
         """The properties of all windows."""
-        subjects, conditions, groups, courses, lags, spectra, widths, variances = (
-            np.array(column) for column in zip(*self._rows, strict=True)
-        )
-        means = _means(self._total)
-        return Properties(
-            subjects, conditions, courses, lags, spectra, widths, variances, *means, groups, self._total, self._groups
-        )
+        self._close_person()
+        rows = BlockRows(*(np.array(column) for column in zip(*self._rows, strict=True)))
+        return Properties(rows, self._sums, self._parts, self._voxels, self._n_voxels)

@@ -49,13 +49,14 @@ class Roi:
         return self.task in ("*", condition, load_table().get(condition).task)
 
 
-def _positions(mask_XYZ: np.ndarray, grid: Grid) -> np.ndarray:
+def positions_mm(mask_XYZ: np.ndarray, grid: Grid) -> np.ndarray:
+    """World coordinates of the voxels of a mask, (V, 3)."""
     return np.argwhere(mask_XYZ) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
 def sphere(mask_XYZ: np.ndarray, grid: Grid, centre_mm: Sequence[float], radius_mm: float) -> np.ndarray:
     """Voxels of the mask within `radius_mm` of a world coordinate, bool (V,)."""
-    distance = np.linalg.norm(_positions(mask_XYZ, grid) - np.asarray(centre_mm, dtype=float), axis=1)
+    distance = np.linalg.norm(positions_mm(mask_XYZ, grid) - np.asarray(centre_mm, dtype=float), axis=1)
     return distance <= radius_mm
 
 
@@ -87,7 +88,7 @@ def read_atlas(mask_XYZ: np.ndarray, grid: Grid, atlas: Path, labels: Path) -> l
     image = read_image(atlas, ndim=3)
     values = np.rint(image.scaled()).astype(int)
     where = np.rint(
-        _positions(mask_XYZ, grid) @ np.linalg.inv(image.affine)[:3, :3].T + np.linalg.inv(image.affine)[:3, 3]
+        positions_mm(mask_XYZ, grid) @ np.linalg.inv(image.affine)[:3, :3].T + np.linalg.inv(image.affine)[:3, 3]
     )
     index = where.astype(int)
     inside = ((index >= 0) & (index < np.array(values.shape))).all(axis=1)
@@ -111,7 +112,7 @@ def peak_rois(maps: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, grid: Grid, 
     source : str
         What these data are; it is written beside every figure made with the ROIs.
     """
-    positions = _positions(mask_XYZ, grid)
+    positions = positions_mm(mask_XYZ, grid)
     rois = []
     for condition, z_V in maps.items():
         strength = np.abs(np.nan_to_num(z_V))

@@ -13,14 +13,14 @@ import numpy as np
 from fmrisynth import __version__
 from fmrisynth.bids.atomic import write_json, write_text
 from fmrisynth.config.evaluate import EvaluateConfig
-from fmrisynth.evaluate.analysis import Analysis, analyse
+from fmrisynth.evaluate.analysis import Analysis, Judged, analyse
 from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, headline, judge, show
 from fmrisynth.progress import StageSummary
 from fmrisynth.stage import Stage, Unit
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "2.0"
 METRICS = Path("metrics.json")
 REPORT = Path("report.html")
 
@@ -89,55 +89,53 @@ def _scores_json(scores: dict[str, Score]) -> dict[str, Any]:
     return {name: score.to_json() for name, score in scores.items()}
 
 
-def metrics_of(analysis: Analysis, config: EvaluateConfig, real: Path, synthetic: Path) -> dict[str, Any]:
+def metrics_of(analysis: Analysis, config: EvaluateConfig, real_root: Path, synthetic: Path) -> dict[str, Any]:
     """The content of ``metrics.json``; see ``docs/metrics.md`` for every field."""
-    cohorts = analysis.cohorts
-    per_block = analysis.real_per_block
+    cohorts, real = analysis.cohorts, analysis.real.properties
     return {
         "schema_version": SCHEMA_VERSION,
         "fmrisynth_version": __version__,
         "config_hash": config.digest(),
         "seed": config.seed,
         "datasets": {
-            "real": real.name, "synthetic": synthetic.name, "space": cohorts.grid.space,
+            "real": real_root.name, "synthetic": synthetic.name, "space": cohorts.grid.space,
             "grid_shape": list(cohorts.grid.shape), "voxels": int(cohorts.mask_XYZ.sum()),
             "frames": cohorts.n_frames, "tr_s": cohorts.tr_s,
             "conditions": cohorts.conditions, "candidates": cohorts.candidates,
-            "real_subjects": {c: analysis.real_maps.n_subjects[c] for c in cohorts.candidates},
-            "synthetic_samples": analysis.synthetic_maps.n_subjects,
+            "real_subjects": {c: real.n_people(c) for c in cohorts.candidates},
+            "synthetic_samples": {c: analysis.synthetic.properties.n_people(c) for c in cohorts.conditions},
             "real_blocks": len(cohorts.real), "training_blocks": len(cohorts.train), "synthetic_blocks": len(cohorts.synthetic),
-            "group_model": analysis.real_maps.models,
+            "group_model": {c: real.model(c) for c in cohorts.candidates},
         },
         "units": {"effect": "percent signal change of the reference volume", "z": "standard normal deviate", "distance": "percent (L2 over cells and frames)"},
-        "resampling": {
-            "bootstrap_repeats": config.bootstrap_repeats, "split_half_repeats": config.split_half_repeats,
-            "voxels": min(config.resampling_voxels, int(cohorts.mask_XYZ.sum())),
-        },
-        "synthetic": _comparison_json(analysis.comparison),
+        "resampling": {"split_half_repeats": config.split_half_repeats, "voxels": min(config.resampling_voxels, int(cohorts.mask_XYZ.sum()))},
+        "synthetic": _judged_json(analysis.own),
+        "control": _judged_json(analysis.control) | {"note": analysis.control_note},
         "ceiling": {
             "split_half": {"scores": _scores_json(analysis.split_half), "note": analysis.split_half_note},
-            "train_against_test": _comparison_json(analysis.train_ceiling),
             "noise_free_corr": analysis.noise_free_corr,
             "tokenizer": _comparison_json(analysis.tokenizer_ceiling),
-            "top1_per_block": per_block.to_json() if per_block is not None else None,
         },
         "baselines": {
-            b.name: (_comparison_json(b.comparison) or {}) | {
-                "realism": {c.key: c.to_json() | {"against_synthetic": b.standings[c.key]} for c in b.checks},
-                "privacy": {"dynamics": b.privacy.to_json()} if b.privacy is not None else {},
-                "samples_per_condition": b.n_per_condition,
-            }
+            b.name: _judged_json(b.judged) | {"against_synthetic": b.standings, "samples_per_condition": b.n_per_condition}
             for b in analysis.baselines
         },
-        "truth": analysis.truth,
-        "realism": {check.key: check.to_json() for check in analysis.checks},
+        "truth": {condition: found.to_json() for condition, found in analysis.truth.items()},
         "variance_explained": analysis.variance,
-        "privacy": {name: audit.to_json() for name, audit in analysis.privacy.items()},
-        "utility": [transfer.to_json() for transfer in analysis.utility],
+        "utility": [cell.to_json() for cell in analysis.utility],
         "rois": {"note": analysis.roi_note, "regions": [{"label": r.label, "task": r.task, "origin": r.origin, "voxels": int(r.voxels_V.sum())} for r in analysis.rois]},
         "summary": [line.to_json() for line in judge(analysis)],
         "notes": analysis.notes,
     }  # fmt: skip
+
+
+def _judged_json(judged: Judged | None) -> dict[str, Any]:
+    if judged is None:
+        return {}
+    return (_comparison_json(judged.comparison) or {}) | {
+        "checks": {v.check.key: v.to_json() for v in judged.verdicts},
+        "privacy": {name: audit.to_json() for name, audit in judged.audits.items()},
+    }
 
 
 def without_nan(value: Any) -> Any:

@@ -1,164 +1,128 @@
 """What is kept of a dataset: one pass over its windows, the same for real, synthetic and baseline data.
 
-Nothing here holds a cohort in memory: per block a few thousand numbers are kept, per subject and
-condition one effect map.
+Nothing here grows with the number of subjects but a few thousand numbers per block; the windows on cells lie on disk.
 
-Axis legend: N blocks, T frames, V voxels, C cells.
+Axis legend: N blocks, T frames, V voxels, S voxels of the resampling, C cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 
 import numpy as np
 
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.evaluate.probes import Probes
 from fmrisynth.evaluate.properties import N_GROUPS, Properties, PropertyAccumulator
-from fmrisynth.evaluate.resampling import GroupEffects
-from fmrisynth.glm.effects import EffectRow, EffectTable, combine_blocks, fit_one
-from fmrisynth.glm.statistics import Estimate
+from fmrisynth.evaluate.response import Pattern, make_pattern
+from fmrisynth.evaluate.rois import positions_mm
+from fmrisynth.glm.effects import fit_one
 from fmrisynth.glm.windows import Window, block_design
 
 
-@dataclass(frozen=True)
-class BlockInfo:
-    """What a row of the per-block arrays is."""
+class WindowStore:
+    """Windows on cells (percent signal change averaged over cells), in a temporary file that ends with the object."""
 
-    subject: str
-    condition: str
-    phase_encoding: str | None
+    def __init__(self, probes: Probes) -> None:
+        self._probes, self._n, self._width = probes, 0, 0
+        self._file = TemporaryFile()  # noqa: SIM115 (lives as long as the array that maps it)
+        self.people: list[str] = []
+        self.anatomy: list[np.ndarray] = []
+
+    def add(self, window: Window) -> None:
+        """Append a window."""
+        row = (self._probes.cells @ window.percent_TV.T).T.reshape(-1).astype(np.float32)
+        self._file.write(row.tobytes())
+        self._n, self._width = self._n + 1, row.size
+        log_C = np.log(np.maximum(self._probes.cells @ window.reference_V, 1e-6))
+        self.anatomy.append((log_C - log_C.mean()).astype(np.float32))
+        self.people.append(window.block.subject)
+
+    def watch(self, windows: Iterable[Window]) -> Iterator[Window]:
+        """Pass windows through and append each."""
+        for window in windows:
+            self.add(window)
+            yield window
+
+    def windows_NCT(self) -> np.ndarray:
+        """All windows, (N, C * T), mapped from disk."""
+        self._file.flush()
+        return np.memmap(self._file, np.float32, "r", shape=(self._n, self._width))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Summary:
     """One dataset, reduced.
 
     Attributes
     ----------
-    blocks : list of BlockInfo
-        N blocks.
-    table : EffectTable
-        Fixed effects per subject and condition.
-    block_effects_RV : array of shape (R, V), float32
-        For each row of the table the effect of one of its blocks, chosen at random; a synthetic sample has only one.
-    windows_NCT : array of shape (N, C * T), float32
-        Percent signal change averaged over cells: the space of privacy audit and classifiers.
-    anatomy_NC : array of shape (N, C), float32
-        Log reference volume averaged over cells, mean removed.
     properties : Properties
-        What the realism checks look at.
+        What the checks look at.
+    windows_NCT : array of shape (N, C * T), float32
+        Percent signal change averaged over cells: the space of privacy audit and classifiers. On disk.
     """
 
-    blocks: list[BlockInfo]
-    table: EffectTable
-    block_effects_RV: np.ndarray
-    windows_NCT: np.ndarray
-    anatomy_NC: np.ndarray
     properties: Properties
+    windows_NCT: np.ndarray
 
     @property
     def conditions_N(self) -> np.ndarray:
         """Condition of each block."""
-        return self.properties.conditions_N
+        return self.properties.rows.conditions_N
 
     @property
-    def subjects_N(self) -> np.ndarray:
+    def people_N(self) -> np.ndarray:
         """Subject of each block."""
-        return self.properties.subjects_N
+        return self.properties.rows.people_N
+
+    @property
+    def anatomy_NC(self) -> np.ndarray:
+        """Log reference volume of each block on cells, mean removed."""
+        return self.properties.rows.anatomy_NC
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.people_N)
 
 
-def summarise(windows: Iterable[Window], probes: Probes, config: GlmConfig, *, n_groups: int = N_GROUPS) -> Summary:
-    """Reduce a stream of windows, which must come subject by subject.
+class Summariser:
+    """Takes windows one at a time; see `summarise`."""
 
-    Parameters
-    ----------
-    windows : iterable of Window
-        In percent signal change, inside the probes' mask.
-    probes : Probes
-        Projections.
-    config : GlmConfig
-        The window GLM.
-    n_groups : int, default 20
-        Groups of subjects that can be left out of the properties; each costs memory for two maps per condition.
-    """
-    keep = _Accumulator(probes, config, n_groups)
-    for window in windows:
-        keep.add(window)
-    return keep.finish()
-
-
-class _Accumulator:
-    def __init__(self, probes: Probes, config: GlmConfig, n_groups: int) -> None:
-        self.probes, self.config = probes, config
-        self.properties = PropertyAccumulator(probes, n_groups)
-        self.blocks: list[BlockInfo] = []
-        self.cells: list[np.ndarray] = []
-        self.anatomy: list[np.ndarray] = []
-        self.rows: list[EffectRow] = []
-        self.effects: list[np.ndarray] = []
-        self.block_effects: list[np.ndarray] = []
-        self.variances: list[np.ndarray] = []
-        self.current: str | None = None
-        self.split: str | None = None
-        self.pending: dict[str, list[Estimate]] = {}
-        self.rng = np.random.default_rng(0)
-
-    def add(self, window: Window) -> None:
-        block, percent = window.block, window.percent_TV
-        if block.subject != self.current:
-            self._close_subject()
-            self.current, self.split = block.subject, block.split
-        estimate = fit_one(window, self.config)
-        self.pending.setdefault(block.condition, []).append(estimate)
-        self.properties.add(window, block_design(block, self.config), estimate.effect)
-        self.blocks.append(BlockInfo(block.subject, block.condition, block.attributes.get("phase_encoding")))
-        self.cells.append((self.probes.cells @ percent.T).T.reshape(-1).astype(np.float32))
-        self.anatomy.append(_log_anatomy(self.probes.cells @ window.reference_V))
-
-    def _close_subject(self) -> None:
-        for condition, estimates in self.pending.items():
-            combined = combine_blocks(estimates)
-            self.rows.append(EffectRow(str(self.current), condition, len(estimates), combined.dof, self.split))
-            self.effects.append(combined.effect)
-            self.variances.append(combined.variance)
-            chosen = int(self.rng.integers(len(estimates)))
-            self.block_effects.append(combined.effect if len(estimates) == 1 else estimates[chosen].effect)
-        self.pending = {}
-
-    def finish(self) -> Summary:
-        self._close_subject()
-        effects_RV = np.stack(self.effects)
-        single = all(row.n_blocks == 1 for row in self.rows)
-        return Summary(
-            blocks=self.blocks,
-            table=EffectTable(
-                self.probes.grid,
-                self.probes.mask_XYZ,
-                tuple(self.rows),
-                effects_RV,
-                np.stack(self.variances),
-            ),
-            block_effects_RV=effects_RV if single else np.stack(self.block_effects),
-            windows_NCT=np.stack(self.cells),
-            anatomy_NC=np.stack(self.anatomy),
-            properties=self.properties.finish(),
+    def __init__(
+        self, probes: Probes, config: GlmConfig, voxels_S: np.ndarray, patterns: dict[str, Pattern] | None = None, *,
+        n_groups: int = N_GROUPS, as_samples: bool = False, keep_effects: bool = False,
+    ) -> None:  # fmt: skip
+        self._config, self._store = config, WindowStore(probes)
+        self._keep = PropertyAccumulator(
+            probes, patterns or {}, voxels_S, n_groups=n_groups, as_samples=as_samples, keep_effects=keep_effects
         )
 
+    def add(self, window: Window) -> None:
+        """Add a window; they must come subject by subject."""
+        self._keep.add(window, block_design(window.block, self._config), fit_one(window, self._config))
+        self._store.add(window)
 
-def _log_anatomy(cells_C: np.ndarray) -> np.ndarray:
-    log = np.log(np.maximum(cells_C, 1e-6))
-    return (log - log.mean()).astype(np.float32)
+    def finish(self) -> Summary:
+        """The summary of all windows."""
+        return Summary(self._keep.finish(), self._store.windows_NCT())
 
 
-def group_effects(table: EffectTable, conditions: Sequence[str]) -> GroupEffects:
-    """Effect maps of a table, arranged for resampling."""
-    subjects = tuple(table.subjects)
-    number = {subject: index for index, subject in enumerate(subjects)}
-    where = {condition: table.where(condition) for condition in conditions}
-    return GroupEffects(
-        tuple(conditions), subjects,
-        {condition: table.effects_RV[index] for condition, index in where.items()},
-        {condition: np.array([number[table.rows[i].subject] for i in index], int) for condition, index in where.items()},
-    )  # fmt: skip
+def summarise(windows: Iterable[Window], summariser: Summariser) -> Summary:
+    """Reduce a stream of windows in percent signal change, inside the probes' mask."""
+    for window in windows:
+        summariser.add(window)
+    return summariser.finish()
+
+
+def patterns_of(reference: Properties, probes: Probes, conditions: Iterable[str]) -> dict[str, Pattern]:
+    """Where and how strongly each condition answers, from the group maps of the reference people (two or more)."""
+    positions = positions_mm(probes.mask_XYZ, probes.grid)
+    found = {}
+    for condition in conditions:
+        if reference.n_people(condition) >= 2:
+            group = reference.group(condition)
+            found[condition] = make_pattern(group.effect, group.variance, positions, probes.mirror_V)
+    return found

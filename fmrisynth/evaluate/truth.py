@@ -5,16 +5,20 @@ Axis legend: K conditions, V voxels of the mask; X, Y, Z voxel axes.
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fmrisynth.bids.naming import group_statmap
 from fmrisynth.conditions import load_table
+from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.data.nifti import read_image
 from fmrisynth.errors import FmrisynthError
-from fmrisynth.evaluate.scoring import GroupMaps
+from fmrisynth.evaluate.cohorts import Cohorts
+from fmrisynth.evaluate.properties import Properties
+from fmrisynth.glm.estimand import NEGLIGIBLE, describe, mean_weights
 from fmrisynth.glm.map_scores import pearson
 
 FOLDER = "ground_truth"
@@ -60,25 +64,51 @@ def read_truth(root: Path, condition: str, grid: Grid) -> np.ndarray | None:
     return np.asarray(moved.dataobj, dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class Ceiling:
+    """Correlation of group effects with the true map of a condition, what noise-free window maps would reach, and what they estimate."""
+
+    real: float
+    synthetic: float
+    ceiling: float | None
+    estimates: str
+
+    def to_json(self) -> dict[str, float | str | None]:
+        """Plain values."""
+        return asdict(self)
+
+
 def truth_correlations(
-    root: Path, grid: Grid, mask_XYZ: np.ndarray, real: GroupMaps, synthetic: GroupMaps
-) -> dict[str, dict[str, float]]:
-    """Pearson correlation of group effect maps with the true maps.
+    root: Path, cohorts: Cohorts, real: Properties, synthetic: Properties, config: GlmConfig
+) -> dict[str, Ceiling]:
+    """Pearson correlation of group effect maps with the true maps, and the ceiling that the events set.
+
+    A block that follows another condition is compared with what that one has left behind (`glm.estimand`). Noise-free, the window map of a
+    condition is the sum of the true maps with these weights; its correlation with the condition's own true map is the ceiling.
 
     Returns
     -------
     dict
-        Condition -> ``{"real": r, "synthetic": r}``; conditions without a true map are left out.
+        By condition; conditions without a true map are left out.
     """
     found = {}
-    for row, condition in enumerate(synthetic.conditions):
-        truth_XYZ = read_truth(root, condition, grid)
-        if truth_XYZ is None or condition not in real.conditions:
+    for condition in cohorts.conditions:
+        truth_XYZ = read_truth(root, condition, cohorts.grid)
+        if truth_XYZ is None:
             continue
-        truth_V = truth_XYZ[mask_XYZ]
-        real_V = real.effect_KV[real.conditions.index(condition)]
-        found[condition] = {
-            "real": float(pearson(truth_V, real_V)),
-            "synthetic": float(pearson(truth_V, synthetic.effect_KV[row])),
-        }
+        truth_V = truth_XYZ[cohorts.mask_XYZ]
+        weights = mean_weights([b for b in cohorts.real if b.condition == condition], config)
+        ceiling, text = None, "not known: the dataset holds no events before its windows"
+        if weights is not None:
+            text = describe(weights)
+            maps = {
+                c: read_truth(root, c, cohorts.grid) for c in weights if c == condition or abs(weights[c]) >= NEGLIGIBLE
+            }
+            if all(m is not None for m in maps.values()):
+                mixed_V = sum(weights[c] * m[cohorts.mask_XYZ] for c, m in maps.items() if m is not None)
+                ceiling = float(pearson(truth_V, np.asarray(mixed_V)))
+        found[condition] = Ceiling(
+            float(pearson(truth_V, real.group(condition).effect)),
+            float(pearson(truth_V, synthetic.group(condition).effect)), ceiling, text,
+        )  # fmt: skip
     return found

@@ -47,21 +47,15 @@ def principal_components(features_NC: np.ndarray, n: int = 2) -> tuple[np.ndarra
 
 def explained_variance(summary: Summary) -> dict[str, float | None]:
     """Share of the variance of block-mean volumes and of dynamics that subject, phase encoding and task explain."""
-    encodings = [block.phase_encoding for block in summary.blocks]
-    conditions, subjects = list(summary.conditions_N), list(summary.subjects_N)
+    rows = summary.properties.rows
+    encodings = list(rows.phase_encodings_N)
+    conditions, subjects = list(summary.conditions_N), list(summary.people_N)
     shares = {
-        "volumes by subject": variance_shares(volume_features(summary), subjects),
-        "volumes by task": variance_shares(volume_features(summary), conditions),
+        "volumes by subject": variance_shares(rows.volume_NC, subjects),
+        "volumes by task": variance_shares(rows.volume_NC, conditions),
         "dynamics by subject": variance_shares(summary.windows_NCT, subjects),
         "dynamics by task": variance_shares(summary.windows_NCT, conditions),
     }
     if all(encodings):
-        shares["volumes by phase encoding"] = variance_shares(volume_features(summary), [str(e) for e in encodings])
+        shares["volumes by phase encoding"] = variance_shares(rows.volume_NC, encodings)
     return shares
-
-
-def volume_features(summary: Summary) -> np.ndarray:
-    """Block-mean volumes on cells, log units: anatomy times (1 + mean percent change)."""
-    n_cells = summary.anatomy_NC.shape[1]
-    mean_change = summary.windows_NCT.reshape(len(summary.blocks), -1, n_cells).mean(axis=1)
-    return summary.anatomy_NC + np.log1p(np.maximum(mean_change, -99.0) / 100.0)

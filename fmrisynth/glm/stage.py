@@ -121,6 +121,11 @@ def _block_units(
     return units, broken
 
 
+SINGLE_SUBJECT_Z = (
+    "z of one subject is for display, not a test: short windows and a white-noise model make it too large"
+)
+
+
 def _fit_block_subject(
     subject: str, blocks: list[Block], contrasts: Sequence[Contrast], out: Path, config: GlmConfig
 ) -> dict[str, Any]:
@@ -131,12 +136,10 @@ def _fit_block_subject(
     grid = common_grid(blocks)
     mask_XYZ = common_mask(blocks, grid, config.min_reference_fraction)
     fitted = fit_subject(iterate_windows(blocks, mask_XYZ, grid, config), config)
-    estimates = {condition: estimate for condition, (estimate, _) in fitted.items()}
+    found = {condition: estimate for condition, (estimate, _) in fitted.items()}
     rows = []
     for contrast in contrasts:
-        estimate = (
-            estimates[contrast.formula] if contrast.formula in estimates else combine_conditions(contrast, estimates)
-        )
+        estimate = found[contrast.formula] if contrast.formula in found else combine_conditions(contrast, found)
         n_blocks = sum(fitted[label][1] for label in contrast.weights)
         about = {
             "Contrast": contrast.title, "Weights": dict(contrast.weights), "Blocks": n_blocks,
@@ -144,6 +147,7 @@ def _fit_block_subject(
             "HRF": config.hrf, "NoiseModel": config.resolved_noise_model,
             "SmoothingFWHM": config.resolved_smoothing_fwhm_mm,
             "SignalScaling": "percent of the block's reference volume",
+            "Estimates": estimates(blocks, dict(contrast.weights), config), "StatisticNote": SINGLE_SUBJECT_Z,
         }  # fmt: skip
         rows.append(
             write_subject_contrast(out, base, contrast_task(contrast), contrast, estimate, mask_XYZ, grid, about)

@@ -19,7 +19,7 @@ from fmrisynth.errors import UsageError
 from fmrisynth.progress import StageSummary
 from fmrisynth.simulate import truth
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
-from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomRun, PhantomSubject, subject_index
+from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomBlock, PhantomRun, PhantomSubject, subject_index
 from fmrisynth.simulate.space import HCP_2MM, MNI_3MM_FULL, STANDARD
 from fmrisynth.simulate.trees import bids_confounds, hcp_image, write_bids_run, write_hcp_run
 from fmrisynth.stage import Stage, Unit
@@ -130,13 +130,23 @@ def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config:
                 write_block(
                     out, entities, condition.camel, data, grid, condition=data.condition, onset_s=data.onset_s,
                     duration_s=data.duration_s, tr_s=BLOCK_TR_S, split=split, source=f"{subject.label}/{run.name}",
-                    source_onset_s=data.source_onset_s,
+                    source_onset_s=data.source_onset_s, neighbours=_neighbours(run, data),
                     attributes={"phase_encoding": run.direction, "sex": person.sex, "age": str(person.age)},
                     sidecar={"SourceRepetitionTime": run.tr_s, "PhaseEncoding": run.direction, "Synthetic": True},
                 )
             )  # fmt: skip
     finish_subject(out, subject.label, blocks)
     return len(blocks)
+
+
+def _neighbours(run: PhantomRun, data: PhantomBlock) -> list[tuple[str, float, float]]:
+    """The other blocks of the run that end less than 32 s before the window or begin in it, seconds from its first frame."""
+    first, last = data.source_onset_s, data.source_onset_s + BLOCK_TR_S * data.bold_XYZT.shape[3]
+    return [
+        (event.condition, round(event.onset_s - first, 3), event.duration_s)
+        for event in run.paradigm.events
+        if event.onset_s != first and first - 32.0 < event.onset_s + event.duration_s and event.onset_s < last
+    ]
 
 
 def _all_conditions(config: SimulateConfig) -> list[str]:

@@ -27,7 +27,7 @@ TOKENIZE_OPTIONS=(--preset smoke)
 TRAIN_OPTIONS=(--preset smoke --device cpu --steps 120 --set checkpoint_every=20 --set val_every=200)
 SAMPLE_OPTIONS=(--n 3 --steps 2 --device cpu)
 GLM_OPTIONS=(--set reports=false)
-EVALUATE_OPTIONS=(--set bootstrap_repeats=20 --set split_half_repeats=5 --set baseline_samples=3 --set glass_brain=false)
+EVALUATE_OPTIONS=(--set split_half_repeats=5 --set utility_grid=false --set baseline_samples=3 --set glass_brain=false)
 ARRAY_TASKS=2
 TRAIN_NODES=2
 GPUS_PER_NODE=1

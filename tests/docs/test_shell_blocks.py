@@ -33,8 +33,8 @@ MORE = {
     "tour/synthetic": ["--steps", "2"],
     "synthetic/": ["--steps", "2"],
     "out/": ["--steps", "2"],
-    "tour/report": ["--set", "bootstrap_repeats=20", "--set", "split_half_repeats=5", "--set", "baseline_samples=3"],
-    "report/": ["--set", "bootstrap_repeats=20", "--set", "split_half_repeats=5", "--set", "baseline_samples=3"],
+    "tour/report": ["--set", "split_half_repeats=5", "--set", "baseline_samples=3"],
+    "report/": ["--set", "split_half_repeats=5", "--set", "baseline_samples=3"],
 }
 
 

@@ -120,16 +120,16 @@ def maker(truth) -> Maker:
 
 @pytest.fixture(scope="session")
 def real_cohort(maker, tmp_path_factory) -> Path:
-    return maker.cohort(tmp_path_factory.mktemp("real"), 1, train=8, test=8)
+    return maker.cohort(tmp_path_factory.mktemp("real"), 1, train=12, test=8)
 
 
 @pytest.fixture(scope="session")
 def good_samples(maker, tmp_path_factory) -> Path:
-    return maker.samples(tmp_path_factory.mktemp("good"), 2, 8)
+    return maker.samples(tmp_path_factory.mktemp("good"), 2, 12)
 
 
 @pytest.fixture(scope="session")
 def quick() -> EvaluateConfig:
     return EvaluateConfig(
-        bootstrap_repeats=64, split_half_repeats=32, baseline_samples=6, baseline_training_blocks=12, glass_brain=False
+        split_half_repeats=8, utility_grid=False, baseline_samples=6, baseline_training_blocks=12, glass_brain=False
     )

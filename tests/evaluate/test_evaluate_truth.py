@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
 from fmrisynth.bids.naming import group_statmap
+from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.grid import make_grid
 from fmrisynth.data.nifti import write_image
 from fmrisynth.errors import FmrisynthError
-from fmrisynth.evaluate.scoring import GroupMaps
 from fmrisynth.evaluate.truth import read_truth, truth_correlations
 
 GRID = make_grid((16, 16, 16), np.diag([3.0, 3, 3, 1]), "MNI152NLin6Asym")
@@ -29,18 +31,21 @@ def cohort(tmp_path, truth_XYZ):
     return tmp_path
 
 
-def maps(effect_KV: np.ndarray) -> GroupMaps:
-    return GroupMaps(CONDITIONS, effect_KV, effect_KV, {}, {})
+def dataset(effect_V: np.ndarray):
+    return SimpleNamespace(group=lambda condition: SimpleNamespace(effect=effect_V))
 
 
 def test_a_perfect_and_an_unrelated_map(cohort, truth_XYZ, rng):
     mask = np.ones(GRID.shape, bool)
-    perfect = np.stack([truth_XYZ[mask], truth_XYZ[mask]])
-    noise = rng.standard_normal(perfect.shape)
-    found = truth_correlations(cohort, GRID, mask, maps(3 * perfect + 1), maps(noise))
+    perfect = truth_XYZ[mask]
+    cohorts = SimpleNamespace(conditions=CONDITIONS, grid=GRID, mask_XYZ=mask, real=[])
+    found = truth_correlations(
+        cohort, cohorts, dataset(3 * perfect + 1), dataset(rng.standard_normal(perfect.shape)), GlmConfig()
+    )
     assert set(found) == {"motor_rh"}  # no truth was written for the other one
-    assert found["motor_rh"]["real"] == pytest.approx(1.0, abs=1e-6)
-    assert abs(found["motor_rh"]["synthetic"]) < 0.1
+    assert found["motor_rh"].real == pytest.approx(1.0, abs=1e-6)
+    assert abs(found["motor_rh"].synthetic) < 0.1
+    assert found["motor_rh"].ceiling is None  # no events of what came before
 
 
 def test_another_grid_is_resampled(cohort, truth_XYZ):

@@ -73,7 +73,7 @@ class World:
                        "--set", "preview=false"],
             "glm": [root / "blocks", out, "--set", "reports=false"],
             "evaluate": [out, "--real", root / "blocks", "--synthetic", root / "synthetic",
-                         "--set", "bootstrap_repeats=16", "--set", "split_half_repeats=8", "--set", "glass_brain=false",
+                         "--set", "split_half_repeats=8", "--set", "glass_brain=false",
                          "--set", "baselines=false", "--tokenizer", root / "latents" / "tokenizer"],
             "participant": [root / "hcp", out, "participant"],
             "group": [root / "hcp", out, "group", "--n", 2],

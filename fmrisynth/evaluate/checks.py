@@ -1,0 +1,445 @@
+"""The checks: what each must detect, how it is measured, and the three answers.
+
+Every check compares one number of the samples with what real people give. Two limits are stated before anything is measured: a
+difference up to `tolerated` does not matter, one of `alternative` must be found. With a 95 % interval the answer is
+
+- **fails** when the whole interval lies beyond what is tolerated,
+- **passes** when the whole interval lies short of the alternative,
+- **cannot tell** otherwise: too few people or samples for this question.
+
+So samples as good as tolerated fail in at most 2.5 % of studies, and samples as bad as the alternative pass in at most 2.5 %.
+
+Axis legend: K conditions (or one pooled value), C cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from fmrisynth.evaluate.courses import course_pairs, mean_agreement, mean_correlation
+from fmrisynth.evaluate.properties import Properties
+from fmrisynth.evaluate.response import Timing
+from fmrisynth.evaluate.rois import Roi
+from fmrisynth.evaluate.scoring import map_scores, sample_hits
+from fmrisynth.evaluate.variance import variance_shares
+from fmrisynth.glm.map_scores import off_diagonal, pearson
+
+Kind = Literal["ratio", "difference", "share", "distance"]
+Answer = Literal["pass", "fail", "unclear", "info"]
+ANSWERS = {"pass": "passes", "fail": "fails", "unclear": "cannot tell", "info": "not judged"}
+
+LEAST_CEILING = 0.2
+"""A pattern that real data reproduce worse than this is not judged."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is the same for all datasets of one evaluation.
+
+    Attributes
+    ----------
+    conditions, candidates : list of str
+        Those to compare, and all real ones (the former first).
+    rois : sequence of Roi
+    timing : dict of str to Timing
+        Per condition, the reference people's course as a template; empty without reference people.
+    """
+
+    conditions: list[str]
+    candidates: list[str]
+    rois: Sequence[Roi]
+    timing: dict[str, Timing] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The number in real people and in the samples, and what is judged: one value or one per condition."""
+
+    real: float
+    other: float
+    values_K: np.ndarray
+
+
+Statistic = Callable[[Properties, Properties, Properties | None, Context], Found | None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check, declared once.
+
+    Attributes
+    ----------
+    key, title : str
+    detects : str
+        The stated alternative in words.
+    kind : {"ratio", "difference", "share", "distance"}
+        The scale of the judged value: natural logarithm of samples / real (ideal 0), samples - real (ideal 0), share of what
+        as many real blocks reach (ideal 1, more is no fault), or a distance (ideal 0).
+    tolerated, alternative : float
+        Limits on that scale; for ratios given as factors.
+    what : str
+        The number, in words, with its unit.
+    statistic : callable, optional
+        Of properties, so that it can be jackknifed; without one the check brings its own interval (see `distinguish`).
+    """
+
+    key: str
+    title: str
+    detects: str
+    kind: Kind
+    tolerated: float
+    alternative: float
+    what: str
+    statistic: Statistic | None = None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Tolerated and alternative, as distances from the ideal."""
+        if self.kind == "ratio":
+            return float(np.log(self.tolerated)), float(np.log(self.alternative))
+        if self.kind == "share":
+            return 1 - self.tolerated, 1 - self.alternative
+        return self.tolerated, self.alternative
+
+    @property
+    def rule(self) -> str:
+        """The limits in words."""
+        if self.kind == "ratio":
+            return f"tolerated up to a factor {self.tolerated:g}, must detect {self.alternative:g}"
+        if self.kind == "share":
+            return (
+                f"tolerated from {self.tolerated:g} of what as many real blocks reach, must detect {self.alternative:g}"
+            )
+        return f"tolerated up to {self.tolerated:g}, must detect {self.alternative:g}"
+
+    def miss(self, value: float) -> float:
+        """Signed distance of a judged value from the ideal; of shares only what is lacking."""
+        return 1.0 - value if self.kind == "share" else value
+
+    def shown(self, value: float) -> float:
+        """A judged value as it is printed: ratios as factors."""
+        return float(np.exp(np.clip(value, -20, 20))) if self.kind == "ratio" else value
+
+    def answer(self, low: float, high: float) -> Answer:
+        """The answer that an interval gives."""
+        tolerated, alternative = self.limits
+        ends = sorted((self.miss(low), self.miss(high)))
+        one_sided = self.kind in ("share", "distance")
+        if ends[0] > tolerated or (not one_sided and ends[1] < -tolerated):
+            return "fail"
+        if ends[1] < alternative and (one_sided or ends[0] > -alternative):
+            return "pass"
+        return "unclear"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A check's answer about one dataset; `value`, `low` and `high` as printed (ratios as factors)."""
+
+    check: Check
+    answer: Answer
+    real: float | None = None
+    other: float | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    per_condition: dict[str, tuple[float, Answer]] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def detail(self) -> str:
+        """One sentence: the numbers, the rule, and why."""
+        pair = (
+            f"real {self.real:.3g}, samples {self.other:.3g}; "
+            if self.real is not None and self.other is not None
+            else ""
+        )
+        parts = [
+            f"{self.check.what}: {pair}{show(self.value, self.low, self.high)}"
+            if self.value is not None
+            else self.check.what
+        ]
+        bad = [f"{name} {value:.3g}" for name, (value, answer) in self.per_condition.items() if answer == "fail"]
+        if bad:
+            parts.append(f"fails in {', '.join(bad)}")
+        parts.append(f"{self.check.rule} ({self.check.detects})")
+        return "; ".join(parts) + (f". {self.note}" if self.note else ".")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "title": self.check.title, "detects": self.check.detects, "kind": self.check.kind, "rule": self.check.rule, "what": self.check.what,
+            "real": self.real, "synthetic": self.other, "value": self.value,
+            "interval_95": None if self.low is None else [self.low, self.high], "answer": self.answer,
+            "per_condition": {name: {"value": value, "answer": answer} for name, (value, answer) in self.per_condition.items()},
+            "note": self.note,
+        }  # fmt: skip
+
+
+def show(value: float | None, low: float | None = None, high: float | None = None, digits: int = 2) -> str:
+    """A number with its interval, or a dash."""
+    if value is None:
+        return "–"
+    numbers = [value] if low is None or high is None else [value, low, high]
+    text, *interval = (f"{round(number, digits) + 0.0:.{digits}f}" for number in numbers)  # + 0.0: never "-0.00"
+    return f"{text} [{', '.join(interval)}]" if interval else text
+
+
+# ------------------------------------------------------------------ statistics
+
+
+def _log(ratio: float) -> float:
+    return float(np.log(max(ratio, 1e-6))) if np.isfinite(ratio) else float("nan")
+
+
+def _ratio(real: float, other: float) -> Found:
+    return Found(real, other, np.array([_log(other / real) if real > 0 else np.nan]))
+
+
+def _difference(real: float, other: float) -> Found:
+    return Found(real, other, np.array([other - real]))
+
+
+def _of_both(measure: Callable[[Properties, Context], float], build: Callable[[float, float], Found]) -> Statistic:
+    def statistic(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found:
+        return build(measure(real, context), measure(other, context))
+
+    return statistic
+
+
+def _share_of_peer(measure: Callable[[Properties, Properties, Context], float | None]) -> Statistic:
+    """What the samples reach against the real data, as a share of what as many real blocks reach."""
+
+    def statistic(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
+        best = measure(real, peer, context) if peer is not None else None
+        own = measure(real, other, context)
+        if own is None:
+            return None
+        known = best is not None and best > LEAST_CEILING
+        return Found(float("nan") if best is None else best, own, np.array([own / best if known and best else np.nan]))
+
+    return statistic
+
+
+def _mean(values: np.ndarray) -> float:
+    good = values[np.isfinite(values)]
+    return float(good.mean()) if good.size else float("nan")
+
+
+def _of_blocks(properties: Properties, context: Context, name: str) -> np.ndarray:
+    return getattr(properties.rows, name)[np.isin(properties.rows.conditions_N, context.conditions)]
+
+
+def _log_spread(properties: Properties, context: Context) -> float:
+    values = _of_blocks(properties, context, "block_variance_N")
+    positive = values[values > 0]
+    return float(np.log(positive).std(ddof=1)) if positive.size > 1 else float("nan")
+
+
+def _effect_variance(properties: Properties, context: Context) -> float:
+    found = [properties.effect_variance(c) for c in context.conditions]
+    return float(np.mean([np.median(v) for v in found if v is not None])) if any(v is not None for v in found) else float("nan")  # fmt: skip
+
+
+def _within_conditions(properties: Properties, context: Context, values_NX: np.ndarray) -> float:
+    """Root of the variance over blocks within conditions, summed over the last axis."""
+    rows, total, dof = properties.rows, 0.0, 0
+    for condition in context.conditions:
+        own = values_NX[rows.conditions_N == condition]
+        if len(own) > 1:
+            total += float(np.square(own - own.mean(axis=0)).sum(dtype=np.float64))
+            dof += len(own) - 1
+    return float(np.sqrt(total / dof)) if dof else float("nan")
+
+
+def _spread_between_people(properties: Properties, features_NC: np.ndarray) -> float:
+    """Variance over people of their mean features, averaged over cells."""
+    _, person = np.unique(properties.rows.people_N, return_inverse=True)
+    n = int(person.max()) + 1
+    if n < 2:
+        return float("nan")
+    mean = np.zeros((n, features_NC.shape[1]))
+    np.add.at(mean, person, features_NC)
+    mean /= np.bincount(person)[:, None]
+    return float(mean.var(axis=0, ddof=1).mean())
+
+
+def _spectrum(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found:
+    a, b = (_of_blocks(p, context, "spectrum_NF").mean(axis=0) for p in (real, other))
+    value = float(np.abs(np.log(np.maximum(b, 1e-12) / np.maximum(a, 1e-12))).mean())
+    return Found(float(a.sum()), float(b.sum()), np.array([value]))
+
+
+def _condition_means(properties: Properties, context: Context, name: str) -> np.ndarray:
+    rows = properties.rows
+    return np.stack([getattr(rows, name)[rows.conditions_N == c].mean(axis=0) for c in context.conditions])
+
+
+def _gain(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
+    if not context.timing:
+        return None
+    a_K, b_K = (_condition_means(p, context, "gain_N") for p in (real, other))
+    return Found(float(a_K.mean()), float(b_K.mean()), np.array([_log(b / a) if a > 0 else np.nan for a, b in zip(a_K, b_K, strict=True)]))  # fmt: skip
+
+
+def _asymmetry(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
+    a, b = (float(_condition_means(p, context, "odd_gain_N").mean()) for p in (real, other))
+    return Found(a, b, np.array([b / a])) if np.isfinite(a) and a > LEAST_CEILING else None
+
+
+def _timing(which: int) -> Statistic:
+    def statistic(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
+        if not context.timing:
+            return None
+        courses = [_condition_means(p, context, "response_NT") for p in (real, other)]
+        found = np.array(
+            [
+                [context.timing[c](course)[which] for c, course in zip(context.conditions, of, strict=True)]
+                for of in courses
+            ]
+        )
+        return Found(float(found[0].mean()), float(found[1].mean()), found[1] - found[0])
+
+    return statistic
+
+
+def _phase_encoding(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
+    if peer is None:
+        return None
+    maps = []
+    for p in (real, other, peer):
+        labels = sorted(set(p.rows.phase_encodings_N))
+        if len(labels) != 2 or "" in labels:
+            return None
+        a, b = (p.rows.volume_NC[p.rows.phase_encodings_N == label].mean(axis=0) for label in labels)
+        maps.append(b - a)
+    norm = float(maps[2] @ maps[2])
+    own, best = float(maps[1] @ maps[2]) / norm, float(maps[0] @ maps[2]) / norm
+    return Found(best, own, np.array([own / best])) if best > LEAST_CEILING else None
+
+
+def _task_share(properties: Properties, context: Context) -> float:
+    rows = properties.rows
+    share = (
+        variance_shares(rows.volume_NC - rows.anatomy_NC, list(rows.conditions_N))
+        if len(context.conditions) > 1
+        else None
+    )
+    return float("nan") if share is None else share
+
+
+def _log_variance_r(real: Properties, other: Properties, context: Context) -> float | None:
+    value = float(pearson(*(np.log(np.maximum(p.residual_variance_V, 1e-12)) for p in (real, other))))
+    return value if np.isfinite(value) else 0.0
+
+
+def _connectivity_r(real: Properties, other: Properties, context: Context) -> float | None:
+    a, b = off_diagonal(real.connectivity_PP), off_diagonal(other.connectivity_PP)
+    if a.size < 10:
+        return None
+    value = float(pearson(a, b))
+    return value if np.isfinite(value) else 0.0
+
+
+def _courses_r(real: Properties, other: Properties, context: Context) -> float | None:
+    value = mean_correlation(course_pairs(real, other, context.conditions, context.rois))
+    return value if np.isfinite(value) else None
+
+
+def _courses_agree(real: Properties, other: Properties, context: Context) -> float | None:
+    value = mean_agreement(course_pairs(real, other, context.conditions, context.rois))
+    return value if np.isfinite(value) else None
+
+
+def _score(name: str) -> Callable[[Properties, Properties, Context], float | None]:
+    def measure(real: Properties, other: Properties, context: Context) -> float | None:
+        value = getattr(map_scores(real, other, context.conditions, context.candidates), name)
+        return None if value is None else float(value)
+
+    return measure
+
+
+def _top1(real: Properties, other: Properties, context: Context) -> float | None:
+    hits = sample_hits(real, other, context.conditions, context.candidates)
+    return None if hits is None else float(hits.mean())
+
+
+# ------------------------------------------------------------------ the list
+
+CHECKS: tuple[Check, ...] = (
+    Check("corr", "Map correlation (Corr)", "maps that miss a quarter of what real blocks share", "share", 0.9, 0.75,
+          "mean Pearson r of group maps", _share_of_peer(_score("corr"))),
+    Check("rsa", "Representational similarity (RSA)", "another geometry of conditions", "share", 0.9, 0.6,
+          "Pearson r of the pairs of conditions", _share_of_peer(_score("rsa_pearson"))),
+    Check("top1_per_sample", "Condition specificity (Top-1, single samples)", "shuffled or mixed conditions", "share", 0.9, 0.7,
+          "share of blocks nearest to their own real map", _share_of_peer(_top1)),
+    Check("gain", "Amplitude of responses", "responses half as strong again, or two thirds", "ratio", 1.15, 1.5,
+          "mean gain along the reference people's pattern, samples / real", _gain),
+    Check("latency", "Latency of responses", "responses 1.5 s late or early", "difference", 0.5, 1.5,
+          "delay against the reference course, s, samples - real", _timing(0)),
+    Check("width", "Width of responses", "responses smeared by a kernel of 3 s standard deviation, or as much sharper", "difference", 3.0, 9.0,
+          "variance of the response, s², samples - real", _timing(1)),
+    Check("asymmetry", "Left-right asymmetry of responses", "flipped or symmetric maps", "share", 0.7, 0.3,
+          "gain along the left-right odd part of the reference maps", _asymmetry),
+    Check("gain_spread", "Spread of amplitudes", "blocks that all respond alike, or half as differently again", "ratio", 1.25, 1.67,
+          "standard deviation over blocks of the gain, samples / real",
+          _of_both(lambda p, c: _within_conditions(p, c, p.rows.gain_N[:, None]), _ratio)),
+    Check("place_spread", "Spread of places (displacement of the response)", "responses at one place, or scattered", "ratio", 1.15, 1.4,
+          "root mean square displacement near the peak, samples / real",
+          _of_both(lambda p, c: _within_conditions(p, c, p.rows.place_mm_N3), _ratio)),
+    Check("overlap", "Overlap of active voxels between blocks (Dice at equal area)", "blocks more, or less, alike in place than people", "ratio",
+          1.25, 1.67, "mean Dice of pairs, samples / real",
+          _of_both(lambda p, c: float(np.mean([p.overlap(k) for k in c.conditions])), _ratio)),
+    Check("effect_variance", "Variance of effects between blocks", "effects a third more or less spread", "ratio", 1.25, 1.75,
+          "median over voxels of the variance within conditions, samples / real", _of_both(_effect_variance, _ratio)),
+    Check("anatomy_spread", "Spread of anatomies between people", "one anatomy for all", "ratio", 1.4, 2.5,
+          "variance over people of the log reference volume, samples / real",
+          _of_both(lambda p, c: _spread_between_people(p, p.rows.anatomy_NC), _ratio)),
+    Check("volume_subject", "Whole volumes: variance by subject", "volumes that do not differ between people", "ratio", 1.4, 2.5,
+          "variance over people of block-mean volumes, samples / real",
+          _of_both(lambda p, c: _spread_between_people(p, p.rows.volume_NC), _ratio)),
+    Check("volume_phase", "Whole volumes: phase encoding", "no difference between phase encodings", "share", 0.7, 0.3,
+          "difference of block-mean volumes along that of the reference people", _phase_encoding),
+    Check("volume_task", "Whole volumes: variance by task", "tasks that move the mean volume twice as much", "ratio", 1.4, 2.5,
+          "share of the variance of block-mean changes, samples / real", _of_both(_task_share, _ratio)),
+    Check("residual_variance", "Voxel variance over time", "noise half as strong again in standard deviation", "ratio", 1.3, 2.0,
+          "median over voxels of the variance that the task does not explain, samples / real",
+          _of_both(lambda p, c: float(np.median(p.residual_variance_V)), _ratio)),
+    Check("variance_spread", "Differences in variance between blocks", "blocks that are all equally noisy", "ratio", 1.4, 2.0,
+          "standard deviation over blocks of their log variance, samples / real", _of_both(_log_spread, _ratio)),
+    Check("variance_map", "Where in the brain the signal varies", "noise in other places", "share", 0.9, 0.7,
+          "Pearson r of log variance maps", _share_of_peer(_log_variance_r)),
+    Check("autocorrelation", "Temporal autocorrelation (lag 1)", "another autocorrelation", "difference", 0.05, 0.15,
+          "samples - real", _of_both(lambda p, c: _mean(_of_blocks(p, c, "autocorrelation_NL")[:, 0]), _difference)),
+    Check("spectrum", "Power spectrum", "power off by half at every frequency", "distance", 0.25, 0.6,
+          "mean abs(ln ratio) over frequencies", _spectrum),
+    Check("smoothness", "Spatial smoothness", "residuals a quarter smoother or rougher", "ratio", 1.1, 1.25,
+          "FWHM of residuals, samples / real", _of_both(lambda p, c: _mean(_of_blocks(p, c, "fwhm_mm_N")), _ratio)),
+    Check("connectivity", "Functional connectivity (residuals, parcel pairs)", "other networks", "share", 0.9, 0.7,
+          "Pearson r over parcel pairs", _share_of_peer(_connectivity_r)),
+    Check("roi_courses", "ROI time courses", "courses of another shape", "share", 0.9, 0.7,
+          "mean Pearson r of mean courses", _share_of_peer(_courses_r)),
+    Check("roi_agreement", "ROI time courses within sampling error", "courses of another height or shape", "share", 0.85, 0.6,
+          "share of frames at which means differ by less than 1.96 standard errors", _share_of_peer(_courses_agree)),
+    Check("linear_classifier", "A linear classifier tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,
+          "AUC above that of real blocks against real blocks"),
+    Check("forest_classifier", "A random forest tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,
+          "AUC above that of real blocks against real blocks"),
+    Check("distinct", "Samples that differ from each other", "every sample twice", "share", 0.9, 0.5,
+          "effective number of different samples / their number"),
+    Check("donors", "Different people behind the samples", "a quarter of as many people as behind as many real blocks", "share", 0.5, 0.25,
+          "effective number of different anatomies"),
+    Check("copies", "No copies of training blocks (dynamics)", "copies or near copies of single training blocks", "distance", 0.0, 0.0,
+          "share of samples that single out a training block, beyond that of training blocks"),
+    Check("copied_anatomy", "No copies of training anatomies", "reference volumes of single training people", "distance", 0.0, 0.0,
+          "share of samples that single out a training person's reference volume, beyond that of training blocks"),
+    Check("utility", "A classifier trained on samples works on people", "half of what it learns from real blocks", "share", 0.8, 0.5,
+          "accuracy above chance on real test blocks"),
+)  # fmt: skip
+"""Every check, in the order of the report."""
+
+BY_KEY = {check.key: check for check in CHECKS}
