@@ -17,6 +17,7 @@ from fmrisynth.data.blocks import Block, block_files, common_grid, is_synthetic,
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import Contrast, condition_contrasts, contrast_task
 from fmrisynth.glm.effects import combine_conditions, fit_subject
+from fmrisynth.glm.estimand import estimates
 from fmrisynth.glm.maps import (
     STATS,
     combine_subjects,
