@@ -17,6 +17,12 @@ def template(node: ast.expr) -> str | None:
         return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return (template(node.left) or "…") + (template(node.right) or "…")
+    if (
+        isinstance(node, ast.Call)
+        and getattr(node.func, "attr", "") == "join"
+        and isinstance(node.args[0], ast.GeneratorExp)
+    ):
+        return template(node.args[0].elt)  # several such sentences
     return None
 
 
