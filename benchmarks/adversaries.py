@@ -179,6 +179,9 @@ ADVERSARIES: dict[str, tuple[Callable[[Source], list[Window]], tuple[str, ...]]]
 
 REAL = "other real people"
 
+Study = dict[str, dict[str, tuple[str, float | None]]]
+"""Dataset -> check -> answer and judged number."""
+
 
 def coarse_windows(
     root: Path, factor: int, config: EvaluateConfig, per_person: int
@@ -213,7 +216,7 @@ def coarse_windows(
 def study(
     windows: list[Window], grid: Grid, mask_XYZ: np.ndarray, n_samples: int, n_subjects: int, seed: int,
     config: EvaluateConfig, scratch: Path, names: list[str],
-) -> dict[str, dict[str, tuple[str, float | None]]]:  # fmt: skip
+) -> Study:  # fmt: skip
     """Deal the people anew and judge every adversary: name -> check -> (answer, value)."""
     rng = np.random.default_rng(seed)
     people = rng.permutation(sorted({w.block.subject for w in windows}))
@@ -249,7 +252,8 @@ def study(
         rois: list[Roi] = peak_rois({c: properties.z(c) for c in conditions}, mask_XYZ, grid, "the training people")
         probes = Probes(grid, mask_XYZ, rois)
         mean = {c: store.mean(c) for c in conditions}
-        context = Context(conditions, conditions, rois, templates(properties, patterns, store, windows[0].block.tr_s))
+        timing = templates(properties, patterns, store, windows[0].block.tr_s)
+        context = Context(conditions, conditions, rois, timing, {c: p.odd_energy for c, p in patterns.items()})
 
     def summary(own: list[Window], *, samples: bool = True) -> Summary:
         keep = Summariser(probes, config.glm, voxels, patterns, as_samples=samples, keep_effects=samples)
@@ -257,7 +261,7 @@ def study(
 
     judge = Judge(summary(by["test"], samples=False), summary(as_many(by["training"])), context, store_windows, config)
     source = Source(as_many(by["other"]), by["training"], mean, grid, mask_XYZ, rng)
-    found = {}
+    found: Study = {}
     for name in names:
         own = source.windows if name == REAL else ADVERSARIES[name][0](source)
         verdicts = judge(summary(sorted(own, key=lambda w: w.block.subject))).verdicts
@@ -265,7 +269,7 @@ def study(
     return found
 
 
-def table(studies: list[dict[str, dict[str, tuple[str, float | None]]]], names: list[str]) -> str:
+def table(studies: list[Study], names: list[str]) -> str:
     """Markdown: a row for each check, a column for each adversary; F fails, p passes, ? cannot tell (shares of fails with several repeats)."""
     letters = {"fail": "**F**", "pass": "p", "unclear": "?", "info": ""}
     lines = ["| check | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
@@ -279,7 +283,7 @@ def table(studies: list[dict[str, dict[str, tuple[str, float | None]]]], names: 
     return "\n".join(lines)
 
 
-def summary_lines(studies: list[dict[str, dict[str, tuple[str, float | None]]]], names: list[str]) -> list[str]:
+def summary_lines(studies: list[Study], names: list[str]) -> list[str]:
     """Per adversary: passed, failed, cannot tell, and the power of the checks made for it."""
     lines = []
     for name in names:

@@ -265,8 +265,9 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, out: Path) -> Analysis:
         _refuse_constant(synthetic)
         log.info("checks")
         whole = shared == cohorts.conditions
+        odd = {c: p.odd_energy for c, p in patterns.items()}
         judged = Judge(
-            real, peer if whole else None, Context(cohorts.conditions, cohorts.candidates, rois, timing if whole else {}),
+            real, peer if whole else None, Context(cohorts.conditions, cohorts.candidates, rois, timing if whole else {}, odd),
             training, config,
         )  # fmt: skip
         own = judged(synthetic)

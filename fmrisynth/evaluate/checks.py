@@ -47,12 +47,15 @@ class Context:
     rois : sequence of Roi
     timing : dict of str to Timing
         Per condition, the reference people's course as a template; empty without reference people.
+    odd_energy : dict of str to float
+        How lateralised each condition is in the reference people.
     """
 
     conditions: list[str]
     candidates: list[str]
     rois: Sequence[Roi]
     timing: dict[str, Timing] = field(default_factory=dict)
+    odd_energy: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -287,7 +290,10 @@ def _gain(real: Properties, other: Properties, peer: Properties | None, context:
 
 
 def _asymmetry(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
-    a, b = (float(_condition_means(p, context, "odd_gain_N").mean()) for p in (real, other))
+    weights_K = np.array([context.odd_energy.get(c, 0.0) for c in context.conditions])
+    if not weights_K.sum() > 0:
+        return None
+    a, b = (float(np.average(_condition_means(p, context, "odd_gain_N"), weights=weights_K)) for p in (real, other))
     return Found(a, b, np.array([b / a])) if np.isfinite(a) and a > LEAST_CEILING else None
 
 

@@ -29,6 +29,8 @@ class Pattern:
         The group effect at its strongest voxels, divided by its sum of squares: a map times these is its gain, 1 for the group map itself.
     odd_weights_V : array or None
         The same of the left-right odd part of the group effect; None where the space has no midline.
+    odd_energy : float
+        Sum of squares of that odd part: how lateralised the condition is.
     near_V : int array
         Voxels near the peak.
     offset_mm_N3 : array
@@ -39,6 +41,7 @@ class Pattern:
 
     weights_V: np.ndarray
     odd_weights_V: np.ndarray | None
+    odd_energy: float
     near_V: np.ndarray
     offset_mm_N3: np.ndarray
     sign: float
@@ -74,15 +77,17 @@ def make_pattern(
     """
     effect = effect_V.astype(np.float64)
     error = np.sqrt(np.maximum(variance_V.astype(np.float64), 1e-12))
-    odd = None
+    odd, energy = None, 0.0
     if mirror_V is not None and (mirror_V >= 0).any():
         partner = np.where(mirror_V >= 0, effect[mirror_V], effect)
         odd = _weights((effect - partner) / 2, (effect - partner) / error)
+        squares = float(np.square(odd, dtype=np.float64).sum())
+        energy = 1 / squares if squares > 0 else 0.0
     weights = _weights(effect, effect / error)
     peak = int(np.argmax(np.abs(weights)))
     offset = positions_mm_V3 - positions_mm_V3[peak]
     near = np.flatnonzero(np.linalg.norm(offset, axis=1) <= NEAR_MM)
-    return Pattern(weights, odd, near, offset[near], float(np.sign(effect[peak]) or 1.0))
+    return Pattern(weights, odd, energy, near, offset[near], float(np.sign(effect[peak]) or 1.0))
 
 
 def mirror_index(mask_XYZ: np.ndarray, affine: np.ndarray) -> np.ndarray:
