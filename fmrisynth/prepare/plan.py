@@ -165,13 +165,14 @@ def check_labels(job: Job, subjects: list[str]) -> None:
             return
     if unknown:
         known = dict.fromkeys([*seen, *job.table.labels])
-        raise UsageError(
-            " ".join(
+        errors = [
+            UsageError(
                 f"There is no condition {label!r} in the condition table or in the events of {job.source.root}; "
                 f"{suggest(label, known)}"
-                for label in sorted(unknown)
             )
-        )
+            for label in sorted(unknown)
+        ]
+        raise UsageError(" ".join(map(str, errors)))
 
 
 def plan_subject(job: Job, subject: str) -> SubjectPlan:
