@@ -172,6 +172,8 @@ class Stage:
     def _check_owner(self) -> dict[str, Any] | None:
         """The claim on the folder; None where the folder is still nobody's."""
         path, found = self.out / CLAIM, "other files"
+        # Looked at before the claim: another process may be beginning the folder at this moment.
+        is_nobodys = not self.out.exists() or not _holds_files(self.out)
         if path.is_file():
             claim = _read(path)
             if claim is None:
@@ -181,7 +183,7 @@ class Stage:
             if claim.get("Command") == self.command:
                 return claim
             found = f"one that `fmrisynth {claim.get('Command')}` began"
-        elif not self.out.exists() or not _holds_files(self.out):
+        elif is_nobodys:
             return None
         raise WrongFolder(
             f"{self.out}: expected an empty folder or one that `fmrisynth {self.command}` began, found {found}; "

@@ -50,7 +50,7 @@ def test_ablations_of_table_1():
 
 def test_presets_that_run_on_a_cpu_are_small():
     assert count("smoke")[0] < 300_000
-    assert 1.4e6 < count("bundled")[0] < 2.6e6
+    assert 0.8e6 < count("bundled")[0] < 2.6e6
 
 
 def test_further_attributes_cost_one_table_each():

@@ -205,5 +205,4 @@ def test_a_label_cannot_lead_out_of_the_dataset():
     from fmrisynth.conditions import load_table
 
     condition = load_table().get("../../../tmp/evil_x")
-    with pytest.raises(FmrisynthError, match="letters and digits only"):
-        _ = SampleRequest(condition, 0, 1).subject
+    assert SampleRequest(condition, 0, 1).subject.isalnum()

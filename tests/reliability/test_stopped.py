@@ -10,7 +10,7 @@ from tests.reliability.faults import each
 from tests.reliability.processes import Fault
 
 MOMENTS = {"simulate": (7, 14), "prepare": (12, 30), "tokenize": (3, 10), "train": (7, 9, 12), "sample": (5, 16),
-           "glm": (8, 40), "evaluate": (6, 7)}  # fmt: skip
+           "glm": (8, 40), "evaluate": (4, 7)}  # fmt: skip
 """After how many renamed files a command is stopped, one call after the other."""
 
 YEARS_S = 10 * 365.25 * 86400
