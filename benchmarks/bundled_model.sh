@@ -21,12 +21,12 @@ if [ $# -eq 0 ]; then python "$here/bundle_model.py" "$root/model" fmrisynth/bun
 # The model, the model told no condition, and the model whose network is silent, each against the same subjects.
 [ -d "$root/silent" ] || python "$here/silence.py" "$root/bundled" "$root/silent"
 fmrisynth sample "$root/samples" --all-conditions --n 100 --seed 1 --checkpoint "$root/bundled"
-fmrisynth sample "$root/untold" --all-conditions --n 100 --seed 1 --checkpoint "$root/bundled" --guidance 0
-fmrisynth sample "$root/silenced" --all-conditions --n 100 --seed 1 --checkpoint "$root/silent"
+fmrisynth sample "$root/untold" --all-conditions --n 40 --seed 1 --checkpoint "$root/bundled" --guidance 0
+fmrisynth sample "$root/silenced" --all-conditions --n 40 --seed 1 --checkpoint "$root/silent"
 fmrisynth evaluate "$root/report" --real "$root/final" --synthetic "$root/samples" --set training="$root/cohort" \
     --tokenizer "$root/latents/tokenizer" --truth "$root/final" \
     --set baseline_samples=100 --set baseline_training_blocks=100
-for control in untold silenced; do
-    fmrisynth evaluate "$root/report-$control" --real "$root/final" --synthetic "$root/$control" --set baselines=false
-done
-python "$here/card_tables.py" "$root/report" --controls untold="$root/report-untold" silenced="$root/report-silenced"  # for the card
+
+# For the card.
+python "$here/score_datasets.py" "$root/final" "$root/samples" "$root/untold" "$root/silenced" --training "$root/cohort" --n 100
+python "$here/card_tables.py" "$root/report"

@@ -1,6 +1,6 @@
 """Tables of the bundled model's card, from the reports of `fmrisynth evaluate`.
 
-    python benchmarks/card_tables.py REPORT [--controls untold=REPORT silenced=REPORT] [--others alone=REPORT sharing=REPORT]
+    python benchmarks/card_tables.py REPORT [--others alone=REPORT sharing=REPORT]
 
 Prints Markdown: scores and checks of one report, and what the card says of the same recipe on other phantoms.
 """
@@ -10,16 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 Metrics = dict[str, Any]
 
 SCORES = {"corr": "Corr", "rsa_pearson": "RSA", "top1": "Top-1, maps", "top1_per_sample": "Top-1, single blocks"}
-
-
-CONTROLS = {"untold": "told no condition (guidance 0)", "silenced": "network silenced"}
 
 
 def read(report: Path) -> Metrics:
@@ -42,11 +38,10 @@ def number(value: float | None, interval: list[float] | None = None, digits: int
     return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
-def scores(metrics: Metrics, controls: Mapping[str, Metrics]) -> str:
-    """Samples, the same model without a label or without its network, ceilings and baselines."""
+def scores(metrics: Metrics) -> str:
+    """Samples, ceilings and baselines."""
     sources = {
         "samples": metrics["synthetic"]["scores"],
-        **{name: found["synthetic"]["scores"] for name, found in controls.items()},
         "ceiling: as many real blocks": metrics["control"].get("scores", {}),
         "ceiling: test blocks through the tokenizer": (metrics["ceiling"]["tokenizer"] or {"scores": {}})["scores"],
         "split half of the test subjects": metrics["ceiling"]["split_half"]["scores"],
@@ -107,15 +102,10 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
-    parser.add_argument("--controls", nargs="*", default=[], metavar="NAME=REPORT")
     parser.add_argument("--others", nargs="*", default=[], metavar="NAME=REPORT")
     arguments = parser.parse_args()
     metrics = read(arguments.report)
-    controls = {
-        CONTROLS.get(name, name): read(Path(report))
-        for name, _, report in (c.partition("=") for c in arguments.controls)
-    }
-    print(scores(metrics, controls), checks(metrics), sep="\n\n")
+    print(scores(metrics), checks(metrics), sep="\n\n")
     named = [entry.partition("=")[::2] for entry in arguments.others]
     if named:
         columns = [other(read(Path(report))) for _, report in named]

@@ -78,15 +78,28 @@ def equal_number_ceiling(
 ) -> dict[str, list[float]]:
     """What `n` real blocks per condition of another split score in place of samples, once for each of some random draws."""
     blocks = [b for b in read_blocks(root, split=split) if b.condition in real.conditions]
+    effects = {c: np.stack([e for _, e in found]) for c, found in block_effects(blocks, real.mask_XYZ).items()}
+    return draws_of(effects, real, n, draws=draws, seed=seed)
+
+
+def block_effects(blocks: list[Block], mask_XYZ: np.ndarray) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Subject and window-GLM effect (V,) of every block, by condition."""
     config, grid = GlmConfig(), common_grid(blocks)
-    found: dict[str, list[np.ndarray]] = {condition: [] for condition in real.conditions}
-    for window in iterate_windows(blocks, real.mask_XYZ, grid, config):
-        found[window.block.condition].append(fit_one(window, config).effect.astype(np.float32))
+    found: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for window in iterate_windows(blocks, mask_XYZ, grid, config):
+        effect_V = fit_one(window, config).effect.astype(np.float32)
+        found.setdefault(window.block.condition, []).append((window.block.subject, effect_V))
+    return found
+
+
+def draws_of(
+    effects: dict[str, np.ndarray], real: RealMaps, n: int, *, draws: int, seed: int
+) -> dict[str, list[float]]:
+    """Scores of `n` blocks per condition, drawn without replacement, once for each draw."""
     rng = np.random.default_rng(seed)
     scores: list[dict[str, Any]] = []
     for _ in range(draws):
-        chosen = {c: rng.permutation(len(effects))[:n] for c, effects in found.items()}
-        scores.append(score({c: np.stack([found[c][i] for i in chosen[c]]) for c in found}, real))
+        scores.append(score({c: own[rng.permutation(len(own))[:n]] for c, own in effects.items()}, real))
     return {key: [s[key] for s in scores] for key in scores[0] if key != "corr_K"}
 
 
