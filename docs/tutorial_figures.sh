@@ -30,7 +30,5 @@ PYTHON
 
 participant="$(find "$folder/tour/maps-real" -maxdepth 1 -name 'sub-*.html' | sort | sed -n 1p)"
 photograph "$participant" "$figures/tutorial_participant.png" 1100 "${PARTICIPANT_HEIGHT:-1320}"
-photograph "$folder/tour/report/report.html" "$figures/tutorial_report.png" 1100 "${REPORT_HEIGHT:-1115}"
-photograph "$folder/tour/report/report.html" "$figures/tutorial_scores.png" 1100 "${SCORES_HEIGHT:-810}" "${SCORES_TOP:-2745}"
 preview="$(find "$folder/tour/synthetic/figures" -name '*Loss*.png' | sort | sed -n 1p)"
 photograph "$preview" "$figures/tutorial_sample.png" 1221 506
