@@ -28,6 +28,7 @@ from fmrisynth.config.train import TrainConfig
 from fmrisynth.models.build import build_denoiser
 from fmrisynth.sample.plan import make_requests
 from fmrisynth.sample.run import SampleMaker, _settings, load_model
+from fmrisynth.stage import Stage
 
 CHANNELS, GRID = 36, (12, 16, 16)
 
@@ -79,7 +80,8 @@ def time_samples(
             for clock in (denoise, decode, decode_and_write):
                 clock.wall_s = clock.processor_s = 0.0
             settings = _settings(config, model, tokenizer)
-            make = SampleMaker(Path(folder) / str(config.seed), config, model, tokenizer, settings)
+            stage = Stage("sample", Path(folder) / str(config.seed))
+            make = SampleMaker(stage, config, model, tokenizer, settings)
             requests = make_requests(config, model.conditions)
             with denoise.running():
                 latents_BCTXYZ = make._draw(requests, device)
