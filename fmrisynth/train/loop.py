@@ -80,7 +80,7 @@ class Trainer:
         self.brain_share = float(self.latents.brain_XYZ.float().mean())
 
         resume_from = self._resume_point()
-        self.run_state, self.engine = self._build()
+        self.run_state, self.engine = self._build(resumes=resume_from is not None)
         if resume_from is not None:
             restore_checkpoint(self.run_state, resume_from)
             log.info("Continuing from step %d.", self.run_state.progress.step)
@@ -279,7 +279,7 @@ class Trainer:
         wanted = self.run_state.progress.precision == "bf16"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=wanted)
 
-    def _build(self) -> tuple[Run, Any]:
+    def _build(self, *, resumes: bool) -> tuple[Run, Any]:
         config, world = self.config, self.world
         channels = self.latents.channels
         with torch.random.fork_rng(devices=[]):
@@ -303,7 +303,7 @@ class Trainer:
         )
         ema = Ema(network, config.ema.decay, warmup=config.ema.warmup)
         precision: str = config.precision
-        if precision == "auto":
+        if precision == "auto" and not resumes:  # a run keeps what it began with
             sample_FXYZ = self.latents.read(self.train_set[0])
             precision = faster_precision(engine, sample_FXYZ, len(self.vocabulary), self.micro_batch_size, world)
         return Run(network, optimiser, ema, Progress(precision=precision)), engine
