@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.models.checkpoint import BRAIN, CARD_NAME, EMA_NAME, find_model_dir
+from fmrisynth.models.whitening import MIX, SCALE
 
 
 def main(run: Path, out: Path) -> None:
@@ -26,7 +27,8 @@ def main(run: Path, out: Path) -> None:
     shutil.rmtree(out / "tokenizer", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     weights = load_file(source / EMA_NAME)
-    half = {key: tensor if key == BRAIN else tensor.to(torch.float16) for key, tensor in weights.items()}
+    kept = {BRAIN, SCALE, MIX}
+    half = {key: tensor if key in kept else tensor.to(torch.float16) for key, tensor in weights.items()}
     write_bytes(out / EMA_NAME, save(half))
     card = json.loads((source / CARD_NAME).read_text())
     (out / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")

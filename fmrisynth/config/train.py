@@ -176,6 +176,10 @@ class TrainConfig(StageConfig):
 
     model: ModelConfig = Field(default_factory=HybridConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    whiten: bool = Field(
+        False,
+        description="Whiten the C*T numbers of each latent cell by statistics of the training split, as `objective.precondition` assumes.",
+    )
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)

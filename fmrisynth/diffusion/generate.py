@@ -40,6 +40,8 @@ class LatentModel(Protocol):
     def latent_mean_C(self) -> Tensor: ...
     @property
     def latent_std_C(self) -> Tensor: ...
+    @property
+    def whitening(self) -> Any: ...  # None, or what has the method `undo`
 
 
 def encode_labels(
@@ -187,6 +189,8 @@ def generate_latents(
             )
             latents.append(stack_BFXYZ[: len(chosen)].float().cpu())
     stack_BFXYZ = torch.cat(latents) if latents else torch.empty(0, *shape)
+    if model.whitening is not None:
+        stack_BFXYZ = model.whitening.undo(stack_BFXYZ)
     latent_BCTXYZ = stack_BFXYZ.unflatten(1, (n_channels, n_frames))
     mean_C11111, std_C11111 = (s.reshape(-1, 1, 1, 1, 1) for s in (model.latent_mean_C, model.latent_std_C))
     return latent_BCTXYZ * std_C11111 + mean_C11111

@@ -1,7 +1,7 @@
 """The model directory: what a trained denoiser needs to draw samples.
 
 checkpoint.json        architecture, objective, labels, latent shape and statistics, step
-ema.safetensors        averaged weights, and the latent cells that hold brain
+ema.safetensors        averaged weights, the latent cells that hold brain, and the whitening of latents if there is one
 tokenizer/             here, or two folders up in a training output
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fmrisynth.config.train import ModelConfig, ObjectiveConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.build import build_denoiser
+from fmrisynth.models.whitening import Whitening
 from fmrisynth.parse import read_json
 
 FORMAT_VERSION = 2
@@ -83,6 +84,8 @@ class LoadedDenoiser:
         Averaged weights, evaluation mode, gradients off.
     objective, labels, latent_shape, step : see `ModelCard`
     latent_mean_C, latent_std_C : Tensor of shape (C,), float32
+    whitening : Whitening or None
+        Of the standardised latents that the network was trained on.
     sha256 : str
         Of ``checkpoint.json`` and ``ema.safetensors``, for provenance.
     path : Path
@@ -97,6 +100,7 @@ class LoadedDenoiser:
     latent_shape: tuple[int, int, int, int, int]
     latent_mean_C: Tensor
     latent_std_C: Tensor
+    whitening: Whitening | None
     step: int
     sha256: str
     path: Path
@@ -181,7 +185,10 @@ def _check_weights(path: Path, card: ModelCard) -> None:
             f"{path.with_name(CARD_NAME)}: there is no network with this architecture ({error}); use the fmrisynth version "
             "that wrote it."
         ) from None
-    _compare(path, wanted | {BRAIN: tuple(card.latent_shape[2:])}, _stored_shapes(path))
+    found, whitening = _stored_shapes(path), Whitening.shapes(tuple(card.latent_shape))
+    if not found.keys().isdisjoint(whitening):
+        wanted |= whitening
+    _compare(path, wanted | {BRAIN: tuple(card.latent_shape[2:])}, found)
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -235,8 +242,9 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
     weights = load_tensors(folder / EMA_NAME)
     if not bool(weights[BRAIN].any()):
         raise FmrisynthError(f"{folder / EMA_NAME}: no latent cell holds brain; the file is damaged, copy it again.")
-    network = card.build(weights[BRAIN].bool())
-    network.load_state_dict(weights, assign=True)
+    network, whitening = card.build(weights[BRAIN].bool()), Whitening.taken_from(weights)
+    parts = Whitening.shapes(tuple(card.latent_shape))
+    network.load_state_dict({name: tensor for name, tensor in weights.items() if name not in parts}, assign=True)
     network.eval().requires_grad_(False)
 
     places: Sequence[Path] = (
@@ -251,6 +259,7 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
         latent_shape=tuple(card.latent_shape),  # type: ignore[arg-type]
         latent_mean_C=torch.tensor(card.latent_mean, dtype=torch.float32),
         latent_std_C=torch.tensor(card.latent_std, dtype=torch.float32),
+        whitening=whitening,
         step=card.step,
         sha256=_digest([folder / CARD_NAME, folder / EMA_NAME]),
         path=folder,

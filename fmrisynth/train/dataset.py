@@ -15,6 +15,7 @@ from torch import Tensor
 from fmrisynth.data.latents import LatentDataset, LatentRow
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers.base import read_latent_mask
+from fmrisynth.models.whitening import Whitening
 from fmrisynth.stage import content_digest
 
 
@@ -37,6 +38,8 @@ class TrainingLatents:
         SHA-256 of ``tokenizer.json``.
     brain_XYZ : Tensor of shape (X, Y, Z), bool
         Latent cells that hold brain.
+    whitening : Whitening or None
+        What `read` applies to the standardised latents; set by the training run.
     """
 
     def __init__(self, root: Path) -> None:
@@ -50,6 +53,7 @@ class TrainingLatents:
         self.index_digest = total.hexdigest()
         shards = sorted(self.root.glob("sub-*_latents.safetensors"))
         self.digest = hashlib.sha256(f"{self.index_digest} {content_digest(self.root, shards)}".encode()).hexdigest()
+        self.whitening: Whitening | None = None
         self.brain_XYZ = read_latent_mask(self.dataset.tokenizer_dir)
         if tuple(self.brain_XYZ.shape) != self.latent_shape[2:] or not bool(self.brain_XYZ.any()):
             raise FmrisynthError(
@@ -72,8 +76,11 @@ class TrainingLatents:
         return [i for i, row in enumerate(self.dataset.rows) if row.split == split]
 
     def read(self, instance: int) -> Tensor:
-        """Standardised latents of one instance, (F, X, Y, Z), float32, F in the order (c t); 0 in cells without brain."""
-        return self.dataset[instance].flatten(0, 1) * self.brain_XYZ
+        """Standardised, perhaps whitened latents of one instance, (F, X, Y, Z), float32, F = (c t); 0 in cells without brain."""
+        stack_FXYZ = self.dataset[instance].flatten(0, 1)
+        if self.whitening is not None:
+            stack_FXYZ = self.whitening.apply(stack_FXYZ)
+        return stack_FXYZ * self.brain_XYZ
 
     def attribute(self, instance: int, name: str) -> str | None:
         """Value of an attribute; None when it is not known."""

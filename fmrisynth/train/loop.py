@@ -26,15 +26,16 @@ from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
-from fmrisynth.models.checkpoint import ModelCard, list_checkpoints
+from fmrisynth.models.checkpoint import EMA_NAME, ModelCard, list_checkpoints, load_tensors
 from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import copy_tokenizer
+from fmrisynth.models.whitening import Whitening
 from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar
 from fmrisynth.stage import Stage
 from fmrisynth.train.batches import Batch, BatchMaker
 from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.engine import faster_precision, wrap_network
-from fmrisynth.train.moments import ClassMoments, class_moments
+from fmrisynth.train.moments import ClassMoments, class_moments, fit_whitening
 from fmrisynth.train.runlog import RunLog
 from fmrisynth.train.state import (
     Progress,
@@ -80,6 +81,12 @@ class Trainer:
         self.brain_share = float(self.latents.brain_XYZ.float().mean())
 
         resume_from = self._resume_point()
+        if config.whiten:
+            self.latents.whitening = (
+                fit_whitening(self.latents, self.train_set, world)
+                if resume_from is None
+                else Whitening.taken_from(load_tensors(resume_from / EMA_NAME))
+            )
         self.run_state, self.engine = self._build(resumes=resume_from is not None)
         if resume_from is not None:
             restore_checkpoint(self.run_state, resume_from)
@@ -256,7 +263,7 @@ class Trainer:
         score = values["condition_gain"] if len(self.vocabulary["condition"]) > 1 else -values["loss"]
         if progress.step and (progress.best_score is None or score > progress.best_score):
             progress.best_score, progress.best_step = score, progress.step
-            save_best(run, self.out, self._card(), self.world)
+            save_best(run, self.out, self._card(), self.latents.whitening, self.world)
 
     def _sample(self, runlog: RunLog | None) -> None:
         from fmrisynth.train.preview import draw_preview
@@ -273,7 +280,9 @@ class Trainer:
     _moments: ClassMoments | None = None
 
     def _save(self) -> Path:
-        return save_checkpoint(self.run_state, self.out, self._card(), self.config, self.latents.digest, self.world)
+        return save_checkpoint(
+            self.run_state, self.out, self._card(), self.latents.whitening, self.config, self.latents.digest, self.world
+        )
 
     def _autocast(self) -> torch.autocast:
         wanted = self.run_state.progress.precision == "bf16"

@@ -1,4 +1,4 @@
-"""Mean and variance of the training latents per condition, and what they let a network gain from the right label.
+"""Statistics of the training latents: their whitening; mean and variance per condition, and what a network can gain from the right label.
 
 Axis legend: K conditions, F = C*T, X Y Z latent grid, B instances.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.distributed import World
+from fmrisynth.models.whitening import LEAST_SCALE, Whitening, whitening_map
 from fmrisynth.progress import progress_bar
 from fmrisynth.train.dataset import TrainingLatents
 
@@ -22,7 +23,7 @@ MAX_INSTANCES = 4096
 
 @dataclass(frozen=True)
 class ClassMoments:
-    """Moments of standardised latents, 0 in cells without brain.
+    """Moments of latents as the network sees them, 0 in cells without brain.
 
     Attributes
     ----------
@@ -64,7 +65,7 @@ def class_moments(
 ) -> ClassMoments:
     """Moments of the training latents, one instance at a time; the ranks share the reading."""
     shape = (latents.channels, *latents.latent_shape[2:])
-    chosen = list(instances)[:: -(-len(instances) // MAX_INSTANCES)]
+    chosen = _spread(instances)
     count_K = torch.zeros(len(vocabulary["condition"]), dtype=torch.float64)
     sum_KFXYZ = torch.zeros(len(count_K), *shape, dtype=torch.float64)
     squares_FXYZ = torch.zeros(shape, dtype=torch.float64)
@@ -82,3 +83,34 @@ def class_moments(
     between_FXYZ = torch.einsum("k,kfxyz->fxyz", count_K, mean_KFXYZ.square())
     variance_FXYZ = (squares_FXYZ - between_FXYZ) / (count_K.sum() - len(count_K)).clamp_min(1)
     return ClassMoments(count_K.clamp_min(1), mean_KFXYZ.float(), variance_FXYZ.clamp_min(0).float())
+
+
+def fit_whitening(latents: TrainingLatents, instances: Sequence[int], world: World) -> Whitening:
+    """Whitening of standardised training latents, in two passes over the instances; the ranks share the reading.
+
+    ``latents.whitening`` must still be None. The small mean of the standardised latents counts as variance.
+    """
+    brain_XYZ, (n_channels, n_frames, *grid) = latents.brain_XYZ, latents.latent_shape
+    chosen = _spread(instances)
+    own = chosen[world.rank :: world.size]
+    power_CXYZ = torch.zeros(n_channels, *grid, dtype=torch.float64)
+    products_FF = torch.zeros(n_channels * n_frames, n_channels * n_frames, dtype=torch.float64)
+    with progress_bar("whitening", 2 * len(chosen)) as bar:
+        for instance in own:
+            power_CXYZ += latents.read(instance).unflatten(0, (n_channels, n_frames)).double().square().mean(1)
+            bar.update(world.size)
+        world.sum(power_CXYZ)
+        scale_CXYZ = (power_CXYZ / len(chosen)).sqrt().clamp_min(LEAST_SCALE).float()
+        scale_CXYZ[:, ~brain_XYZ] = 1
+        scale_FXYZ = scale_CXYZ.repeat_interleave(n_frames, dim=0)
+        for instance in own:
+            scaled_FV = (latents.read(instance) / scale_FXYZ)[:, brain_XYZ]
+            products_FF += scaled_FV @ scaled_FV.T
+            bar.update(world.size)
+        world.sum(products_FF)
+    return Whitening(scale_CXYZ, whitening_map(products_FF / (len(chosen) * int(brain_XYZ.sum()))))
+
+
+def _spread(instances: Sequence[int]) -> list[int]:
+    """At most `MAX_INSTANCES` of them, evenly spread."""
+    return list(instances)[:: -(-len(instances) // MAX_INSTANCES)]

@@ -41,7 +41,7 @@ class Training(Protocol):
 
 @dataclass(frozen=True)
 class _Model:
-    """The network in training, as ``generate_latents`` wants it; latents stay normalised."""
+    """The network in training, as ``generate_latents`` wants it; latents stay as the network sees them."""
 
     network: nn.Module
     objective: dict[str, Any]
@@ -49,6 +49,7 @@ class _Model:
     latent_shape: tuple[int, int, int, int, int]
     latent_mean_C: Tensor
     latent_std_C: Tensor
+    whitening: None = None
 
 
 def draw_preview(trainer: Training, runlog: RunLog | None) -> None:
@@ -93,8 +94,15 @@ def draw_preview(trainer: Training, runlog: RunLog | None) -> None:
     runlog.image("samples", contact_sheet(torch.stack([z[0] for z in drawn.values()])), run.progress.step)
     shape = (-1, 1, 1, 1, 1)
     mean, std = latents.dataset.latent_mean.reshape(shape), latents.dataset.latent_std.reshape(shape)
+
+    def plain(latent_SCTXYZ: Tensor) -> Tensor:
+        whitening = latents.whitening
+        return (
+            latent_SCTXYZ if whitening is None else whitening.undo(latent_SCTXYZ.flatten(1, 2)).view_as(latent_SCTXYZ)
+        )
+
     with atomic_path(trainer.out / "samples" / f"step-{run.progress.step:08d}.safetensors") as temporary:
-        save_file({condition: (z * std + mean).contiguous() for condition, z in drawn.items()}, temporary)
+        save_file({condition: (plain(z) * std + mean).contiguous() for condition, z in drawn.items()}, temporary)
 
 
 def contact_sheet(latent_KCTXYZ: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from fmrisynth.models.checkpoint import (
     load_tensors,
 )
 from fmrisynth.models.distributed import World
+from fmrisynth.models.whitening import Whitening
 
 STATE_NAME = "state.json"
 MODEL_NAME = "model.safetensors"
@@ -102,7 +103,15 @@ class Run:
         return state | {name: full(tensor) for name, tensor in self.ema.shadow.items()}
 
 
-def save_checkpoint(run: Run, out: Path, card: ModelCard, config: TrainConfig, data_digest: str, world: World) -> Path:
+def save_checkpoint(
+    run: Run,
+    out: Path,
+    card: ModelCard,
+    whitening: Whitening | None,
+    config: TrainConfig,
+    data_digest: str,
+    world: World,
+) -> Path:
     """Write ``checkpoints/step-NNNNNNNN``; every rank must call, the first one writes."""
     model = {name: full(p) for name, p in run.named_parameters().items()}
     averaged = run.ema_tensors()
@@ -127,7 +136,7 @@ def save_checkpoint(run: Run, out: Path, card: ModelCard, config: TrainConfig, d
                     "torch": torch.__version__,
                 },
             )
-            _write_model_files(temporary, card, averaged)
+            _write_model_files(temporary, card, averaged, whitening)
             _sync(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
@@ -136,14 +145,14 @@ def save_checkpoint(run: Run, out: Path, card: ModelCard, config: TrainConfig, d
     return folder
 
 
-def save_best(run: Run, out: Path, card: ModelCard, world: World) -> None:
+def save_best(run: Run, out: Path, card: ModelCard, whitening: Whitening | None, world: World) -> None:
     """Write the averaged weights to ``best/``, a model directory of its own."""
     averaged = run.ema_tensors()
     if world.is_main:
         best, old = out / BEST_NAME, out / f".{BEST_NAME}.old"
         temporary = _empty(out / f".{BEST_NAME}.part")
         with _disk_errors(best, temporary):
-            _write_model_files(temporary, card, averaged)
+            _write_model_files(temporary, card, averaged, whitening)
             _sync(temporary)
             shutil.rmtree(old, ignore_errors=True)
             if best.exists():
@@ -244,8 +253,10 @@ def tidy(out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_model_files(folder: Path, card: ModelCard, averaged: Mapping[str, Tensor]) -> None:
-    save_file(dict(averaged), folder / EMA_NAME)
+def _write_model_files(
+    folder: Path, card: ModelCard, averaged: Mapping[str, Tensor], whitening: Whitening | None
+) -> None:
+    save_file(dict(averaged) | ({} if whitening is None else whitening.tensors()), folder / EMA_NAME)
     write_json(folder / CARD_NAME, asdict(card))
 
 

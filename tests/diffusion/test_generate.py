@@ -31,6 +31,7 @@ def make_model(prediction="epsilon", network=None, **changes):
         "latent_shape": SHAPE,
         "latent_mean_C": torch.tensor([10.0, -3.0]),
         "latent_std_C": torch.tensor([2.0, 0.5]),
+        "whitening": None,
     }
     return SimpleNamespace(**values | changes)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fmrisynth.config.load import dump_yaml, load_config
 from fmrisynth.config.train import TrainConfig
@@ -94,6 +94,33 @@ def test_resumed_run_equals_the_uninterrupted_one(latents, tmp_path, make_config
     assert all(resumed[step] == loss for step, loss in losses(whole).items())
     assert losses(whole, "val")[6] == losses(parts, "val")[6]
     same_weights(find_model_dir(whole), find_model_dir(parts))
+
+
+def test_whitened_training_resumes_and_samples_in_the_tokenizers_units(latents, tmp_path, make_config):
+    for shard in latents.glob("*.safetensors"):  # one channel of one cell varies ten times as much
+        stored = load_file(shard)["latents"]
+        stored[:, 0, :, 1, 1, 1] *= 10
+        save_file({"latents": stored}, shard)
+    settings = {"whiten": True, "objective.precondition": True, "sample_every": 2}
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_denoiser(latents, whole, make_config(*overrides, steps=4))
+    for steps in (2, 4):
+        train_denoiser(latents, parts, make_config(*overrides, steps=steps))
+    same_weights(find_model_dir(whole), find_model_dir(parts))
+    model = load_denoiser(whole)
+    drawn = generate_latents(model, "gambling_loss", seeds=range(30), n_steps=6)
+    preview = load_file(whole / "samples" / "step-00000004.safetensors")["gambling_loss"]
+    ratio_T = drawn[:, 0].std(0)[:, 1, 1, 1] / drawn[:, 0].std(0)[:, :3].mean()
+    assert float(ratio_T.mean()) > 5
+    assert preview.shape[1:] == drawn.shape[1:]
+    assert float(preview[:, 0, :, 1, 1, 1].abs().mean()) > 3 * float(preview[:, 0, :, :3].abs().mean())
+    # Half of it, or another shape, is refused like any weights that do not fit.
+    weights = load_file(find_model_dir(whole) / "ema.safetensors")
+    broken = {name: tensor for name, tensor in weights.items() if name != "whitening.mix_FF"}
+    save_file(broken, find_model_dir(whole) / "ema.safetensors")
+    with pytest.raises(FmrisynthError, match="whitening.mix_FF"):
+        load_denoiser(whole)
 
 
 @pytest.mark.slow
