@@ -11,7 +11,7 @@ here="$(dirname "$0")"
 
 fmrisynth simulate "$root/cohort" --layout blocks --n-subjects 40 --seed 2028 \
     --set split.train=0.8 --set split.val=0.08 --set split.test=0.12 "$@"
-fmrisynth simulate "$root/final" --layout blocks --seed 2028 --set first_subject=17000 --set split.all=test "$@" --n-subjects 40
+fmrisynth simulate "$root/final" --layout blocks --seed 2028 --set first_subject=18000 --set split.all=test "$@" --n-subjects 40
 fmrisynth tokenize "$root/cohort" "$root/latents" --set model.storage=float16 --set max_fit_blocks=1000 --seed 2028 \
     --set report=false
 fmrisynth train "$root/latents" "$root/model" --preset bundled --seed 2026

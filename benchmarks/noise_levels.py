@@ -1,10 +1,11 @@
 """At which noise levels does the label matter, and how often does each objective train there?
 
-    python benchmarks/noise_levels.py LATENTS [docs/figures/noise_levels.png]
+    python benchmarks/noise_levels.py LATENTS [docs/figures/noise_levels.png] [--plain]
 
 Along log(alpha^2 / sigma^2): how often the noisy latent alone names its condition (ridge regression on training subjects, tried on validation
-subjects; a lower bound on what it tells), each objective's training draws and its sampler's times. Prints the share of draws at more noise than where the latent tells 9 tenths of what it tells without any, and the steps of the
-default sampler there.
+subjects; a lower bound on what it tells), each objective's training draws and its sampler's times. Prints the share of draws at more noise than where the
+latent tells 9 tenths of what it tells without any, and the steps of the default sampler there. Latents are whitened, as the bundled model's are;
+`--plain` leaves them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.models.distributed import World
 from fmrisynth.sample.run import DEFAULT_STEPS
 from fmrisynth.train.dataset import TrainingLatents
+from fmrisynth.train.moments import fit_whitening
 
 OBJECTIVES = {
     "epsilon or v, linear (paper)": Objective("v"),
@@ -62,10 +65,12 @@ def told_by_latent(
     return float((scores_BK.argmax(1) == right_B).double().mean())
 
 
-def main(root: Path, figure_path: Path | None) -> None:
+def main(root: Path, figure_path: Path | None, whiten: bool) -> None:
     """Print a Markdown table and draw."""
     latents = TrainingLatents(root)
     vocabulary = latents.vocabulary(latents.select("train"), ["condition"])
+    if whiten:
+        latents.whitening = fit_whitening(latents, latents.select("train"), World(0, 1, torch.device("cpu")))
     train, held_out = (latents.select(split)[:MAX_INSTANCES] for split in ("train", "val"))
     train_NP, test_BP = (
         torch.stack([latents.read(i)[:, latents.brain_XYZ].flatten() for i in part]) for part in (train, held_out)
@@ -121,4 +126,5 @@ def draw(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    paths = [Path(argument) for argument in sys.argv[1:] if argument != "--plain"]
+    main(paths[0], paths[1] if len(paths) > 1 else None, "--plain" not in sys.argv)
