@@ -352,6 +352,33 @@ def evaluate(
     return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved, force=force))
 
 
+@app.command(rich_help_panel="Proof")
+def check(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A block dataset.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Your own model; default: the bundled one, trained on phantom data.")
+    ] = None,
+    n_blocks: Annotated[int, typer.Option(min=1, help="Blocks to read, evenly spread.")] = 40,
+    verbose: Verbose = 0,
+) -> int:
+    """Is a dataset like the one that a model was trained on? Exit status 1 where a difference matters."""
+    options.set_verbosity(verbose)
+    options.check_in(data, "a block dataset, as `fmrisynth prepare` writes it")
+    from fmrisynth.check import check_dataset
+
+    rows = check_dataset(data, checkpoint=checkpoint, n_blocks=n_blocks)
+    options.show_table(
+        ("", "model", "data", "matters"),
+        [(row.what, row.model, row.data, "yes" if row.differs else "no") for row in rows],
+    )
+    differing = [row for row in rows if row.differs]
+    for row in differing:
+        typer.echo(f"{row.what}: {row.advice}.")
+    if not differing:
+        typer.echo("There is nothing that matters between the dataset and the model's training data.")
+    return 1 if differing else 0
+
+
 @app.command("bids-app", hidden=True)
 def bids_app(
     bids_dir: Annotated[Path, typer.Argument(help="BIDS dataset, fMRIPrep derivatives or HCP tree.")],

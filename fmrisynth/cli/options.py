@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -81,6 +82,17 @@ def set_verbosity(verbose: int) -> None:
 def show_config(config: StageConfig) -> None:
     """Print the resolved configuration (for ``--dry-run``)."""
     typer.echo(dump_yaml(config).rstrip())
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that wraps to the width of the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=False).print(table)
 
 
 def finish(summary: StageSummary) -> int:

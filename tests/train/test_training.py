@@ -119,7 +119,7 @@ def test_whitened_training_resumes_and_samples_in_the_tokenizers_units(latents, 
     weights = load_file(find_model_dir(whole) / "ema.safetensors")
     broken = {name: tensor for name, tensor in weights.items() if name != "whitening.mix_FF"}
     save_file(broken, find_model_dir(whole) / "ema.safetensors")
-    with pytest.raises(FmrisynthError, match="whitening.mix_FF"):
+    with pytest.raises(FmrisynthError, match=r"whitening\.mix_FF"):
         load_denoiser(whole)
 
 
