@@ -28,11 +28,11 @@ buildah "${store[@]}" bud --isolation chroot --pull-never --tag "fmrisynth:$vers
 container="$(buildah "${store[@]}" from --pull-never "localhost/fmrisynth:$version")"
 root="$(buildah "${store[@]}" mount "$container")"
 trap 'buildah "${store[@]}" rm "$container" > /dev/null' EXIT
-mapfile -t variables < <(buildah "${store[@]}" inspect --format '{{range .OCIv1.Config.Env}}{{println .}}{{end}}' "$container" | grep .)
-entry="$(buildah "${store[@]}" inspect --format '{{join .OCIv1.Config.Entrypoint " "}}' "$container")"
-user="$(buildah "${store[@]}" inspect --format '{{.OCIv1.Config.User}}' "$container")"
+setting() { buildah "${store[@]}" inspect --format "$1" "$container" | sed '/^$/d'; }
+mapfile -t variables < <(setting '{{range .OCIv1.Config.Env}}{{println .}}{{end}}')
+entry="$(setting '{{range .OCIv1.Config.Entrypoint}}{{println .}}{{end}}')"
+user="$(setting '{{.OCIv1.Config.User}}')"
 inside() {
-    echo "+ $*"
     # shellcheck disable=SC2016 # expanded inside
     unshare --mount bash -c '
         set -e
