@@ -58,7 +58,7 @@ def main() -> None:
         rows, background_XYZ, mask_XYZ, common_grid(real), threshold=0.3, limits=limits, relative_threshold=True
     )
     arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.figure, dpi=110, metadata={"Software": None})
+    figure.savefig(arguments.figure, dpi=110, bbox_inches="tight", pad_inches=0.2, metadata={"Software": None})
 
 
 if __name__ == "__main__":

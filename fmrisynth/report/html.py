@@ -138,7 +138,7 @@ class Page:
 def embed(figure, *, dpi: int = 140) -> str:
     """A matplotlib figure as a PNG ``data:`` URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.2, facecolor="white")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -148,7 +148,7 @@ def embed_svg(figure) -> str:
 
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "fmrisynth"}):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.2, facecolor="white", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
