@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -14,6 +14,9 @@ from fmrisynth.errors import FmrisynthError, is_out_of_memory, one_line
 log = logging.getLogger("fmrisynth")
 
 T = TypeVar("T")
+
+SHOWN = 3
+"""So many reasons or labels are named in a sentence, and the rest counted."""
 
 
 def reason_of(who: str, error: Exception) -> str:
@@ -31,6 +34,12 @@ def reason_of(who: str, error: Exception) -> str:
 def count(n: int, noun: str) -> str:
     """``1 block``, ``2 blocks``."""
     return f"{n} {noun}{'s' if n != 1 else ''}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first `SHOWN` names, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass

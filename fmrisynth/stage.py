@@ -32,7 +32,7 @@ from fmrisynth.bids.provenance import sha256_of, write_dataset_description, writ
 from fmrisynth.config.base import StageConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.parse import read_json
-from fmrisynth.progress import StageSummary, count, log, reason_of, track
+from fmrisynth.progress import SHOWN, StageSummary, count, log, reason_of, some, track
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,8 +40,8 @@ R = TypeVar("R")
 CLAIM = Path("logs", "begun.json")
 """Who began the folder, from what, with which settings."""
 
-SHOWN = 3
-"""So many reasons or labels are named in a sentence, and the rest counted."""
+SCRATCH_RECORD = "about.json"
+"""In a unit's scratch folder: what its content was made from."""
 
 
 class WrongFolder(UsageError):
@@ -60,7 +60,8 @@ class Unit:
         Everything that determines the result and is no setting. Paths stand for the bytes of files; records, arrays,
         numbers and texts for themselves. The keys are for people: they are named when something changed.
     make : callable
-        Does the work; what it returns must be plain JSON and is kept in the record.
+        Does the work; what it returns must be plain JSON and is kept in the record. A mapping with ``failed`` says that a
+        part could not be done: what hangs on the unit may use the rest, and the next call tries again.
     index : Path
         The file by which readers know that the unit is complete, relative to the output; removed before the unit is
         done again.
@@ -97,6 +98,8 @@ class Stage:
         Where the inputs lie.
     moved_from : str or None
         Where they lay when the folder was begun, if that is another place.
+    is_new : bool
+        Whether this call began the folder.
     """
 
     def __init__(self, command: str, out: Path, *, version: int = 1, force: bool = False) -> None:
@@ -107,6 +110,7 @@ class Stage:
         self.failed: dict[str, str] = {}
         self.sources: list[str] = []
         self.moved_from: str | None = None
+        self.is_new = False
 
     @classmethod
     def begin(
@@ -156,6 +160,7 @@ class Stage:
             return stage
         with exclusive(out, "settings"):
             claim = stage._check_owner()
+            stage.is_new = claim is None
             if claim is not None:
                 stage._check_same(claim, defaults, now, list(known))
             if claim is None or force:
@@ -266,6 +271,8 @@ class Stage:
         look = _Look(record)
         about = look.flat(unit.about)
         why = self._why(record, about, look, force=self.force)
+        if why is None and record is not None and isinstance(record["Result"], dict) and record["Result"].get("failed"):
+            why = "a part of it had failed"
         if why is None and record is not None:
             if look.n_computed:  # so that the next call need not read the files
                 with suppress(FmrisynthError):
@@ -299,7 +306,7 @@ class Stage:
         return result, why
 
     def is_finished(self, unit: Unit) -> bool:
-        """Whether nothing needs to be done for a unit; `force` aside."""
+        """Whether all that a unit wrote is there, whole, and of its inputs as they are now; `force` aside."""
         record = _read(self.out / naming.unit_record(unit.label))
         look = _Look(record)
         return record is not None and self._why(record, look.flat(unit.about), look, force=False) is None
@@ -317,19 +324,30 @@ class Stage:
         """Labels of all units that were finished once."""
         return sorted(path.stem for path in (self.out / naming.unit_record("x").parent).glob("*.json"))
 
-    def reopen(self, label: str) -> None:
-        """Call a unit unfinished though it was made, because a part of it failed; its files stay until the next call."""
-        path = self.out / naming.unit_record(label)
-        self._forget(path, _read(path))
-
     def drop(self, labels: Iterable[str]) -> None:
         """Remove what units wrote that are no longer asked for."""
         for label in labels:
-            path = self.out / naming.unit_record(label)
-            record = _read(path)
-            self._forget(path, record)
-            self._remove(record["Outputs"] if record is not None else ())
+            self._drop(label)
             log.info("%s: what it was made from is gone; its files were removed.", label)
+
+    def _drop(self, label: str) -> None:
+        path = self.out / naming.unit_record(label)
+        record = _read(path)
+        self._forget(path, record)
+        self._remove(record["Outputs"] if record is not None else ())
+
+    def withdraw(self, *copies: str) -> None:
+        """Leave no folder where this call began it and finished nothing but `copies`, units made from what lies elsewhere.
+
+        What an interrupted unit goes on from, and other processes' locks, keep the folder.
+        """
+        if not self.is_new or not set(self.records()) <= set(copies):
+            return
+        for label in copies:
+            self._drop(label)
+        files = [path for path in self.out.rglob("*") if path.is_file() and self.out / CLAIM.parent not in path.parents]
+        if all(path.name == SCRATCH_RECORD for path in files):
+            shutil.rmtree(self.out, ignore_errors=True)
 
     def summary(self, lines: Sequence[str] = ()) -> StageSummary:
         """What to tell: the stage's own lines, what was made again and why, and what failed."""
@@ -359,13 +377,13 @@ class Stage:
             key for key in dict.fromkeys([*record["About"], *about]) if record["About"].get(key) != about.get(key)
         ]
         if changed:
-            return f"changed since: {_some(changed)}"
+            return f"changed since: {some(changed)}"
         damaged = []
         for name, digest in record["Outputs"].items():
             found = look.digest(self.out / name)
             if found != digest:
                 damaged.append(f"{name} is {'damaged' if found else 'gone'}")
-        return _some(damaged) if damaged else None
+        return some(damaged) if damaged else None
 
     def _forget(self, path: Path, record: Mapping[str, Any] | None) -> None:
         if record is not None:
@@ -385,7 +403,7 @@ class Stage:
     def _prepare_scratch(self, unit: Unit, about: Mapping[str, str]) -> None:
         if unit.scratch is None:
             return
-        path, content = self.out / unit.scratch / "about.json", {"Version": self.version, "About": about}
+        path, content = self.out / unit.scratch / SCRATCH_RECORD, {"Version": self.version, "About": about}
         if self.force or _read(path, ("About",)) != content:
             shutil.rmtree(self.out / unit.scratch, ignore_errors=True)
             write_json(path, content)
@@ -543,8 +561,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

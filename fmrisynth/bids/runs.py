@@ -27,6 +27,9 @@ TR_RANGE_S = (0.1, 20.0)
 TR_TOLERANCE = 0.01
 """Header and sidecar may differ by so much, relative."""
 
+MIDDLE = 0.5
+"""Moment within the repetition time that a frame stands for, unless a file or a setting says otherwise."""
+
 XFORM_TOLERANCE_MM = 1.0
 FAR_OUTSIDE = 5.0
 """When most events are late, and the last by so many lengths of the run, their unit is another (or their run)."""
@@ -66,12 +69,15 @@ class Timing:
         Time of the first frame, seconds.
     clock : str
         Where that time comes from, for sidecars.
+    is_assumed : bool
+        Whether no file and no setting says it.
     """
 
     n_frames: int
     tr_s: float
     first_frame_s: float = 0.0
     clock: str = ""
+    is_assumed: bool = False
 
     @property
     def times_s(self) -> np.ndarray:
@@ -307,9 +313,10 @@ def _timing(header: Header, metadata: Mapping[str, Any], config: SourceConfig, d
             )
         return Timing(n_frames, float(tr_s), start_s, "StartTime of the sidecar")
     acquired_s = tr_s - (_seconds(path, metadata, "DelayTime") or 0.0)
-    return Timing(
-        n_frames, float(tr_s), config.slice_time_ref * acquired_s, f"{config.slice_time_ref:g} of the repetition time"
-    )
+    moment = MIDDLE if config.slice_time_ref is None else config.slice_time_ref
+    # Slices that were not corrected, or to no named time, are best spoken for by the middle.
+    is_assumed = config.slice_time_ref is None and not {"SliceTimingCorrected", "SliceTiming"} & metadata.keys()
+    return Timing(n_frames, float(tr_s), moment * acquired_s, f"{moment:g} of the repetition time", is_assumed)
 
 
 def _seconds(image: Path, metadata: Mapping[str, Any], key: str) -> float | None:

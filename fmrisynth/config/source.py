@@ -27,8 +27,8 @@ class SourceConfig(StageConfig):
     source_tr_s: float | None = Field(
         None, gt=0.05, le=20, description="Repetition time of the input where header and sidecar are wrong, in s."
     )
-    slice_time_ref: float = Field(
-        0.5, ge=0, le=1,
-        description="Moment within the repetition time that a frame of a run stands for (0 its start, 0.5 its middle); "
-        "a sidecar's StartTime takes precedence.",
+    slice_time_ref: float | None = Field(
+        None, ge=0, le=1,
+        description="Moment within the repetition time that a frame of a run stands for (0 its start, 0.5 its middle), where no "
+        "StartTime of a sidecar says it. Default: the middle; the whole-run GLM then warns of effects that hang on it, or refuses.",
     )  # fmt: skip

@@ -7,6 +7,7 @@ told (``network_time``, 0 to about 1000 for both).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from fmrisynth.errors import UsageError
+
+MAX_KEPT_SIGNAL = 0.1
+"""Signal coefficient at the noisy end; the paper's schedule leaves 0.5 %, Stable Diffusion's 7 %."""
 
 
 class Schedule(Protocol):
@@ -47,6 +51,11 @@ class DiffusionSchedule:
         T.
     beta_start, beta_end : float
         First and last beta (paper: 0.0015 and 0.0195).
+
+    Raises
+    ------
+    UsageError
+        Unknown curve, or the last step keeps more than `MAX_KEPT_SIGNAL` of the signal.
     """
 
     curve: str = "linear"
@@ -63,6 +72,13 @@ class DiffusionSchedule:
             betas = torch.linspace(start**0.5, end**0.5, self.n_steps, dtype=torch.float64) ** 2
         else:
             raise UsageError(f"There is no noise schedule named {self.curve!r}: known: linear, scaled_linear.")
+        kept = math.exp(0.5 * float(torch.log1p(-betas).sum()))
+        if kept > MAX_KEPT_SIGNAL:
+            raise UsageError(
+                f"{self.n_steps} diffusion steps with beta from {start:g} to {end:g} leave {kept:.0%} of the signal at the last one, "
+                f"expected at most {MAX_KEPT_SIGNAL:.0%}: sampling begins with noise alone, so samples would be off; raise "
+                "objective.beta_end or objective.n_train_steps."
+            )
         log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
         object.__setattr__(self, "_log_alpha_bar", log_alpha_bar)
 

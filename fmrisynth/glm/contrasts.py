@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fmrisynth.conditions import load_table, suggest
+from fmrisynth.conditions import fold, load_table, suggest
 from fmrisynth.errors import UsageError
 
 _TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d*)?(?![\w])|\.\d+)|(?P<name>\w+(?:\.\w+)*)|(?P<sign>[-+*/()]))")
+
+HCP_NAME = re.compile(r"[^\W\d]\w*(?: \w+)?:\w+(?:\.\w+)*")
+"""Conditions as HCP writes them: ``MOTOR:cue``, ``WM 2bk:places``, ``WM:2bk_places``."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def parse_contrast(text: str, conditions: Sequence[str]) -> Contrast:
     ----------
     text : str
         Sums, differences and multiples of condition names with numbers and parentheses, optionally
-        after ``name =``.
+        after ``name =``. Names may have HCP's spelling (`HCP_NAME`).
     conditions : sequence of str
         The names that may appear.
 
@@ -76,6 +79,7 @@ def parse_contrast(text: str, conditions: Sequence[str]) -> Contrast:
     >>> dict(parse_contrast("a - (b + c) / 2", ["a", "b", "c"]).weights)
     {'a': 1.0, 'b': -0.5, 'c': -0.5}
     """
+    text = HCP_NAME.sub(lambda match: _known(match.group(0), conditions, text), text)
     name, separator, formula = text.rpartition("=")
     if separator and not re.fullmatch(r"\s*[A-Za-z]\w*\s*", name):
         raise UsageError(f"contrast {text!r}: the name before '=' must be one word that begins with a letter.")
@@ -86,6 +90,15 @@ def parse_contrast(text: str, conditions: Sequence[str]) -> Contrast:
     if not weights:
         raise UsageError(f"contrast {text!r}: nothing is left after the conditions cancel.")
     return Contrast(camel_case(name if separator else formula), text.strip(), weights)
+
+
+def _known(name: str, conditions: Sequence[str], whole: str) -> str:
+    """The condition that HCP's spelling means."""
+    label = load_table().get(name).label
+    found = [known for known in conditions if known == label or fold(known) == fold(name)]
+    if len(found) != 1:
+        raise UsageError(f"contrast {whole!r}: there is no condition {name!r}; {suggest(label, conditions)}")
+    return found[0]
 
 
 def camel_case(text: str) -> str:

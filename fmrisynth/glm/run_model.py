@@ -9,7 +9,7 @@ Axis legend: X, Y, Z voxel axes; T frames; V voxels in the mask; P regressors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ from fmrisynth.progress import log
 MIN_FRAMES = 10
 MAX_INFLATION = 10.0
 """Variance inflation of a condition above which the data can hardly tell it from the rest of the model."""
+
+CLOCK_DOUBT, CLOCK_LIMIT = 0.1, 0.2
+"""Relative change of an effect with the moment of the frames that is told, and that is refused; see `clock_doubts`."""
 
 BRIGHT_START = 1.03
 """First frames brighter than this times the run's median are a magnetisation that has not settled."""
@@ -309,6 +312,7 @@ def _fit_run(
     all_kept = len(kept) == len(design)
     design = design if all_kept else design.iloc[kept]
     conditions, doubts = estimable_conditions(run, names, design)
+    doubts += clock_doubts(run, names, design, kept, sorted(conditions), config)
     header, _ = run.check()
     mask_image = nib.Nifti1Image(mask_XYZ.astype(np.uint8), header.affine)
     masker = NiftiMasker(mask_image, smoothing_fwhm=config.resolved_smoothing_fwhm_mm or None, standardize=None).fit()
@@ -320,6 +324,42 @@ def _fit_run(
         raise FmrisynthError(f"{run.bold}: nilearn could not fit the run: {error}") from None
     n_confounds = len(run.confounds.regressors(config.confounds)) if run.confounds else 0
     return FittedRun(design, labels, results, conditions, n_confounds, header.shape[3] - len(kept)), doubts
+
+
+def clock_doubts(
+    run: Run, names: Mapping[str, str], design: Any, kept: np.ndarray, conditions: Sequence[str], config: GlmConfig
+) -> list[str]:
+    """Conditions whose effect hangs on the moment of the frames where nothing says which it is.
+
+    What the model would make of the response that another moment gives, the start and the end of the repetition time,
+    is known from the design alone. Blocks lose a few percent; confounds that follow the task make it many.
+
+    Raises
+    ------
+    FmrisynthError
+        The effect would be wrong by more than `CLOCK_LIMIT`.
+    """
+    _, timing = run.check()
+    if not timing.is_assumed:
+        return []
+    solve = np.linalg.pinv(design.to_numpy(dtype=float))
+    at = [list(map(str, design.columns)).index(name) for name in conditions]
+    changes = []
+    for moment_s in (0.0, timing.tr_s):
+        other = run_design(replace(run, timing=replace(timing, first_frame_s=moment_s)), names, config)
+        responses = other[list(conditions)].to_numpy(dtype=float)[kept]
+        changes.append(np.abs(np.einsum("cf,fc->c", solve[at], responses) - 1))
+    doubts = []
+    for name, change in zip(conditions, np.max(changes, axis=0), strict=True):
+        if change > CLOCK_DOUBT:
+            doubts.append(
+                f"{run.bold}: no file says which moment of the repetition time its frames stand for; the middle is taken, and "
+                f"the effect of {name} would be wrong by up to {100 * change:.0f} % if it were the start or the end (look for "
+                "confounds that follow the task); give StartTime in the sidecar, or slice_time_ref (0 start, 0.5 middle)."
+            )
+        if change > CLOCK_LIMIT:
+            raise FmrisynthError(doubts[-1])
+    return doubts
 
 
 def estimable_conditions(run: Run, names: Mapping[str, str], design: Any) -> tuple[frozenset[str], list[str]]:

@@ -17,7 +17,7 @@ from fmrisynth.conditions import fold, load_table, spell
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.grid import NATIVE_SPACE, make_grid
 from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.glm.contrasts import Contrast, camel_case, parse_contrast
+from fmrisynth.glm.contrasts import HCP_NAME, Contrast, camel_case, parse_contrast
 from fmrisynth.glm.maps import index_path, write_index, write_subject_contrast
 from fmrisynth.glm.run_model import condition_name, condition_names, contrast_estimate, fit_runs
 from fmrisynth.progress import log
@@ -142,21 +142,32 @@ def _local(formula: str, known: set[str], found: dict[str, list[Run]]) -> str:
 
 
 def localise_formula(formula: str, known: set[str], tasks: set[str]) -> str:
-    """Replace condition labels ``<task>_<trial type>`` by the trial type, where it is known.
+    """Replace condition labels ``<task>_<trial type>`` and HCP's spelling of them by the trial type, where it is known.
 
     Examples
     --------
     >>> localise_formula("oneback_face - object", {"face", "object"}, {"oneback"})
     'face - object'
+    >>> localise_formula("REASONING:rel - RELATIONAL:match", {"relation", "match"}, {"relational"})
+    'relation - match'
     """
+    table = load_table()
 
     def replace(match: re.Match[str]) -> str:
         word = match.group(0)
-        task, _, rest = word.partition("_")
-        name = condition_name(rest)
-        return name if word not in known and task.lower() in tasks and name in known else word
+        task, *rest = re.split(r"[_: ]", word, maxsplit=1)
+        if word in known or not rest:
+            return word
+        name = condition_name(rest[0])
+        if fold(task) in tasks and name in known:
+            return name
+        meant = table.match(task, rest[0])
+        if meant is None or not tasks & set(meant.tasks):
+            return word
+        own = [k for k in sorted(known) if fold(re.sub("^c(?=[0-9])", "", k)) in meant.trial_types]
+        return own[0] if len(own) == 1 else word
 
-    return re.sub(r"[A-Za-z]\w*", replace, formula)
+    return re.sub(rf"{HCP_NAME.pattern}|[A-Za-z]\w*", replace, formula)
 
 
 def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmConfig) -> dict[str, Any]:

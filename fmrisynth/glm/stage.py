@@ -30,7 +30,7 @@ from fmrisynth.glm.maps import (
 )
 from fmrisynth.glm.runs import open_runs, run_units
 from fmrisynth.glm.windows import common_mask, iterate_windows
-from fmrisynth.progress import StageSummary, count
+from fmrisynth.progress import StageSummary, count, some
 from fmrisynth.stage import Stage, Unit
 
 NEEDS_ANOTHER_CALL = "its input changed since its maps were made, so the group maps leave it out; call again with it."
@@ -63,12 +63,10 @@ def run_stage(
         title=f"GLM maps of {dataset.name}",
         readme=f"GLM maps written by `fmrisynth glm --unit {config.unit}`. Effects are percent signal change.",
     )  # fmt: skip
-    stage.failed |= failed
+    stage.failed |= broken
     results = stage.each(
         [subject for subject in chosen if subject in units], lambda subject: stage.do(units[subject]), "GLM"
     )
-    for subject, result in results.items():
-        stage.failed |= {f"{subject} task-{task}": reason for task, reason in result.get("failed", {}).items()}
     if not results:
         raise _nothing_done(dataset, stage.failed)
     lines = [f"{len(results)} subjects' maps in {out}."]
@@ -80,9 +78,11 @@ def run_stage(
                 else:
                     stage.failed[subject] = NEEDS_ANOTHER_CALL
         lines = _group_maps(stage, dataset, {subject: results[subject] for subject in sorted(results)}, config.unit)
-    for subject, result in results.items():
-        if result.get("failed"):  # the group has its other tasks; the next call tries again
-            stage.reopen(f"sub-{subject}")
+        without = [f"sub-{s}" for s in (known if config.split is None else wanted) if s not in results]
+        if without and len(lines) > 1:
+            lines.append(f"The group maps are without {some(without)}: no finished maps.")
+    for subject, result in results.items():  # the group has its other tasks
+        stage.failed |= {f"{subject} task-{task}": reason for task, reason in result.get("failed", {}).items()}
     return stage.summary(lines)
 
 

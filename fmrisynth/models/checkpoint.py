@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.config.train import ModelConfig, ObjectiveConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.build import build_denoiser
@@ -53,6 +54,8 @@ class ModelCard:
         Per channel, in the tokenizer's units.
     config_digest, tokenizer_digest : str
         SHA-256 of the training settings and of the tokenizer's description.
+    weights_sha256 : str
+        Of ``ema.safetensors``; empty in cards of earlier versions, whose weights are then not checked.
     """
 
     step: int
@@ -64,6 +67,7 @@ class ModelCard:
     latent_std: list[float]
     config_digest: str = ""
     tokenizer_digest: str = ""
+    weights_sha256: str = ""
     trained_on: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -239,6 +243,12 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
     folder = find_model_dir(path)
     card = read_card(folder)
     _check_weights(folder / EMA_NAME, card)
+    digests = [sha256_of(folder / name) for name in (CARD_NAME, EMA_NAME)]
+    if card.weights_sha256 and digests[1] != card.weights_sha256:
+        raise FmrisynthError(
+            f"{folder / EMA_NAME}: the weights do not match their digest in {CARD_NAME}; they were altered, copy them again or "
+            "use another checkpoint."
+        )
     weights = load_tensors(folder / EMA_NAME)
     if not bool(weights[BRAIN].any()):
         raise FmrisynthError(f"{folder / EMA_NAME}: no latent cell holds brain; the file is damaged, copy it again.")
@@ -261,16 +271,8 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
         latent_std_C=torch.tensor(card.latent_std, dtype=torch.float32),
         whitening=whitening,
         step=card.step,
-        sha256=_digest([folder / CARD_NAME, folder / EMA_NAME]),
+        sha256=hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest(),
         path=folder,
         tokenizer=next((p for p in places if (p / "tokenizer.json").is_file()), None),
         card=card,
     )
-
-
-def _digest(files: Sequence[Path]) -> str:
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()

@@ -88,7 +88,11 @@ def tokenize_dataset(
         "tokenize", out, config, sources=[prepared], known=[f"sub-{subject}" for subject in known], settings=settings,
         force=force,
     )  # fmt: skip
-    found = stage.do(_given(stage, given) if given is not None else _fitted(stage, prepared, known, config))
+    try:
+        found = stage.do(_given(stage, given) if given is not None else _fitted(stage, prepared, known, config))
+    except FmrisynthError:
+        stage.withdraw()
+        raise
     loaded = move(load_tokenizer(out / TOKENIZER_FOLDER), config)
     info = loaded.info
     lines = [f"Used the {info.kind} tokenizer {tokenizer}."] if given is not None else [_about_fit(stage, found)]
@@ -97,7 +101,10 @@ def tokenize_dataset(
         subjects, lambda subject: stage.do(_latents(prepared, out, subject, loaded, config)), "Encoding"
     )
     if not encoded:
-        return stage.summary(lines)  # there is nothing to report
+        if given is not None:  # a tokenizer that was fitted here is worth keeping
+            stage.withdraw("tokenizer")
+            lines = []
+        return stage.summary(lines)
     lines.append(
         f"Encoded {sum(encoded.values())} blocks of {len(encoded)} subjects to latents of shape "
         f"{info.latent_channels} x {info.n_frames} x {' x '.join(map(str, info.latent_grid))} in {out}."

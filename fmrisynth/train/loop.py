@@ -29,7 +29,9 @@ from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
 from fmrisynth.models.checkpoint import EMA_NAME, ModelCard, list_checkpoints, load_tensors
 from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import copy_tokenizer
+from fmrisynth.models.tokenizers.base import TOKENIZER_JSON, read_folder
 from fmrisynth.models.whitening import Whitening
+from fmrisynth.parse import read_json
 from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar
 from fmrisynth.stage import Stage
 from fmrisynth.train.batches import Batch, BatchMaker
@@ -41,9 +43,12 @@ from fmrisynth.train.state import (
     Progress,
     Run,
     check_same_run,
+    damage,
+    mend_best,
     restore_checkpoint,
     save_best,
     save_checkpoint,
+    step_folders,
     tidy,
 )
 from fmrisynth.train.validate import N_BINS, Validation
@@ -53,10 +58,16 @@ def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
     """Train, or continue; see `fmrisynth.train.train_denoiser`."""
     lock = exclusive(out, "training", wait=False)
     with join_world(config.device) as world:
+        stage = None
         if world.is_main and not list_checkpoints(out):
-            Stage.begin("train", out, config, settings={})  # what must not change is kept with the checkpoints
-        with lock if world.is_main else nullcontext():
-            summary = Trainer(latents, out, config, world).run()
+            stage = Stage.begin("train", out, config, settings={})  # what must not change is kept with the checkpoints
+        try:
+            with lock if world.is_main else nullcontext():
+                summary = Trainer(latents, out, config, world).run()
+        except FmrisynthError:
+            if stage is not None:
+                stage.withdraw()
+            raise
         return summary if world.is_main else StageSummary()
 
 
@@ -65,6 +76,7 @@ class Trainer:
 
     def __init__(self, latents: Path, out: Path, config: TrainConfig, world: World) -> None:
         self._called = time.monotonic()
+        self._notes: list[str] = []
         self.config, self.out, self.world = config, out, world
         self.micro_batch_size = _micro_batch_size(config, world)
         self.latents = TrainingLatents(latents)
@@ -116,9 +128,11 @@ class Trainer:
     def run(self) -> StageSummary:
         """Train to the last step, or until a signal or the time budget asks to stop."""
         config, progress = self.config, self.run_state.progress
+        if self.world.is_main:
+            self._mend_output()
         if progress.step >= config.steps:
             return self._summary("The run is already complete.")
-        runlog = self._prepare_output() if self.world.is_main else None
+        runlog = RunLog(self.out, progress.step) if self.world.is_main else None
         started, hours_before = time.monotonic(), progress.hours
         cpu_started, cpu_before = time.process_time(), progress.cpu_hours
         stop_reason = None
@@ -318,21 +332,48 @@ class Trainer:
         return Run(network, optimiser, ema, Progress(precision=precision)), engine
 
     def _resume_point(self) -> Path | None:
+        """The newest checkpoint that is whole; damaged ones after it are made again on the way."""
+        damaged: list[str] = []
         if self.world.is_main:
             tidy(self.out)
-        self.world.barrier()
-        found = list_checkpoints(self.out)
-        if not found:
+            for folder in reversed(step_folders(self.out)):
+                why = damage(folder)
+                if why is None:
+                    break
+                damaged.append(why)
+        n_damaged = int(self.world.sum(torch.tensor([len(damaged)])))  # every rank goes on from the same one
+        found = step_folders(self.out)
+        whole = found[: len(found) - n_damaged]
+        if found and not whole:
+            raise FmrisynthError(
+                f"{self.out}: expected a whole checkpoint to continue from, found none ({'; '.join(damaged[:3])}); "
+                f"restore one, or remove {self.out / 'checkpoints'} to train anew."
+            )
+        if not whole:
             return None
-        check_same_run(found[-1], self.config, (self.latents.digest, self.latents.index_digest))
-        return found[-1]
+        for why in damaged:
+            self._note(f"{why.rstrip('.')}; training goes on from {whole[-1].name} and makes it again.")
+        check_same_run(whole[-1], self.config, (self.latents.digest, self.latents.index_digest))
+        return whole[-1]
 
-    def _prepare_output(self) -> RunLog:
-        self.out.mkdir(parents=True, exist_ok=True)
+    def _mend_output(self) -> None:
+        """Write what is not there yet, and make again what is gone or damaged."""
         write_text(self.out / "config.yaml", dump_yaml(self.config))
-        if not (self.out / "tokenizer" / "tokenizer.json").is_file():
-            copy_tokenizer(self.latents.dataset.tokenizer_dir, self.out / "tokenizer")
-        return RunLog(self.out, self.run_state.progress.step)
+        source, copy = self.latents.dataset.tokenizer_dir, self.out / "tokenizer"
+        try:
+            whole = read_folder(copy)[0]["sha256"] == read_json(source / TOKENIZER_JSON).get("sha256")
+        except FmrisynthError as error:
+            whole = False
+            if copy.exists():
+                self._note(f"the copy of the tokenizer was made again: {error}")
+        if not whole:
+            read_folder(source)  # must be whole itself
+            copy_tokenizer(source, copy)
+        mend_best(self.out, self.run_state.progress)  # if it cannot be, a better model may come yet
+
+    def _note(self, text: str) -> None:
+        log.warning("%s", text)
+        self._notes.append(text)
 
     def _card(self) -> ModelCard:
         return ModelCard(
@@ -376,7 +417,8 @@ class Trainer:
         saved = list_checkpoints(self.out)
         if saved:
             lines.append(f"Newest checkpoint: {saved[-1]}")
-        return StageSummary(lines=lines)
+        why = mend_best(self.out, progress) if self.world.is_main else None
+        return StageSummary(lines=[*lines, *self._notes], failed={} if why is None else {"best": why})
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fmrisynth.bids.atomic import apply_umask, remove_temporaries, sync_to_disk, write_json
+from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.config.train import OPERATIONAL, TrainConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.errors import FmrisynthError, is_out_of_memory
@@ -29,9 +31,11 @@ from fmrisynth.models.checkpoint import (
     ModelCard,
     list_checkpoints,
     load_tensors,
+    read_card,
 )
 from fmrisynth.models.distributed import World
 from fmrisynth.models.whitening import Whitening
+from fmrisynth.progress import log
 
 STATE_NAME = "state.json"
 MODEL_NAME = "model.safetensors"
@@ -132,6 +136,7 @@ def save_checkpoint(
                     "progress": asdict(run.progress),
                     "config": config.model_dump(mode="json"),
                     "data_digest": data_digest,
+                    "files": {name: sha256_of(temporary / name) for name in (MODEL_NAME, OPTIMISER_NAME)},
                     "n_ranks": world.size,
                     "torch": torch.__version__,
                 },
@@ -145,22 +150,91 @@ def save_checkpoint(
     return folder
 
 
+def damage(folder: Path) -> str | None:
+    """What is gone or damaged in a checkpoint, in words; None where it is whole.
+
+    Checkpoints of earlier versions have no digests; of those only missing files are seen.
+    """
+    try:
+        return model_damage(folder) or _changed(
+            folder, read_state(folder).get("files", {}), (MODEL_NAME, OPTIMISER_NAME)
+        )
+    except FmrisynthError as error:
+        return str(error)
+
+
+def model_damage(folder: Path) -> str | None:
+    """The same for a model directory: `damage` without what only training needs."""
+    try:
+        gone = _changed(folder, {}, (CARD_NAME, EMA_NAME))
+        return gone or _changed(folder, {EMA_NAME: read_card(folder).weights_sha256}, (EMA_NAME,))
+    except FmrisynthError as error:
+        return str(error)
+
+
+def _changed(folder: Path, digests: Mapping[str, str], names: Sequence[str]) -> str | None:
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is gone"
+        try:
+            if digests.get(name) and sha256_of(path) != digests[name]:
+                return f"{path} is damaged"
+        except OSError as error:
+            raise FmrisynthError(f"{path}: cannot be read ({error.strerror}); check the permissions.") from None
+    return None
+
+
+def step_folders(out: Path) -> list[Path]:
+    """Folders of checkpoints, whole or not, oldest first."""
+    return sorted((out / "checkpoints").glob("step-*"))
+
+
+def mend_best(out: Path, progress: Progress) -> str | None:
+    """Make ``best/`` again from its step's checkpoint where it is gone or damaged; returns why that cannot be."""
+    best = out / BEST_NAME
+    why = model_damage(best) if progress.best_step is not None else None
+    if why is None:
+        return None
+    source = out / "checkpoints" / f"step-{progress.best_step:08d}"
+    if model_damage(source) is None:
+        with _replaced(best, out) as temporary:
+            for name in (EMA_NAME, CARD_NAME):
+                shutil.copyfile(source / name, temporary / name)
+        log.warning("%s; it was made again from %s.", why.rstrip("."), source)
+        return None
+    earlier = [p for p in step_folders(out) if p.name < source.name and damage(p) is None]
+    remedy = "the checkpoints before it are gone; use the newest one, or train anew in another folder"
+    if earlier:
+        remedy = (
+            f"remove the checkpoints after {earlier[-1].name} and call again to train from there, or use the newest one"
+        )
+    return f"{why.rstrip('.')}; it cannot be made again, because the checkpoint of its step {progress.best_step} is not kept: {remedy}."
+
+
 def save_best(run: Run, out: Path, card: ModelCard, whitening: Whitening | None, world: World) -> None:
     """Write the averaged weights to ``best/``, a model directory of its own."""
     averaged = run.ema_tensors()
     if world.is_main:
-        best, old = out / BEST_NAME, out / f".{BEST_NAME}.old"
-        temporary = _empty(out / f".{BEST_NAME}.part")
-        with _disk_errors(best, temporary):
+        with _replaced(out / BEST_NAME, out) as temporary:
             _write_model_files(temporary, card, averaged, whitening)
-            _sync(temporary)
-            shutil.rmtree(old, ignore_errors=True)
-            if best.exists():
-                os.replace(best, old)
-            os.replace(temporary, best)
-            sync_to_disk(out)
-            shutil.rmtree(old, ignore_errors=True)
     world.barrier()
+
+
+@contextmanager
+def _replaced(best: Path, out: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of ``best/``; whenever the machine stops, one of the two is there."""
+    old = out / f".{BEST_NAME}.old"
+    temporary = _empty(out / f".{BEST_NAME}.part")
+    with _disk_errors(best, temporary):
+        yield temporary
+        _sync(temporary)
+        shutil.rmtree(old, ignore_errors=True)
+        if best.exists():
+            os.replace(best, old)
+        os.replace(temporary, best)
+        sync_to_disk(out)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def restore_checkpoint(run: Run, folder: Path) -> None:
@@ -210,8 +284,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FmrisynthError(
-            f"{path}: expected the training state of a checkpoint ({error}); remove the folder {folder.name} to "
-            "continue from the checkpoint before it."
+            f"{path}: expected the training state of a checkpoint, it cannot be read ({error})."
         ) from None
 
 
@@ -257,7 +330,7 @@ def _write_model_files(
     folder: Path, card: ModelCard, averaged: Mapping[str, Tensor], whitening: Whitening | None
 ) -> None:
     save_file(dict(averaged) | ({} if whitening is None else whitening.tensors()), folder / EMA_NAME)
-    write_json(folder / CARD_NAME, asdict(card))
+    write_json(folder / CARD_NAME, asdict(replace(card, weights_sha256=sha256_of(folder / EMA_NAME))))
 
 
 def _empty(folder: Path) -> Path:
@@ -277,8 +350,9 @@ def _sync(folder: Path) -> None:
 
 def _prune(out: Path, keep_last: int) -> None:
     for old in list_checkpoints(out)[:-keep_last]:
-        (old / CARD_NAME).unlink(missing_ok=True)  # without it the folder no longer counts as a checkpoint
-        shutil.rmtree(old, ignore_errors=True)
+        hidden = old.with_name(f".{old.name}.part")  # a checkpoint is there as a whole or not at all
+        os.replace(old, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 class _disk_errors:

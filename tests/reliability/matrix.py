@@ -20,8 +20,6 @@ PAGE = REPOSITORY / "docs" / "reliability.md"
 
 NOT_APPLICABLE = {
     ("simulate", "changed input"): "It reads none, but for a table and an atlas of activations where they are given.",
-    ("train", "deleted output"): "See *corrupt checkpoint*.",
-    ("train", "truncated output"): "See *corrupt checkpoint*.",
     ("sample", "corrupt input"): "Its only input is the checkpoint.",
     ("simulate", "corrupt checkpoint"): "It reads none.",
     ("prepare", "corrupt checkpoint"): "It reads none.",

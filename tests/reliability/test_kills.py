@@ -30,39 +30,27 @@ def files(root: Path, target: str) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if not (target in LEVELS and name.endswith(".html"))}
 
 
-@pytest.fixture(scope="module")
-def begun(world, tmp_path_factory):
-    """For each target, a folder as it is before the first call; for the group level the participants' output."""
-
-    def of(target: str) -> Path:
-        folder = tmp_path_factory.mktemp(target) / "out"
-        if target == "group":
-            done = Starter().run(world.arguments("participant", folder))
-            assert done.status == 0, done.said
-        return folder
-
-    return of
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [*COMMANDS, *LEVELS])
-def test_stopped_at_random_moments(target, world, begun, start, tmp_path):
+def test_stopped_at_random_moments(target, world, start, tmp_path):
     draw = random.Random(f"moments {target}")
-    first, whole, out = begun(target), tmp_path / "whole", tmp_path / "out"
+    first, out = tmp_path / "first", tmp_path / "out"  # always in one place: datasets name those they were made from
+    if target == "group":
+        assert start.run(world.arguments("participant", out)).status == 0
+        shutil.copytree(out, first)
 
-    def afresh(folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+    def afresh() -> None:
+        shutil.rmtree(out, ignore_errors=True)
         if first.exists():
-            shutil.copytree(first, folder)
+            shutil.copytree(first, out)
 
-    afresh(whole)
     began = time.monotonic()
-    done = start.run(world.arguments(target, whole))
+    done = start.run(world.arguments(target, out))
     assert done.status == 0, done.said
     longest_s = time.monotonic() - began
-    expected = files(whole, target)
+    expected = files(out, target)
 
-    afresh(out)
+    afresh()
     n_sent = n_calls = 0
     while n_sent < N_KILLS:
         what = SIGNALS[n_sent % len(SIGNALS)]
@@ -74,7 +62,7 @@ def test_stopped_at_random_moments(target, world, begun, start, tmp_path):
             done = running.wait()
             assert done.status == 0, done.said
             assert files(out, target) == expected
-            afresh(out)
+            afresh()
             continue
         os.kill(running.pid, what)
         done = running.wait(PATIENCE_S)

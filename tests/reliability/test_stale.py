@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,6 @@ from tests.glm.test_glm_runs import make_bids
 from tests.reliability.conftest import digests, strays
 from tests.reliability.faults import each
 from tests.reliability.test_disk import copy_of
-
-MAKERS = ("simulate", "prepare", "tokenize", "sample", "glm", "evaluate")
-"""Commands whose finished work is checked file by file; `train` has checkpoints."""
-
 
 def shift_onset(path: Path) -> None:
     """The first block of an EV file begins half a second later."""
@@ -135,10 +132,15 @@ def one_of_each_kind(out: Path, command: str) -> list[Path]:
     return list(chosen.values())
 
 
-AGAIN = "It is made again, and the summary says which and why; finished units beside it are kept."
+AGAIN = {
+    "train": "The copy of the tokenizer and `best/` are made again; so is the newest checkpoint, by training on from the newest whole "
+    "one; it is said which and why. Where `best/` or all checkpoints are past mending: one sentence with what to do, exit status "
+    "1. What is gone from `log.jsonl` stays gone.",
+    "else": "It is made again, and the summary says which and why; finished units beside it are kept.",
+}
 
 
-@each("deleted output", AGAIN, MAKERS)
+@each("deleted output", AGAIN)
 def test_deleted_output(command, world, whole, start, tmp_path):
     out = tmp_path / "out"
     ask = world.arguments(command, out)
@@ -150,11 +152,12 @@ def test_deleted_output(command, world, whole, start, tmp_path):
     done = start.run(ask)
     assert done.status == 0, done.said
     assert "is gone" in done.said
+    assert command != "train" or "training goes on from step-00000004" in done.said
     assert digests(out, command) == whole(command)
     assert strays(out) == []
 
 
-@each("truncated output", AGAIN, MAKERS)
+@each("truncated output", AGAIN)
 @pytest.mark.parametrize("size", ["empty", "half"])
 def test_truncated_output(command, size, world, whole, start, tmp_path):
     """Also what the death of a machine leaves: files without content, under their names."""
@@ -166,8 +169,60 @@ def test_truncated_output(command, size, world, whole, start, tmp_path):
         victim.write_bytes(content[: len(content) // 2] if size == "half" else b"")
     done = start.run(ask)
     assert done.status == 0, done.said
-    assert "is damaged" in done.said
+    assert "is damaged" in done.said or command == "train"
+    assert command != "train" or "training goes on from step-00000004" in done.said
     assert digests(out, command) == whole(command)
+
+
+@pytest.mark.parametrize("victim", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "checkpoint.json", "state.json"])
+def test_a_flipped_bit_in_a_checkpoint_is_seen(victim, world, start, tmp_path):
+    """safetensors has no checksum: the cards know what the weights were."""
+    out = shutil.copytree(world.root / "model", tmp_path / "out")
+    for step in (4, 6):
+        path = out / "checkpoints" / f"step-{step:08d}" / victim
+        if path.suffix == ".json":
+            path.write_bytes(path.read_bytes()[:-40])
+        else:
+            flip_bit(path)
+    drawn = start.run(["sample", str(tmp_path / "drawn"), "--condition", "motor_rh", "--checkpoint", str(out)])
+    if victim in ("ema.safetensors", "checkpoint.json"):
+        assert (drawn.status, len(drawn.errors)) == (1, 1), drawn.said
+        assert victim in drawn.said
+    done = start.run(world.arguments("train", out))
+    assert done.status == 0, done.said
+    assert f"step-00000006/{victim}" in done.said
+    assert "training goes on from step-00000002" in done.said
+    expected, found = (digests(root, "train") for root in (world.root / "model", out))
+    assert found == expected
+
+
+def test_a_training_run_that_is_past_mending(world, start, tmp_path):
+    """The remedies that the messages name work."""
+    out = shutil.copytree(world.root / "model", tmp_path / "out")
+    ask = world.arguments("train", out)
+    shutil.rmtree(out / "best")
+    shutil.rmtree(out / "checkpoints" / "step-00000006")
+    state = out / "checkpoints" / "step-00000004" / "state.json"
+    content = json.loads(state.read_text())
+    content["progress"] |= {"best_step": 3, "best_score": 1.0}  # never beaten
+    state.write_text(json.dumps(content))
+    done = start.run(ask)
+    assert (done.status, len(done.errors)) == (1, 1), done.said
+    assert "FAILED best: " in done.said
+    assert "remove the checkpoints after step-00000002 and call again" in done.said
+    for path in out.glob("checkpoints/step-*"):
+        if path.name != "step-00000002":
+            shutil.rmtree(path)
+    assert start.run(ask).status == 0
+    assert digests(out, "train") == digests(world.root / "model", "train")
+    for path in out.glob("checkpoints/*/optimizer.safetensors"):
+        path.unlink()
+    done = start.run(ask)
+    assert (done.status, len(done.errors)) == (1, 1), done.said
+    assert f"remove {out / 'checkpoints'} to train anew" in done.said
+    shutil.rmtree(out / "checkpoints")
+    assert start.run(ask).status == 0
+    assert digests(out, "train") == digests(world.root / "model", "train")
 
 
 def test_every_file_emptied(world, whole, start, tmp_path):
@@ -239,6 +294,20 @@ def test_another_source_is_refused_and_a_moved_one_is_known(world, start, tmp_pa
     assert done.status == 2
     assert "holds none of the finished ones" in done.said
     assert digests(out) == before
+
+
+@pytest.mark.parametrize("kind", ["given", "fitted"])
+def test_a_refused_tokenize_leaves_no_folder(kind, world, start, tmp_path):
+    """Nor a line about no blocks."""
+    root, out = copy_of(world, tmp_path), tmp_path / "out"
+    for image in (root / "blocks").rglob("*_bold.nii.gz"):
+        image.write_bytes(image.read_bytes()[:200])
+    given = ["--tokenizer", str(root / "latents" / "tokenizer")] if kind == "given" else []
+    done = start.run([*world.arguments("tokenize", out, root), *given])
+    assert done.status == 1
+    assert "Encoded" not in done.said
+    assert "Traceback" not in done.said
+    assert not out.exists()
 
 
 def test_group_maps_are_of_all_finished_subjects(world, whole, start, tmp_path):
