@@ -93,6 +93,7 @@ def spell(name: str) -> list[str]:
     return [word for word in re.split(r"[^0-9A-Za-z]+", text) if word]
 
 
+@lru_cache(maxsize=4096)
 def fold(name: str) -> str:
     """Spelling-insensitive form of a task or trial-type name: `spell` in lower case and in one word."""
     return "".join(spell(name)).lower()

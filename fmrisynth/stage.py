@@ -5,30 +5,24 @@ now, and all files that it wrote are there and whole. The record is written last
 whose input changed is done again, and what hangs on it notices, because the unit's files are its input; so is one with
 a missing or damaged file. A folder belongs to the command that began it, with the settings it began with.
 
-Content is compared by SHA-256. A digest is computed again only where size, times or inode of a file differ from those
-that were recorded with it, so that a repeated call reads no image.
+Content is compared by SHA-256 (`fmrisynth.bids.digests`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from pydantic import BaseModel
-
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import recording, remove_leftovers, write_json, write_text
-from fmrisynth.bids.lock import exclusive
-from fmrisynth.bids.provenance import sha256_of, write_dataset_description, write_run_log
+from fmrisynth.bids.digests import Look, digest_of
+from fmrisynth.bids.lock import exclusive, remove_dead_locks
+from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.config.base import StageConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.parse import read_json
@@ -172,6 +166,7 @@ class Stage:
         for folder in (out, *(path for path in out.iterdir() if path.is_dir() and not path.name.startswith("sub-"))):
             remove_leftovers(folder)
         remove_leftovers(out / naming.unit_record("x").parent)
+        remove_dead_locks(out)
         return stage
 
     def _check_owner(self) -> dict[str, Any] | None:
@@ -203,12 +198,12 @@ class Stage:
         known: list[str],
     ) -> None:
         """Refuse other settings or sources; with `force`, forget what was made with other settings."""
-        then = _flat({k: v for k, v in defaults.items() if k in now} | dict(claim.get("Settings", {})))
-        flat = _flat(now)
+        then = flat_settings({k: v for k, v in defaults.items() if k in now} | dict(claim.get("Settings", {})))
+        flat = flat_settings(now)
         changed = [key for key in dict.fromkeys([*flat, *then]) if flat.get(key) != then.get(key)]
         if changed and self.force:
             for record in sorted((self.out / naming.unit_record("x").parent).glob("*.json")):
-                self._forget(record, _read(record))
+                self._forget(record, _read_record(record))
         elif changed:
             shown = ", ".join(f"{key} was {then.get(key)}, is {flat.get(key)}" for key in changed)
             raise WrongFolder(
@@ -267,8 +262,8 @@ class Stage:
     def _do(self, unit: Unit) -> tuple[Any, str | None]:
         """The result, and why it was made now (see `_why`)."""
         path = self.out / naming.unit_record(unit.label)
-        record = _read(path)
-        look = _Look(record)
+        record = _read_record(path)
+        look = Look(record and record["Stamps"])
         about = look.flat(unit.about)
         why = self._why(record, about, look, force=self.force)
         if why is None and record is not None and isinstance(record["Result"], dict) and record["Result"].get("failed"):
@@ -295,7 +290,7 @@ class Stage:
             result = json.loads(json.dumps(unit.make()))
             outputs = self._outputs(unit, written.files)
             self._tidy(unit, outputs, record)
-            stamps = _Look(None)
+            stamps = Look()
             content = {
                 "Version": self.version, "About": about, "Index": unit.index.as_posix(),
                 "Outputs": {name: stamps.digest(self.out / name) for name in outputs}, "Result": result,
@@ -307,18 +302,18 @@ class Stage:
 
     def is_finished(self, unit: Unit) -> bool:
         """Whether all that a unit wrote is there, whole, and of its inputs as they are now; `force` aside."""
-        record = _read(self.out / naming.unit_record(unit.label))
-        look = _Look(record)
+        record = _read_record(self.out / naming.unit_record(unit.label))
+        look = Look(record and record["Stamps"])
         return record is not None and self._why(record, look.flat(unit.about), look, force=False) is None
 
     def result(self, label: str) -> Any:
         """What the `make` of a unit returned when it was last finished; None where it never was."""
-        return (_read(self.out / naming.unit_record(label)) or {"Result": None})["Result"]
+        return (_read_record(self.out / naming.unit_record(label)) or {"Result": None})["Result"]
 
     def result_digest(self, label: str) -> str:
         """Digest of what a finished unit was made from and what it wrote, for what hangs on it."""
-        record = _read(self.out / naming.unit_record(label)) or {}
-        return _digest([record.get(key) for key in ("Version", "About", "Outputs", "Result")])
+        record = _read_record(self.out / naming.unit_record(label)) or {}
+        return digest_of([record.get(key) for key in ("Version", "About", "Outputs", "Result")])
 
     def records(self) -> list[str]:
         """Labels of all units that were finished once."""
@@ -332,7 +327,7 @@ class Stage:
 
     def _drop(self, label: str) -> None:
         path = self.out / naming.unit_record(label)
-        record = _read(path)
+        record = _read_record(path)
         self._forget(path, record)
         self._remove(record["Outputs"] if record is not None else ())
 
@@ -364,7 +359,7 @@ class Stage:
         return StageSummary(lines=told, failed=self.failed)
 
     def _why(
-        self, record: Mapping[str, Any] | None, about: Mapping[str, str], look: _Look, *, force: bool
+        self, record: Mapping[str, Any] | None, about: Mapping[str, str], look: Look, *, force: bool
     ) -> str | None:
         """Why a unit must be done, in words; empty where it never was finished; None if it need not."""
         if record is None:
@@ -404,7 +399,7 @@ class Stage:
         if unit.scratch is None:
             return
         path, content = self.out / unit.scratch / SCRATCH_RECORD, {"Version": self.version, "About": about}
-        if self.force or _read(path, ("About",)) != content:
+        if self.force or _read(path) != content:
             shutil.rmtree(self.out / unit.scratch, ignore_errors=True)
             write_json(path, content)
 
@@ -423,123 +418,33 @@ class Stage:
                     path.unlink()
 
 
-class _Look:
-    """Digests of content, each computed once, or not at all where the record knows the very file."""
-
-    def __init__(self, record: Mapping[str, Any] | None) -> None:
-        self._known: dict[str, str] = dict(record["Stamps"]) if record is not None else {}
-        self.stamps: dict[str, str] = {}
-        self.n_computed = 0
-
-    def digest(self, path: Path) -> str | None:
-        """SHA-256 of a file, hexadecimal; None where there is none."""
-        try:
-            state = path.stat()
-            stamp = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
-            digest = self._known.get(stamp) or _shared_digests.get((str(path), stamp))
-            if digest is None:
-                digest = sha256_of(path)
-                self.n_computed += 1
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise FmrisynthError(
-                f"{path}: expected a readable file, found {error.strerror}; fix its permissions."
-            ) from None
-        with _shared_lock:
-            if len(_shared_digests) > 100_000:
-                _shared_digests.clear()
-            _shared_digests[str(path), stamp] = digest
-        self.stamps[stamp] = digest
-        return digest
-
-    def flat(self, about: Mapping[str, Any]) -> dict[str, str]:
-        """Name -> digest: every file under its own name, everything else under its key."""
-        found: dict[str, str] = {}
-        for key, value in about.items():
-            for name, digest in self._entries(key, value):
-                same = sum(1 for other in found if other == name or other.startswith(f"{name} ("))
-                found[f"{name} ({same + 1})" if same else name] = digest
-        return found
-
-    def _entries(self, key: str, value: Any) -> Iterable[tuple[str, str]]:
-        if isinstance(value, Path):
-            yield value.name, self.digest(value) or "none"
-        elif isinstance(value, list | tuple) and any(isinstance(item, Path) for item in value):
-            for item in value:
-                yield from self._entries(key, item)
-        else:
-            yield key, _digest(plain(value))
-
-
-_shared_digests: dict[tuple[str, str], str] = {}
-_shared_lock = threading.Lock()
-
-
 def content_digest(root: Path, paths: Sequence[Path]) -> str:
     """Digest of the names and bytes of files; those of finished units in `root` are known and are not read."""
     stamps: dict[str, str] = {}
     for path in (root / naming.unit_record("x").parent).glob("*.json"):
-        stamps |= (_read(path) or {"Stamps": {}})["Stamps"]
-    look = _Look({"Stamps": stamps})
-    return _digest([[path.relative_to(root).as_posix(), look.digest(path)] for path in paths])
+        stamps |= (_read_record(path) or {"Stamps": {}})["Stamps"]
+    look = Look(stamps)
+    return digest_of([[path.relative_to(root).as_posix(), look.digest(path)] for path in paths])
 
 
-def files_of(value: Any) -> list[Path]:
-    """Every path in a record, once, in order."""
-    return list(dict.fromkeys(_paths(value)))
-
-
-def _paths(value: Any) -> Iterable[Path]:
-    if isinstance(value, Path):
-        yield value
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for entry in dataclasses.fields(value):
-            yield from _paths(getattr(value, entry.name))
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _paths(item)
-
-
-def plain(value: Any) -> Any:
-    """A record as JSON: of a path its name, of an array its digest; without fields that do not compare."""
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value) if entry.compare}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(map(plain, value))
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return [str(value.dtype), list(value.shape), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.dtype):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no digest")
-
-
-def _read(path: Path, keys: Sequence[str] = ()) -> dict[str, Any] | None:
-    """A record; None where there is none that can be used."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none that can be read."""
     try:
         content = read_json(path)
     except (OSError, ValueError):
         return None
-    if not isinstance(content, dict):
+    return content if isinstance(content, dict) else None
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """A unit's record; None where there is none that can be believed."""
+    content = _read(path)
+    kinds = {"Version": int, "About": dict, "Outputs": dict, "Index": str, "Stamps": dict}
+    if content is None or "Result" not in content or not all(isinstance(content.get(k), kinds[k]) for k in kinds):
         return None
-    if path.parent.name == naming.unit_record("x").parent.name and not keys:
-        kinds = {"Version": int, "About": dict, "Outputs": dict, "Index": str, "Stamps": dict}
-        names = [content.get("Index"), *content["Outputs"]] if isinstance(content.get("Outputs"), dict) else []
-        sound = all(isinstance(content.get(key), kind) for key, kind in kinds.items()) and "Result" in content
-        if not sound or any("\0" in name or Path(name).is_absolute() or ".." in Path(name).parts for name in names):
-            return None
+    names = [content["Index"], *content["Outputs"]]
+    if any("\0" in name or Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+        return None
     return content
 
 
@@ -552,12 +457,13 @@ def _holds_files(folder: Path) -> bool:
     )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+        flat |= (
+            flat_settings(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping) and value
+            else {f"{prefix}{key}": value}
+        )
     return flat
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

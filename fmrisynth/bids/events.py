@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -235,12 +236,14 @@ def _neighbours(events: Sequence[Event], names: Iterable[str], merge_gap_s: floa
     if not own:
         return []
     rival_s = 0.5 * statistics.median(event.duration_s for event in own)
-    rivals = [e for e in events if fold(e.label) not in names and e.duration_s > 0 and e.duration_s >= rival_s]
+    rivals_s = [
+        e.onset_s for e in events if fold(e.label) not in names and e.duration_s > 0 and e.duration_s >= rival_s
+    ]
     groups = [[own[0]]]
     end_s = own[0].onset_s + own[0].duration_s
     for event in own[1:]:
         before = groups[-1][-1].onset_s
-        interrupted = any(before < rival.onset_s < event.onset_s for rival in rivals)
+        interrupted = bisect_right(rivals_s, before) < bisect_left(rivals_s, event.onset_s)
         if event.onset_s - end_s < merge_gap_s and not interrupted:
             groups[-1].append(event)
         else:

@@ -65,6 +65,15 @@ def exclusive(folder: Path, unit: str, *, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
+def remove_dead_locks(folder: Path) -> None:
+    """Remove the lock files that killed processes left in a folder; what a process holds stays."""
+    for path in [*folder.glob(".*.lock"), *folder.glob(".*.owner")]:
+        lock = _Lock(path.with_suffix(".lock"))
+        with suppress(OSError):
+            if lock.try_once():
+                lock.release()
+
+
 def _acquire(lock: _Lock, folder: Path, unit: str, wait: bool) -> None:
     started = time.monotonic()
     told = False

@@ -30,37 +30,32 @@ class Image:
 
     Attributes
     ----------
-    path : Path
-        Where it came from.
+    header : Header
+        What its file says of it.
     stored_XYZT : array
         Values in the file's own type, Fortran order; 3D images have shape (X, Y, Z).
-    affine : array of shape (4, 4), float64
-        Voxel to world, in mm.
-    slope, intercept : float
-        ``value = stored * slope + intercept``.
-    tr_s : float
-        Repetition time in seconds, 0 if the header has none.
     """
 
-    path: Path
+    header: Header
     stored_XYZT: np.ndarray
-    affine: np.ndarray
-    slope: float
-    intercept: float
-    tr_s: float
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the stored array."""
         return self.stored_XYZT.shape
 
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel to world, in mm, (4, 4)."""
+        return self.header.affine
+
     def scaled(self, selection=Ellipsis) -> np.ndarray:
         """Intensities as float32, of the whole image or of a numpy selection of it."""
         values = self.stored_XYZT[selection].astype(np.float32)
-        if self.slope != 1.0:
-            values *= np.float32(self.slope)
-        if self.intercept != 0.0:
-            values += np.float32(self.intercept)
+        if self.header.slope != 1.0:
+            values *= np.float32(self.header.slope)
+        if self.header.intercept != 0.0:
+            values += np.float32(self.header.intercept)
         return values
 
 
@@ -111,14 +106,7 @@ def read_image(path: Path, *, ndim: int | None = None) -> Image:
         if got < header.n_bytes:
             raise _truncated(path, header.n_bytes, got)
         stream.read(1)  # reaches the gzip trailer, which holds the checksum
-    return Image(
-        path=path,
-        stored_XYZT=raw.view(header.dtype).reshape(header.shape, order="F"),
-        affine=header.affine,
-        slope=header.slope,
-        intercept=header.intercept,
-        tr_s=header.tr_s,
-    )
+    return Image(header, raw.view(header.dtype).reshape(header.shape, order="F"))
 
 
 def image_packer() -> zlib._Compress:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmrisynth.bids import naming
+from fmrisynth.bids.digests import files_of
 from fmrisynth.bids.discover import open_source
 from fmrisynth.bids.runs import Run
 from fmrisynth.bids.sources import Source, choose_subjects
@@ -21,7 +22,7 @@ from fmrisynth.glm.contrasts import HCP_NAME, Contrast, camel_case, parse_contra
 from fmrisynth.glm.maps import index_path, write_index, write_subject_contrast
 from fmrisynth.glm.run_model import condition_name, condition_names, contrast_estimate, fit_runs
 from fmrisynth.progress import log
-from fmrisynth.stage import Unit, files_of
+from fmrisynth.stage import Unit
 
 
 def open_runs(dataset: Path, config: GlmConfig) -> Source:

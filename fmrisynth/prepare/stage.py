@@ -11,6 +11,7 @@ import numpy as np
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import settle
+from fmrisynth.bids.digests import files_of
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.bids.sources import choose_subjects, read_participants
 from fmrisynth.config.prepare import PrepareConfig
@@ -21,7 +22,7 @@ from fmrisynth.prepare import report
 from fmrisynth.prepare.cut import brain_mask, cut_run
 from fmrisynth.prepare.plan import Job, PlannedRun, SubjectPlan, check_labels, open_job, plan_subject
 from fmrisynth.progress import StageSummary, log, reason_of, track
-from fmrisynth.stage import Stage, Unit, files_of
+from fmrisynth.stage import Stage, Unit
 
 OPERATIONAL = ("bids_database_dir", "on_bad_run")
 """Settings that may change between calls."""

@@ -36,6 +36,7 @@ from fmrisynth.models.checkpoint import (
 from fmrisynth.models.distributed import World
 from fmrisynth.models.whitening import Whitening
 from fmrisynth.progress import log
+from fmrisynth.stage import flat_settings
 
 STATE_NAME = "state.json"
 MODEL_NAME = "model.safetensors"
@@ -298,7 +299,7 @@ def check_same_run(folder: Path, config: TrainConfig, data_digests: Sequence[str
         stored = TrainConfig(**state["config"]).model_dump(mode="json")
     except ValueError:  # a setting that this version does not know: let the comparison name it
         stored = state["config"]
-    old, new = _flatten(stored), _flatten(config.model_dump(mode="json"))
+    old, new = flat_settings(stored), flat_settings(config.model_dump(mode="json"))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     free = OPERATIONAL | ({"steps"} if config.optimiser.decay == "constant" else set())
     changed = [key for key in changed if key not in free]
@@ -370,13 +371,3 @@ class _disk_errors:
                 f"{self._path}: could not be written ({error}); free space or fix the permissions, then run the same "
                 "command again: it continues from the last complete checkpoint."
             ) from error
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

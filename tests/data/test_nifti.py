@@ -38,7 +38,7 @@ def test_reads_what_nibabel_reads(tmp_path: Path, name: str, dtype: str) -> None
     image = read_image(tmp_path / name, ndim=4)
     np.testing.assert_allclose(image.scaled(), expected, rtol=1e-6)
     np.testing.assert_allclose(image.affine, AFFINE)
-    assert image.tr_s == pytest.approx(0.72)
+    assert image.header.tr_s == pytest.approx(0.72)
     np.testing.assert_allclose(image.scaled(np.s_[..., 2]), expected[..., 2], rtol=1e-6)
     frames = list(iterate_frames(tmp_path / name))
     assert len(frames) == 4

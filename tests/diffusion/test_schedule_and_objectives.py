@@ -161,3 +161,13 @@ def test_unknown_names_and_step_counts_are_refused():
         DiffusionSchedule().times(1001)
     with pytest.raises(UsageError, match="at least 1"):
         FlowSchedule().times(0)
+
+
+@pytest.mark.parametrize(
+    "given", [{"n_train_steps": 50}, {"beta_end": 0.002}, {"prediction": "v", "n_train_steps": 100}]
+)
+def test_a_schedule_that_does_not_end_in_noise_is_refused(given):
+    """Sampling begins with noise alone: of data with mean 0.7 such a schedule would give samples with mean 0.3."""
+    with pytest.raises(UsageError, match=r"of the signal at the last one, expected at most 10%"):
+        Objective(**given)
+    Objective(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # Stable Diffusion's

@@ -22,6 +22,8 @@ NAMES = ["face", "object", "scramble", "motor_rh", "motor_lh", "wm_2bk_places", 
         ("-face", {"face": -1}, "minusFace"),
         ("2 * (face - object) - face", {"face": 1, "object": -2}, "2TimesFaceMinusObjectMinusFace"),
         ("wm_2bk_places - 2back", {"wm_2bk_places": 1, "2back": -1}, "wm2bkPlacesMinus2back"),
+        ("MOTOR:rh - motor:lh", {"motor_rh": 1, "motor_lh": -1}, "motorRhMinusMotorLh"),
+        ("2 * WM 2bk:places - WM:2bk_places", {"wm_2bk_places": 1}, "2TimesWm2bkPlacesMinusWm2bkPlaces"),
     ],
 )  # fmt: skip
 def test_formula(formula, weights, name):
@@ -34,6 +36,7 @@ def test_formula(formula, weights, name):
     ("formula", "message"),
     [
         ("fase", "did you mean face"),
+        ("MOTOR:rg", "there is no condition 'MOTOR:rg'; did you mean motor_rh"),
         ("face - face", "cancel"),
         ("face * object", "sums of conditions"),
         ("face / 0", "sums of conditions"),

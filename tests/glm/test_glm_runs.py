@@ -146,6 +146,37 @@ def test_names():
     assert condition_name("2back") == "c2back"
     assert localise_formula("wm_2back - wm_rest", {"c2back", "rest"}, {"wm"}) == "c2back - rest"
     assert localise_formula("oneback_face - oneback_bird", {"face"}, {"oneback"}) == "face - oneback_bird"
+    assert (
+        localise_formula("MOTOR:cue - REASONING:rel", {"cue", "relation"}, {"motor", "relational"}) == "cue - relation"
+    )
+    assert (
+        localise_formula("WM 2bk:places - WM:0bk_body", {"c2bk_places", "c0bk_body"}, {"wm"})
+        == "c2bk_places - c0bk_body"
+    )
+
+
+def test_a_failed_task_is_said_again_and_its_subject_stays_in_the_group(tmp_path):
+    """Also by calls for others; the next call for the subject tries again."""
+    root, out = tmp_path / "ds", tmp_path / "out"
+    for task in ("tapping", "waving"):
+        make_bids(root, derivatives=True, n_runs=1, task=task)
+    confounds = next(root.rglob("sub-01_task-waving_run-1_desc-confounds_timeseries.tsv"))
+    whole = confounds.read_text()
+    confounds.write_text("csf\nmoon\n")
+    config = GlmConfig(unit="run", smoothing_fwhm_mm=0, reports=False)
+    both, one = (["01", "02"], ["02"])
+    for labels in (both, one):
+        summary = run_glm(root, out, config, participant_labels=labels)
+        assert list(summary.failed) == ["01 task-waving"]
+        assert any(line.startswith("tapping") or "n = 2" in line for line in summary.lines)
+        assert sum("n = 2" in line for line in summary.lines) == 2  # the two conditions of tapping
+    confounds.write_text(whole)
+    summary = run_glm(root, out, config, participant_labels=one)
+    assert "its input changed" in summary.failed["01"]
+    assert "The group maps are without sub-01: no finished maps." in summary.lines
+    summary = run_glm(root, out, config)
+    assert not summary.failed
+    assert sum("n = 2" in line for line in summary.lines) == 4
 
 
 @pytest.mark.slow

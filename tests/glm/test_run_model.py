@@ -294,3 +294,29 @@ def test_labels_of_participants_with_and_without_sub(root, tmp_path):
     )
     with pytest.raises(UsageError, match=r"there is no sub-07; found 1: 01"):
         run_glm(root, out, PLAIN, participant_labels=["sub-07"])
+
+
+def test_an_effect_that_hangs_on_a_clock_that_nobody_says(root):
+    """A confound that follows the task takes up what a wrong clock leaves: a quarter of the effect, known from the design."""
+    for path in root.rglob("*_bold.json"):
+        path.write_text('{"RepetitionTime": 2.0}')
+    _, doubts = right(root)
+    assert doubts == ()
+    response = run_design(runs(root)[0], {"right hand": "right", "left-hand": "left"}, PLAIN)["right"].to_numpy()
+    rng = np.random.default_rng(1)
+    for path in root.rglob("*_desc-confounds_timeseries.tsv"):
+        lines = [line.split("\t") for line in path.read_text().splitlines()]
+        for cells, value in zip(
+            lines[1:], np.roll(response, 1) + 0.05 * rng.standard_normal(len(response)), strict=True
+        ):
+            cells[lines[0].index("trans_x")] = f"{value:.4f}"
+        path.write_text("\n".join("\t".join(cells) for cells in lines) + "\n")
+    with pytest.raises(
+        FmrisynthError, match=r"_run-1_.*bold\.nii\.gz: no file says which moment .*right_hand would be wrong"
+    ):
+        right(root)
+    for moment in (0.0, 0.5):  # whoever says it is believed
+        right(root, PLAIN.model_copy(update={"slice_time_ref": moment}))
+    for path in root.rglob("*_bold.json"):
+        path.write_text('{"RepetitionTime": 2.0, "SliceTimingCorrected": false}')
+    right(root)

@@ -55,7 +55,11 @@ VARIANTS = (
     Variant("05-tr-sources", "c_ms", "TR in milliseconds, no sidecar"),
     Variant("05-tr-sources", "d_2000", "TR 2000 without a unit", refused=r"bold\.nii\.gz: .*found 2000 s; give .* source_tr_s"),
     Variant("05-tr-sources", "e_jsonwrong", "TR 2 s in the header, 0.8 s in the sidecar", refused=TR.format(2, 0.8)),
-    Variant("07-confounds", "both", "movement follows the task; frames at the start of the TR", options=START),
+    Variant(
+        "07-confounds", "both", "movement follows the task, and no file says which moment of the TR the frames stand for",
+        refused=r"run-1_\S*bold\.nii\.gz: no file says which moment of the repetition time",
+    ),
+    Variant("07-confounds", "both", "the same, with the moment given: the start of the TR", options=START),
     Variant(
         "07-confounds", "one", "confounds for one run of two",
         refused=r"run-2_\S*bold\.nii\.gz: this run has no confounds file",

@@ -10,6 +10,9 @@ import sys
 
 import pytest
 
+from fmrisynth.bids.events import find_blocks, read_events
+from fmrisynth.bids.sources import read_participants
+from fmrisynth.conditions import Condition, ConditionTable
 from tests.glm.test_glm_runs import make_bids
 from tests.reliability.conftest import COMMANDS, digests
 
@@ -34,6 +37,10 @@ def test_nobody_without_a_home_in_the_c_locale(command, world, tmp_path):
         pytest.skip("only root can run a command as somebody else")
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
+    try:
+        subprocess.run([sys.executable, "-c", ""], user=NOBODY, check=True)
+    except PermissionError:
+        pytest.skip(f"others may not enter a folder above this Python ({os.path.realpath(sys.executable)})")
     shutil.copytree(world.root, tmp_path / "world")
     out = tmp_path / "theirs" / "out"
     out.parent.mkdir()
@@ -126,3 +133,50 @@ def test_a_record_that_points_outside_is_not_believed(world, whole, start, tmp_p
         assert start.run(ask).status == 0
         assert precious.read_text() == "x"
     assert digests(out) == whole("glm")
+
+
+@pytest.mark.slow
+def test_a_million_lines(world, start, tmp_path):
+    """Of events and of participants: read in seconds, and refused or used like any others."""
+    n, kinds = 1_000_000, ("left", "right")
+    events = tmp_path / "events.tsv"
+    events.write_text(
+        "onset\tduration\ttrial_type\n" + "".join(f"{k / 1e4:.4f}\t0.0001\t{kinds[k % 2]}\n" for k in range(n))
+    )
+    table = read_events(events)
+    assert len(table.events) == n
+    conditions = [Condition(f"hand_{kind}", "hand", kind, ("hand",), (kind,)) for kind in kinds]
+    found = find_blocks(table.events, conditions, ConditionTable(), merge_gap_s=2.0)
+    assert len(found) == n  # every trial is interrupted by one of the other kind
+    root = make_bids(tmp_path / "bids", derivatives=True, n_runs=1, subjects=("01",))
+    shutil.copyfile(events, next(root.rglob("*_events.tsv")))
+    done = start.run(["glm", str(root), str(tmp_path / "out"), "--unit", "run", "--dry-run"])
+    assert done.status == 0, done.said
+    assert "1000000 events" in done.said
+    hcp = shutil.copytree(world.root / "hcp", tmp_path / "hcp")
+    (hcp / "participants.tsv").write_text("participant_id\tage\n" + "".join(f"sub-{k}\t30\n" for k in range(n)))
+    assert len(read_participants(hcp)) == n
+    done = start.run(["prepare", str(hcp), str(tmp_path / "blocks")])
+    assert done.status == 0, done.said
+    assert "sub-100307\tn/a\t30" in (tmp_path / "blocks" / "participants.tsv").read_text()
+
+
+MEASURED = "import resource, sys; from fmrisynth.cli.main import run; status = run(sys.argv[1:]); " \
+           "print('KIB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"  # fmt: skip
+
+
+@pytest.mark.slow
+def test_memory_of_sampling_does_not_grow_with_the_samples(world, tmp_path):
+    peak = {}
+    for n in (20, 200):
+        ask = ["sample", str(tmp_path / "out"), "--condition", "motor_rh", "--n", str(n), "--steps", "1",
+               "--checkpoint", str(world.root / "model"), "--set", "preview=false"]  # fmt: skip
+        variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, *ask], capture_output=True, text=True, check=False, env=variables
+        )
+        assert done.returncode == 0, done.stderr
+        peak[n] = int(done.stdout.rpartition("KIB")[2])
+        assert len(list((tmp_path / "out").glob("sub-*/"))) == n
+    print(peak)
+    assert peak[200] < 1.05 * peak[20]

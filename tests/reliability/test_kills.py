@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.conftest import COMMANDS, LEVELS, digests, strays
-from tests.reliability.processes import Starter
 
 N_KILLS = 12
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)

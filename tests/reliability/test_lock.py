@@ -17,7 +17,7 @@ import pytest
 
 from fmrisynth.bids import atomic, lock
 from fmrisynth.bids.atomic import may_be_running, owner, remove_leftovers, settle, temporary_name, write_text
-from fmrisynth.bids.lock import exclusive
+from fmrisynth.bids.lock import exclusive, remove_dead_locks
 from fmrisynth.errors import FmrisynthError
 
 HOLDER = """
@@ -191,3 +191,14 @@ def test_a_summary_is_written_until_it_holds():
     written: list[list[int]] = []
     assert settle(lambda: next(seen), written.append) == [1, 2]
     assert written == [[1], [1, 2]]
+
+
+def test_locks_of_the_dead_are_removed_and_those_of_the_living_kept(holder, tmp_path):
+    with exclusive(tmp_path, "other"):
+        pass
+    remove_dead_locks(tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".work")]
+    holder.kill()
+    holder.wait()
+    remove_dead_locks(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from tests.reliability.conftest import digests, strays
 from tests.reliability.faults import each
 from tests.reliability.test_disk import copy_of
 
+
 def shift_onset(path: Path) -> None:
     """The first block of an EV file begins half a second later."""
     first, *rest = path.read_text().splitlines()
@@ -174,7 +175,9 @@ def test_truncated_output(command, size, world, whole, start, tmp_path):
     assert digests(out, command) == whole(command)
 
 
-@pytest.mark.parametrize("victim", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "checkpoint.json", "state.json"])
+@pytest.mark.parametrize(
+    "victim", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "checkpoint.json", "state.json"]
+)
 def test_a_flipped_bit_in_a_checkpoint_is_seen(victim, world, start, tmp_path):
     """safetensors has no checksum: the cards know what the weights were."""
     out = shutil.copytree(world.root / "model", tmp_path / "out")
