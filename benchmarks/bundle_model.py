@@ -30,7 +30,7 @@ def main(run: Path, out: Path) -> None:
     kept = {BRAIN, SCALE, MIX}
     half = {key: tensor if key in kept else tensor.to(torch.float16) for key, tensor in weights.items()}
     write_bytes(out / EMA_NAME, save(half))
-    card = json.loads((source / CARD_NAME).read_text())
+    card = json.loads((source / CARD_NAME).read_text()) | {"weights_sha256": sha256_of(out / EMA_NAME)}
     (out / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")
     shutil.copytree(run / "tokenizer", out / "tokenizer")
     files = sorted(path for path in out.rglob("*") if path.suffix in (".json", ".safetensors"))

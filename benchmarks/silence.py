@@ -8,6 +8,7 @@ The weights of its last layer become 0.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 
 from fmrisynth.bids.atomic import write_bytes
-from fmrisynth.models.checkpoint import EMA_NAME
+from fmrisynth.bids.provenance import sha256_of
+from fmrisynth.models.checkpoint import CARD_NAME, EMA_NAME
 
 LAST_LAYERS = ("conv_out.", "unet.out.")
 
@@ -28,6 +30,8 @@ def main(model: Path, out: Path) -> None:
         raise SystemExit(f"{model}: expected a last layer named {' or '.join(LAST_LAYERS)}*, found none.")
     shutil.copytree(model, out)
     write_bytes(out / EMA_NAME, save(weights | {name: weights[name] * 0 for name in last}))
+    card = json.loads((out / CARD_NAME).read_text()) | {"weights_sha256": sha256_of(out / EMA_NAME)}
+    (out / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_changed_input(command, world, start, tmp_path):
         if command == "train":
             flip_bit(root / "latents" / "sub-02_latents.safetensors")
         else:
-            flip_bit(root / "model" / "checkpoints" / "step-00000006" / "ema.safetensors")
+            shutil.rmtree(root / "model" / "checkpoints" / "step-00000006")
         done = start.run([*ask, "--set", "steps=8"] if command == "train" else ask)
         assert done.status == (1 if command == "train" else 2), done.said
         assert ("started on other latents" if command == "train" else "CheckpointSHA256 was") in done.said
