@@ -19,11 +19,20 @@ from tests.reliability.conftest import COMMANDS, digests
 NOBODY = 65534
 
 
-def call(arguments: list[str], *, python: tuple[str, ...] = (), user: int | None = None, **environment: str | None):
+TWICE = "import sys; from fmrisynth.cli.main import run; sys.exit(run(sys.argv[1:]) or run(sys.argv[1:]))"
+
+
+def call(
+    arguments: list[str],
+    *,
+    python: tuple[str, ...] = ("-m", "fmrisynth"),
+    user: int | None = None,
+    **environment: str | None,
+):
     """Run the command line in a process of its own."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
-        [sys.executable, *python, "-m", "fmrisynth", *arguments], capture_output=True, text=True, user=user, check=False,
+        [sys.executable, *python, *arguments], capture_output=True, text=True, user=user, check=False,
         env={name: value for name, value in variables.items() if value is not None}, cwd="/",
         umask=0o077,
     )  # fmt: skip
@@ -47,10 +56,9 @@ def test_nobody_without_a_home_in_the_c_locale(command, world, tmp_path):
     os.chown(out.parent, NOBODY, NOBODY)
     nowhere = {name: None for name in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "USER", "LOGNAME")}
     ask = world.arguments(command, out, tmp_path / "world")
-    for _ in range(2):
-        done = call(ask, user=NOBODY, LANG="C", LC_ALL="C", **nowhere)
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr
+    done = call(ask, python=("-c", TWICE), user=NOBODY, LANG="C", LC_ALL="C", **nowhere)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
     modes = {
         path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file() and "tensorboard" not in path.parts
     }
@@ -63,7 +71,7 @@ def test_warnings_as_errors(command, world, tmp_path):
     """Our own code warns of nothing; what libraries say of themselves while they are imported is theirs."""
     ours = tuple(word for kind in ("UserWarning", "RuntimeWarning", "ResourceWarning", "SyntaxWarning", "BytesWarning")
                  for word in ("-W", f"error::{kind}"))  # fmt: skip
-    done = call(world.arguments(command, tmp_path / "out"), python=ours)
+    done = call(world.arguments(command, tmp_path / "out"), python=(*ours, "-m", "fmrisynth"))
     assert done.returncode == 0, done.stderr
 
 
@@ -167,14 +175,11 @@ MEASURED = "import resource, sys; from fmrisynth.cli.main import run; status = r
 
 @pytest.mark.slow
 def test_memory_of_sampling_does_not_grow_with_the_samples(world, tmp_path):
-    peak = {}
+    peak: dict[int, int] = {}
     for n in (20, 200):
         ask = ["sample", str(tmp_path / "out"), "--condition", "motor_rh", "--n", str(n), "--steps", "1",
                "--checkpoint", str(world.root / "model"), "--set", "preview=false"]  # fmt: skip
-        variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, *ask], capture_output=True, text=True, check=False, env=variables
-        )
+        done = call(ask, python=("-c", MEASURED))
         assert done.returncode == 0, done.stderr
         peak[n] = int(done.stdout.rpartition("KIB")[2])
         assert len(list((tmp_path / "out").glob("sub-*/"))) == n
