@@ -54,12 +54,12 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a log; a half-written last line (after a kill) is left out."""
+    """Records of a log; half-written lines (after a kill) are left out."""
     records = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 records.append(json.loads(line))
             except ValueError:
-                break
+                continue
     return records

@@ -168,7 +168,6 @@ def test_a_failed_task_is_said_again_and_its_subject_stays_in_the_group(tmp_path
     for labels in (both, one):
         summary = run_glm(root, out, config, participant_labels=labels)
         assert list(summary.failed) == ["01 task-waving"]
-        assert any(line.startswith("tapping") or "n = 2" in line for line in summary.lines)
         assert sum("n = 2" in line for line in summary.lines) == 2  # the two conditions of tapping
     confounds.write_text(whole)
     summary = run_glm(root, out, config, participant_labels=one)
