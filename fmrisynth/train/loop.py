@@ -359,17 +359,23 @@ class Trainer:
     def _mend_output(self) -> None:
         """Write what is not there yet, and make again what is gone or damaged."""
         write_text(self.out / "config.yaml", dump_yaml(self.config))
-        source, copy = self.latents.dataset.tokenizer_dir, self.out / "tokenizer"
-        try:
-            whole = read_folder(copy)[0]["sha256"] == read_json(source / TOKENIZER_JSON).get("sha256")
-        except FmrisynthError as error:
-            whole = False
-            if copy.exists():
-                self._note(f"the copy of the tokenizer was made again: {error}")
-        if not whole:
-            read_folder(source)  # must be whole itself
-            copy_tokenizer(source, copy)
+        self._mend_tokenizer(self.latents.dataset.tokenizer_dir, self.out / "tokenizer")
         mend_best(self.out, self.run_state.progress)  # if it cannot be, a better model may come yet
+
+    def _mend_tokenizer(self, source: Path, copy: Path) -> None:
+        if copy.exists():
+            if all(
+                (copy / file.name).is_file() and (copy / file.name).read_bytes() == file.read_bytes()
+                for file in source.iterdir()
+            ):
+                return
+            try:
+                if read_folder(copy)[0]["sha256"] == read_json(source / TOKENIZER_JSON).get("sha256"):
+                    return  # it is the source that is not whole
+            except FmrisynthError as error:
+                self._note(f"the copy of the tokenizer was made again: {error}")
+            read_folder(source)
+        copy_tokenizer(source, copy)
 
     def _note(self, text: str) -> None:
         log.warning("%s", text)
