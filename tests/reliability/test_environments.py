@@ -50,7 +50,7 @@ def test_nobody_without_a_home_in_the_c_locale(command, world, tmp_path):
         subprocess.run([sys.executable, "-c", ""], user=NOBODY, check=True)
     except PermissionError:
         pytest.skip(f"others may not enter a folder above this Python ({os.path.realpath(sys.executable)})")
-    shutil.copytree(world.root, tmp_path / "world")
+    shutil.copytree(world.root, tmp_path / "world").chmod(0o755)
     out = tmp_path / "theirs" / "out"
     out.parent.mkdir()
     os.chown(out.parent, NOBODY, NOBODY)
