@@ -70,6 +70,19 @@ random moments, at least 108 times in all; at the end every file is the one of a
 tests/reliability/test_durable.py` copies the file system under every command, in the middle and five seconds after its end, without flushing
 it, mounts the copy and calls the command again (it takes root and loop devices). That `fsync` comes in the right order is tested everywhere.
 
+`pytest -n 0 -m slow tests/reliability/test_environments.py` calls every command as a user without rights, name or home, with umask 077 and `LANG=C`, and with
+warnings as errors; reads events and participants of a million lines; and compares the memory of 20 and of 200 samples.
+
+| slow tests, 28 November 2026, two cores | seen |
+| --- | --- |
+| signals at random moments | 108 sent, 36 of each kind; every output is the one of an uninterrupted call |
+| death of the machine | 7 of 7 commands, copied once in the middle and once 5 s after the end: gone on with to the same files |
+| odd input with a known answer | 41 inputs: the planted effects or the refusal that the table lists |
+| warnings as errors | 7 of 7 commands end with status 0 |
+| user without rights, name or home | 7 of 7 commands, called twice; every file has mode 0600 |
+| a million lines | events: 1,000,000 rows read, found to be as many blocks, and listed by `glm --dry-run`; participants: read by `prepare` |
+| memory of `sample` | the peak with 200 samples is less than 5 % above that with 20 |
+
 ## Files that lie
 
 Events, EVs, confounds, indices, condition tables, settings, NIfTI headers, latents, tokenizers and checkpoints are fuzzed
