@@ -148,7 +148,9 @@ def embed_svg(figure) -> str:
 
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "fmrisynth"}):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.2, facecolor="white", metadata={"Date": None})
+        figure.savefig(
+            buffer, format="svg", bbox_inches="tight", pad_inches=0.2, facecolor="white", metadata={"Date": None}
+        )
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
