@@ -435,7 +435,7 @@ CHECKS: tuple[Check, ...] = (
           "share of frames at which means differ by less than 1.96 standard errors", _share_of_peer(_courses_agree)),
     Check("linear_classifier", "A linear classifier tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,
           "AUC above that of real blocks against real blocks"),
-    Check("forest_classifier", "A random forest tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,
+    Check("forest_classifier", "A forest tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,
           "AUC above that of real blocks against real blocks"),
     Check("distinct", "Samples that differ from each other", "every sample twice", "share", 0.9, 0.5,
           "effective number of different samples / their number"),

@@ -467,9 +467,10 @@ def _utility(analysis: Analysis) -> list[Element]:
         )
     return [
         Text(
-            "What the samples are worth to who wants to tell conditions apart (conditional ICA, Tajini et al. 2021): classifiers trained on the blocks of a few "
-            "real people with so many times as many blocks added, and tested on the real test people. Noise: the real blocks again with half their own "
-            "standard deviation of noise, the standard augmentation."
+            "What the samples are worth to who wants to tell conditions apart (conditional ICA, Tajini et al. 2021): classifiers trained on the effect maps of "
+            "a few real people's blocks with so many times as many blocks added, and tested on the real test people. Noise (the same blocks again with half "
+            "their own standard deviation), class mean + noise and conditional ICA are made from those few people; the samples' model has seen its "
+            "whole training cohort."
         ),
         Table(("Classifier", "Trained on", *(f"{n} real people" for n in counts)), rows, caption="Accuracy: mean ± standard deviation over draws of the people."),
     ]  # fmt: skip
@@ -484,8 +485,8 @@ def _methods(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
             "unweighted fixed effect over its blocks; group maps are one-sample random-effects t, shown as z.\n\n"
             f"Intervals: delete-a-group jackknife over real subjects, samples and real control blocks. Split halves: {config.split_half_repeats} random halves. Both use "
             f"{min(config.resampling_voxels, int(analysis.cohorts.mask_XYZ.sum())):,} voxels. Permutation p: condition labels shuffled, all orders up to seven conditions.\n\n"
-            "Baselines are fitted on the training split: class mean plus resampled residuals, a Gaussian, "
-            "and the training block nearest to each synthetic block. Formulas and references: docs/metrics.md."
+            "Baselines are fitted on training blocks: class mean plus resampled residuals, and a low-rank Gaussian. Formulas and references: "
+            "docs/metrics.md."
         ),
         Table(
             ("Group maps", "Real model", "Real n", "Synthetic model", "Synthetic n"),

@@ -13,7 +13,7 @@ from fmrisynth.data.grid import MNI_3MM, make_grid
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.courses import course_pairs, mean_agreement
-from fmrisynth.evaluate.privacy import Gallery, nearest_two
+from fmrisynth.evaluate.privacy import Gallery, distance_from_others, nearest_two
 from fmrisynth.evaluate.probes import cell_matrix, neighbour_pairs
 from fmrisynth.evaluate.properties import autocorrelation, power_spectrum, smoothness_fwhm_mm
 from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres, sphere
@@ -61,6 +61,22 @@ def test_one_mean_that_all_samples_share_is_no_crowd_of_near_copies(rng):
     assert found.share_below == 1.0
     one_person = np.repeat(train[:1] + 0.3 * rng.standard_normal((1, 200)), 500, axis=0)
     assert Gallery(train, subjects).audit(one_person).outcome == "fail"
+
+
+def test_a_blend_is_no_copy_of_the_quietest_person(rng):
+    """Means have one nearest block, the quietest person's, far nearer than the next: yet no nearer than the mean of the others is."""
+    train, subjects = _cohort(rng)
+    train *= np.repeat(np.r_[0.5, np.ones(29)], 2)[:, None]
+    gallery = Gallery(train, subjects)
+    blend = gallery.audit(train.mean(axis=0) + 0.1 * rng.standard_normal((40, 200)))
+    assert (blend.outcome, blend.copies) == ("warn", [])
+    assert gallery.audit(train[:1] + 0.1 * rng.standard_normal((40, 200))).outcome == "fail"
+
+
+def test_distance_from_others_by_hand():
+    train = np.array([[0.0], [2.0], [4.0], [10.0]])
+    found = distance_from_others(train, np.array(["a", "a", "b", "c"]), np.array(["x", "y", "x", "x"]))
+    np.testing.assert_allclose(found, [7.0, 5.0, 1.0, 8.0])  # y has nobody else: all others' mean is 7
 
 
 def test_two_subjects_cannot_be_audited(rng):
