@@ -61,7 +61,7 @@ def neighbour_pairs(mask_XYZ: np.ndarray, seed: int = 0) -> list[tuple[np.ndarra
 
 @dataclass
 class Probes:
-    """The fixed projections that every window goes through."""
+    """The fixed projections that every window goes through; `pairs` of neighbours are indices into the voxels `near_U`."""
 
     grid: Grid
     mask_XYZ: np.ndarray
@@ -69,6 +69,7 @@ class Probes:
     cells: sparse.csr_matrix = field(init=False)
     parcels: sparse.csr_matrix = field(init=False)
     regions: sparse.csr_matrix = field(init=False)
+    near_U: np.ndarray = field(init=False)
     pairs: list[tuple[np.ndarray, np.ndarray]] = field(init=False)
     mirror_V: np.ndarray | None = field(init=False)
     _every: sparse.csr_matrix = field(init=False)
@@ -81,7 +82,10 @@ class Probes:
         else:
             weights = np.zeros((0, int(self.mask_XYZ.sum())), np.float32)
         self.regions = sparse.csr_matrix(weights)
-        self.pairs = neighbour_pairs(self.mask_XYZ)
+        pairs = neighbour_pairs(self.mask_XYZ)
+        self.near_U, index = np.unique(np.concatenate([side for pair in pairs for side in pair]), return_inverse=True)
+        sides = np.split(index, np.cumsum([len(side) for pair in pairs for side in pair])[:-1])
+        self.pairs = list(zip(sides[::2], sides[1::2], strict=True))
         self._every = sparse.vstack([self.cells, self.parcels, self.regions], "csr")
         self.mirror_V = None if self.grid.is_native else mirror_index(self.mask_XYZ, self.grid.affine)
 

@@ -317,8 +317,8 @@ class PropertyAccumulator:
         self._pending: dict[str, list[Estimate]] = {}
         self._rng = np.random.default_rng(0)
 
-    def add(self, window: Window, design: Design, estimate: Estimate) -> None:
-        """Add a window, with its design and the block's effect."""
+    def add(self, window: Window, design: Design, estimate: Estimate) -> np.ndarray:
+        """Add a window, with its design and the block's effect; returns its mean courses on cells, (C, T)."""
         block, percent, probes, effect_V = window.block, window.percent_TV, self._probes, estimate.effect
         if block.subject != self._current:
             self._close_person()
@@ -331,8 +331,8 @@ class PropertyAccumulator:
             self._parts.append(Sums())
         n_frames = len(percent)
         remainder_TT = np.eye(n_frames) - design.matrix_TP @ design.pinv_PT
-        residual = remainder_TT.astype(np.float32) @ percent
-        residual_variance = np.einsum("tv,tv->v", residual, residual).astype(np.float64) / design.dof
+        residual_TU = remainder_TT.astype(np.float32) @ np.take(percent, probes.near_U, axis=1)
+        residual_variance = estimate.variance.astype(np.float64) / design.covariance_PP[0, 0]
         cells_CT, parcels_PT, courses_RT = probes.project(percent)
         fisher = _fisher_correlation(parcels_PT @ remainder_TT)
         centring_TT = np.eye(n_frames) - 1 / n_frames
@@ -352,7 +352,7 @@ class PropertyAccumulator:
             courses_RT,
             autocorrelation(gram_TT, min(N_LAGS, n_frames - 1)),
             power_spectrum(gram_TT, percent.shape[1]),
-            smoothness_fwhm_mm(residual, probes.pairs, probes.grid.voxel_mm),
+            smoothness_fwhm_mm(residual_TU, probes.pairs, probes.grid.voxel_mm),
             float(residual_variance.mean()),
             anatomy_C, anatomy_C + change_C, (cells_CT @ design.pinv_PT[0]).astype(np.float32),
             np.full(n_frames, nothing) if pattern is None else percent @ pattern.weights_V,
@@ -361,6 +361,7 @@ class PropertyAccumulator:
             np.full(3, nothing) if pattern is None else pattern.place_mm(effect_V),
             effect_V[self._voxels].astype(np.float16) if self._keep_effects else np.zeros(0, np.float16),
         ))  # fmt: skip
+        return cells_CT
 
     def _targets(self, group: int) -> Iterator[tuple[Sums, np.ndarray | slice]]:
         yield self._sums, slice(None)

@@ -35,9 +35,11 @@ class WindowStore:
         self.conditions: list[str] = []
         self.anatomy: list[np.ndarray] = []
 
-    def add(self, window: Window) -> None:
-        """Append a window."""
-        row = (self._probes.cells @ np.ascontiguousarray(window.percent_TV.T)).T.reshape(-1).astype(np.float16)
+    def add(self, window: Window, cells_CT: np.ndarray | None = None) -> None:
+        """Append a window, whose courses on cells may be known."""
+        if cells_CT is None:
+            cells_CT = self._probes.cells @ np.ascontiguousarray(window.percent_TV.T)
+        row = cells_CT.T.reshape(-1).astype(np.float16)
         self._file.write(row.tobytes())
         self._width = row.size
         self.anatomy.append(log_anatomy(self._probes.cells @ window.reference_V))
@@ -156,8 +158,8 @@ class Summariser:
 
     def add(self, window: Window) -> None:
         """Add a window; they must come subject by subject."""
-        self._keep.add(window, block_design(window.block, self._config), fit_one(window, self._config))
-        self._store.add(window)
+        cells_CT = self._keep.add(window, block_design(window.block, self._config), fit_one(window, self._config))
+        self._store.add(window, cells_CT)
 
     def finish(self) -> Summary:
         """The summary of all windows."""

@@ -18,6 +18,7 @@ from fmrisynth.evaluate import evaluate_datasets
 from fmrisynth.evaluate.analysis import Analysis, analyse
 from fmrisynth.evaluate.baselines import GENERATORS
 from fmrisynth.evaluate.cohorts import choose_cohorts
+from fmrisynth.evaluate.parts import Parts
 from fmrisynth.evaluate.verdicts import headline, judge
 from fmrisynth.glm.design import window_design
 from fmrisynth.glm.windows import percent_signal
@@ -191,6 +192,30 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     again = evaluate_datasets(tmp_path / "again", real=real_cohort, synthetic=good_samples, config=quick)
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
     assert again.lines[:-1] == summary.lines[:-1]
+
+
+def test_other_settings_make_again_only_what_depends_on_them(real_cohort, good_samples, quick, tmp_path, monkeypatch):
+    def call(**settings) -> tuple[dict, list[str]]:
+        evaluate_datasets(
+            tmp_path / "out", real=real_cohort, synthetic=good_samples, config=quick.model_copy(update=settings)
+        )
+        told, reads[:] = list(reads), []
+        return json.loads((tmp_path / "out/metrics.json").read_text()), told
+
+    reads: list[str] = []
+    stream = Parts.stream
+    monkeypatch.setattr(Parts, "stream", lambda self, blocks, what: (reads.append(what), stream(self, blocks, what))[1])
+    first, told = call()
+    assert told == ["training blocks", "real blocks", "synthetic blocks", "training blocks of the baselines"]
+    repeats, told = call(split_half_repeats=9)
+    assert told == []
+    assert repeats["synthetic"] == first["synthetic"]
+    assert repeats["ceiling"]["split_half"] != first["ceiling"]["split_half"]
+    _, told = call(baseline_samples=7)
+    assert told == ["training blocks of the baselines"]
+    again, told = call()
+    assert told == ["training blocks of the baselines"]
+    assert again == first
 
 
 @pytest.mark.parametrize("n_conditions", [1, 2])
