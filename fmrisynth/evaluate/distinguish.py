@@ -122,7 +122,7 @@ def _held_out_scores(kind: str, x_ND: np.ndarray, y: np.ndarray, people: np.ndar
 
     model = LogisticRegression(C=0.1, max_iter=500)
     if kind == "forest":
-        model = ExtraTreesClassifier(200, min_samples_leaf=3, random_state=0, max_features="sqrt")
+        model = ExtraTreesClassifier(100, min_samples_leaf=3, random_state=0, max_features="sqrt")
     folds = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(model, x_ND, y, groups=people, cv=folds, method="predict_proba")[:, 1]
 

@@ -13,7 +13,6 @@ from fmrisynth.evaluate.checks import show as show_numbers
 from fmrisynth.evaluate.courses import roi_courses
 from fmrisynth.evaluate.properties import Properties
 from fmrisynth.evaluate.scoring import Score
-from fmrisynth.evaluate.summary import Summary
 from fmrisynth.evaluate.variance import principal_components
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, show
 from fmrisynth.glm.map_scores import map_correlations
@@ -178,10 +177,8 @@ def _background(analysis: Analysis) -> np.ndarray:
 
 def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
     cohorts = analysis.cohorts
-    kind = analysis.comparison.map_kind
-    real_KV = _group(analysis.real, cohorts.conditions, kind)
-    other_KV = _group(analysis.synthetic, cohorts.conditions, kind)
-    unit = "z" if kind == "z" else "% signal change"
+    real_KV, other_KV, finite = _group_maps(analysis)
+    unit = "z" if analysis.comparison.map_kind == "z" else "% signal change"
     background = _background(analysis)
     elements: list[Element] = [
         Text(
@@ -213,7 +210,6 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
                     f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it.",
                 )
             )
-    finite = np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
     if finite.any():
         figure = draw.scatter_figure(real_KV[:, finite], other_KV[:, finite], cohorts.conditions, unit=unit)
         elements.append(
@@ -222,9 +218,14 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
     return elements
 
 
-def _group(summary: Summary, conditions: list[str], kind: str) -> np.ndarray:
-    maps = (summary.properties.z(c) if kind == "z" else summary.properties.group(c).effect for c in conditions)
-    return np.stack(list(maps))
+def _group_maps(analysis: Analysis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Real and synthetic group maps, (K, V), and the voxels where all of them are finite."""
+    kind, names = analysis.comparison.map_kind, analysis.cohorts.conditions
+    real_KV, other_KV = (
+        np.stack([s.properties.z(c) if kind == "z" else s.properties.group(c).effect for c in names])
+        for s in (analysis.real, analysis.synthetic)
+    )
+    return real_KV, other_KV, np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
 
 
 def _limit(volume: np.ndarray) -> float:
@@ -234,14 +235,10 @@ def _limit(volume: np.ndarray) -> float:
 
 def _geometry(analysis: Analysis) -> list[Element]:
     cohorts = analysis.cohorts
-    k = len(cohorts.conditions)
-    elements: list[Element] = []
     names = cohorts.conditions
-    kind = analysis.comparison.map_kind
-    real_KV = _group(analysis.real, names, kind)
-    other_KV = _group(analysis.synthetic, cohorts.conditions, kind)
-    finite = np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
-    if k >= 2 and finite.any():
+    elements: list[Element] = []
+    real_KV, other_KV, finite = _group_maps(analysis)
+    if len(names) >= 2 and finite.any():
         real_KK = map_correlations(real_KV[:, finite], real_KV[:, finite])
         other_KK = map_correlations(other_KV[:, finite], other_KV[:, finite])
         figure = draw.matrix_figure([("real", real_KK), ("synthetic", other_KK)], names, names)
@@ -304,16 +301,7 @@ def _checks(analysis: Analysis) -> list[Element]:
             f"{show_numbers(twin.value)}, {ANSWERS[twin.answer]}" if twin is not None else "–",
             *(_rival(b, v.check.key) for b in analysis.baselines),
         ])  # fmt: skip
-    columns = [
-        "Check",
-        "Real",
-        "Synthetic",
-        "Judged number",
-        "Rule",
-        "Answer",
-        "As many real blocks",
-        *(b.name for b in analysis.baselines),
-    ]
+    columns = ["Check", "Real", "Synthetic", "Judged number", "Rule", "Answer", "As many real blocks", *(b.name for b in analysis.baselines)]  # fmt: skip
     caption = (
         "Brackets: 95 % intervals over cohorts of as many real subjects and samples (delete-a-group jackknife). Last columns: the judged number of real "
         "blocks and of the baselines, with their answers, and whether a baseline is nearer to the real data than the samples, farther, or even."
@@ -338,41 +326,26 @@ def _checks(analysis: Analysis) -> list[Element]:
     pairs: dict[str, Properties] = {"real": real, "synthetic": synthetic}
     if analysis.peer is not None:
         pairs["other real people"] = analysis.peer.properties
-    elements.append(
-        Figure.of(
-            draw.lines_figure(
-                lags,
-                {n: np.nanmean(s.rows.autocorrelation_NL, axis=0) for n, s in pairs.items()},
-                xlabel="lag (s)",
-                ylabel="autocorrelation",
-                title="Temporal autocorrelation",
-            ),
-            "Autocorrelation of voxel time courses within the window.",
-            width="half",
-            vector=True,
-        )
+    courses = {n: np.nanmean(p.rows.autocorrelation_NL, axis=0) for n, p in pairs.items()}
+    figure = draw.lines_figure(
+        lags, courses, xlabel="lag (s)", ylabel="autocorrelation", title="Temporal autocorrelation"
     )
     elements.append(
-        Figure.of(
-            draw.lines_figure(
-                frequencies,
-                {n: s.rows.spectrum_NF.mean(axis=0) for n, s in pairs.items()},
-                xlabel="frequency (Hz)",
-                ylabel="power (%²)",
-                title="Power spectrum",
-                logy=bool((synthetic.rows.spectrum_NF.mean(axis=0) > 0).all()),
-            ),
-            "Power of voxel time courses, averaged over the brain.",
-            width="half",
-            vector=True,
-        )
+        Figure.of(figure, "Autocorrelation of voxel time courses within the window.", width="half", vector=True)
+    )
+    power = {n: p.rows.spectrum_NF.mean(axis=0) for n, p in pairs.items()}
+    figure = draw.lines_figure(
+        frequencies, power, xlabel="frequency (Hz)", ylabel="power (%²)", title="Power spectrum", logy=bool((power["synthetic"] > 0).all())
+    )  # fmt: skip
+    elements.append(
+        Figure.of(figure, "Power of voxel time courses, averaged over the brain.", width="half", vector=True)
     )
     if real.connectivity_PP.shape[0] >= 5:
         figure = draw.connectivity_figure([("real", real.connectivity_PP), ("synthetic", synthetic.connectivity_PP)])
         elements.append(
             Figure.of(
                 figure,
-                f"Functional connectivity of {real.connectivity_PP.shape[0]} parcels (cubes of {8} voxels), residuals of the window GLM.",
+                f"Functional connectivity of {real.connectivity_PP.shape[0]} parcels (cubes of 8 voxels), residuals of the window GLM.",
             )
         )
     return elements

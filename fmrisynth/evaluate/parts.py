@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -185,7 +186,11 @@ class Parts:
             return summarise(track(windows, name, total=config.baseline_samples * len(conditions)), self.summariser())
 
         return {
-            name: self.summary(name.replace(" ", "-"), about, partial(make, name, config.seed + 1 + i))
+            name: self.summary(
+                "-".join(["baseline", *re.findall("[a-z]+", name.lower())]),
+                about,
+                partial(make, name, config.seed + 1 + i),
+            )
             for i, name in enumerate(baselines.GENERATORS)
         }
 
