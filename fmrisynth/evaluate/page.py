@@ -26,7 +26,8 @@ from fmrisynth.report.html import Card, Status, Verdict
 DISPLAY_SHARE, GLASS_SHARE = 0.33, 0.5
 """Slices and glass brains are transparent below this share of the colour limit."""
 
-STATUS: dict[str, Status] = {"pass": "pass", "fail": "fail", "unclear": "warn", "info": "info"}
+STATUS: dict[str, Status] = {"fail": "fail", "unclear": "warn", "pass": "pass", "info": "info"}
+"""Of each answer, in the order of the summary."""
 
 
 def render_report(
@@ -95,12 +96,13 @@ def _summary(analysis: Analysis, lines: list[Judgement]) -> list[Element]:
     elements.append(
         Text(
             "A check passes when its 95 % interval excludes the stated alternative, fails when the interval lies wholly beyond what is tolerated, and "
-            "otherwise cannot tell. Brackets hold the answer that as many real blocks of other people get."
+            "otherwise cannot tell. In brackets: the answer that as many real blocks of other people get."
         )
     )
+    worst_first = sorted(lines, key=lambda line: list(STATUS).index(line.outcome))
     elements.append(Verdicts([
-        Verdict(STATUS[line.outcome], line.title + (f" [{ANSWERS[line.control]}]" if line.control else ""), f"{ANSWERS[line.outcome].capitalize()}: {line.detail}")
-        for line in lines
+        Verdict(STATUS[line.outcome], line.title + (f" (as many real blocks: {ANSWERS[line.control]})" if line.control else ""), f"{ANSWERS[line.outcome].capitalize()}: {line.detail}")
+        for line in worst_first
     ]))  # fmt: skip
     return elements
 

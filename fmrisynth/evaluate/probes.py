@@ -18,7 +18,7 @@ CELL_VOXELS = 4
 """Cells have the size of a latent voxel of a 4x tokenizer: the space of the privacy audit and the classifiers."""
 
 PARCEL_VOXELS = 8
-MAX_PAIRS = 6_000
+MAX_PAIRS = 3_000
 
 
 def cell_matrix(mask_XYZ: np.ndarray, side: int) -> sparse.csr_matrix:
