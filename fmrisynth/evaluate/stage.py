@@ -17,7 +17,7 @@ from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, headline, judge, show
 from fmrisynth.progress import StageSummary
-from fmrisynth.stage import Stage, Unit, content_digest
+from fmrisynth.stage import Stage, Unit
 
 SCHEMA_VERSION = "2.0"
 METRICS = Path("metrics.json")
@@ -36,8 +36,7 @@ def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *,
     about: dict[str, Any] = {key: value for key, value in config if key not in OPTIONAL_INPUTS}
     inputs = {name: getattr(config, name) for name in OPTIONAL_INPUTS if getattr(config, name) is not None}
     for name, path in ({"real": real, "synthetic": synthetic} | inputs).items():
-        own = path / "ground_truth" if name == "truth" and (path / "ground_truth").is_dir() else path
-        about[name] = content_digest(path, _content(own)) if own.is_dir() else own
+        about[name] = _content(path / "ground_truth" if (path / "ground_truth").is_dir() and name == "truth" else path)
     stage = Stage.begin(
         "evaluate", out, config, sources=[real, synthetic], known=["evaluation"], settings={}, force=force,
         title=f"Evaluation of {synthetic.name} against {real.name}",
