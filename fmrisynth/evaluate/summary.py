@@ -127,7 +127,7 @@ class Summary:
         return cls(Properties(rows, sums["sums"], parts, arrays["voxels"], int(arrays["n_voxels"])), windows_NCT)
 
 
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], windows_NCT: np.ndarray) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, Any], windows_NCT: np.ndarray) -> None:
     """Write arrays to ``path.npz``, and windows to ``path.npy``, from where they can be mapped."""
     for suffix, write in (
         (".npy", lambda file: np.save(file, windows_NCT)),
