@@ -203,6 +203,7 @@ def test_other_settings_make_again_only_what_depends_on_them(real_cohort, good_s
         return json.loads((tmp_path / "out/metrics.json").read_text()), told
 
     reads: list[str] = []
+    monkeypatch.setattr("fmrisynth.evaluate.page.render_report", lambda *arguments: "")  # the pictures take longest
     stream = Parts.stream
     monkeypatch.setattr(Parts, "stream", lambda self, blocks, what: (reads.append(what), stream(self, blocks, what))[1])
     first, told = call()
