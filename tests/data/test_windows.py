@@ -44,16 +44,11 @@ def test_the_last_fear_block_of_hcp_is_cut_short() -> None:
 
 
 def test_neighbours_are_what_reaches_into_the_window() -> None:
-    blocks = [
-        block(10.0),
-        block(80.0),
-        block(100.0, 10.0, "emotion_neutral"),
-        block(95.0, 40.0, "emotion_any"),
-        block(110.0),
-    ]
+    neutral, longer = block(98.0, 10.0, "emotion_neutral"), block(95.0, 30.0, "emotion_any")
+    blocks = [block(10.0), block(80.0), neutral, longer, block(108.0)]
     (window,), _ = plan([blocks[4]])
-    # The first ends too early; the long one covers the neutral block and the window's own.
-    assert neighbours(window, blocks) == (("emotion_fear", -30.0, 18.0), ("emotion_neutral", -10.0, 10.0))
+    # The first ends too early; the longer one covers the neutral block and the window's own.
+    assert neighbours(window, blocks) == (("emotion_fear", -28.0, 18.0), ("emotion_neutral", -10.0, 10.0))
 
 
 def test_exact_end() -> None:
