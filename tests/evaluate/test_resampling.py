@@ -122,6 +122,8 @@ def simulate_coverage(n_simulations: int, seed: int) -> dict[str, float]:
         verdicts = judge(evidence, names)
         reach = float(stdtrit(evidence.dof, 0.975))
         for key in SIMULATED:
+            if verdicts[key].low is None:  # a ceiling too low to be judged
+                continue
             scale = np.log if verdicts[key].check.kind == "ratio" else np.asarray
             values[key].append(float(scale(verdicts[key].value)))
             intervals[key].append((float(scale(verdicts[key].low)), float(scale(verdicts[key].high))))
