@@ -19,18 +19,18 @@ from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, shift
+from scipy.sparse import csr_matrix
 
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import common_grid, read_blocks
 from fmrisynth.data.grid import Grid, make_grid
-from fmrisynth.evaluate import baselines
-from fmrisynth.evaluate.analysis import Judge, templates
+from fmrisynth.evaluate.analysis import Judge
 from fmrisynth.evaluate.checks import CHECKS, Context
 from fmrisynth.evaluate.distinguish import in_turn
 from fmrisynth.evaluate.probes import Probes
-from fmrisynth.evaluate.response import mirror_index
+from fmrisynth.evaluate.response import Timing, mirror_index
 from fmrisynth.evaluate.rois import Roi, peak_rois
-from fmrisynth.evaluate.summary import Summariser, Summary, WindowStore, patterns_of, summarise
+from fmrisynth.evaluate.summary import Reference, Summariser, Summary, WindowStore, patterns_of, summarise
 from fmrisynth.glm.windows import Window, common_mask, iterate_windows
 from fmrisynth.progress import track
 
@@ -187,11 +187,11 @@ def coarse_windows(
     root: Path, factor: int, config: EvaluateConfig, per_person: int
 ) -> tuple[list[Window], Grid, np.ndarray]:
     """At most so many blocks of each person and condition, averaged over cubes of voxels, in memory."""
-    kept: Counter[tuple[str, str]] = Counter()
+    seen: Counter[tuple[str, str]] = Counter()
     blocks = []
     for block in read_blocks(root):
-        kept[block.subject, block.condition] += 1
-        if kept[block.subject, block.condition] <= per_person:
+        seen[block.subject, block.condition] += 1
+        if seen[block.subject, block.condition] <= per_person:
             blocks.append(block)
     grid = common_grid(blocks)
     mask_XYZ = common_mask(list({b.subject: b for b in blocks}.values()), grid, config.glm.min_reference_fraction)
@@ -204,18 +204,21 @@ def coarse_windows(
     count = np.bincount(flat, minlength=int(np.prod(sides)))
     inside = count >= factor**3 / 2
 
-    def average(values_V: np.ndarray) -> np.ndarray:
-        return (np.bincount(flat, values_V, minlength=len(count))[inside] / count[inside]).astype(np.float32)
-
+    kept = np.flatnonzero(inside[flat])
+    rows = (np.cumsum(inside) - 1)[flat[kept]]
+    average = csr_matrix(
+        ((1 / count[flat[kept]]).astype(np.float32), (rows, kept)), shape=(int(inside.sum()), len(flat))
+    )
     windows = []
     for w in track(iterate_windows(blocks, mask_XYZ, grid, config.glm), "blocks", total=len(blocks)):
-        windows.append(Window(w.block, np.stack([average(frame) for frame in w.percent_TV]), average(w.reference_V)))
+        percent_TV = np.ascontiguousarray((average @ np.ascontiguousarray(w.percent_TV.T)).T)
+        windows.append(Window(w.block, percent_TV, average @ w.reference_V))
     return windows, coarse, inside.reshape(sides)
 
 
 def study(
     windows: list[Window], grid: Grid, mask_XYZ: np.ndarray, n_samples: int, n_subjects: int, seed: int,
-    config: EvaluateConfig, scratch: Path, names: list[str],
+    config: EvaluateConfig, names: list[str],
 ) -> Study:  # fmt: skip
     """Deal the people anew and judge every adversary: name -> check -> (answer, value)."""
     rng = np.random.default_rng(seed)
@@ -242,24 +245,24 @@ def study(
 
     plain = Probes(grid, mask_XYZ, [])
     voxels = np.arange(int(mask_XYZ.sum()))
-    with baselines.training_store(scratch, config.baseline_training_blocks, seed) as store:
-        store_windows = WindowStore(plain)
-        reference = Summariser(plain, config.glm, voxels, n_groups=1)
-        for w in store.watch(store_windows.watch(by["training"])):
-            reference.add(w)
-        properties = reference.finish().properties
-        patterns = patterns_of(properties, plain, conditions)
-        rois: list[Roi] = peak_rois({c: properties.z(c) for c in conditions}, mask_XYZ, grid, "the training people")
-        probes = Probes(grid, mask_XYZ, rois)
-        mean = {c: store.mean(c) for c in conditions}
-        timing = templates(properties, patterns, store, windows[0].block.tr_s)
-        context = Context(conditions, conditions, rois, timing, {c: p.odd_energy for c, p in patterns.items()})
+    training_store, reference = WindowStore(plain), Reference(config.glm)
+    for w in reference.watch(by["training"]):
+        training_store.add(w)
+    maps = reference.arrays(plain)
+    patterns = patterns_of(maps, plain)
+    t = {c: e / np.sqrt(v) for c, e, v in zip(patterns, maps["effect"], maps["variance"], strict=True)}
+    rois: list[Roi] = peak_rois(t, mask_XYZ, grid, "the training people")
+    probes = Probes(grid, mask_XYZ, rois)
+    mean = {c: np.mean([w.percent_TV for w in by["training"] if w.block.condition == c], axis=0) for c in conditions}
+    timing = {c: Timing(course, windows[0].block.tr_s) for c, course in zip(patterns, maps["course"], strict=True)}
+    context = Context(conditions, conditions, rois, timing, {c: p.odd_energy for c, p in patterns.items()})
 
     def summary(own: list[Window], *, samples: bool = True) -> Summary:
         keep = Summariser(probes, config.glm, voxels, patterns, as_samples=samples, keep_effects=samples)
         return summarise(own, keep)
 
-    judge = Judge(summary(by["test"], samples=False), summary(as_many(by["training"])), context, store_windows, config)
+    peer = summary(as_many(by["training"]))
+    judge = Judge(summary(by["test"], samples=False), peer, context, training_store.blocks(), config)
     source = Source(as_many(by["other"]), by["training"], mean, grid, mask_XYZ, rng)
     found: Study = {}
     for name in names:
@@ -308,7 +311,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--per-person", type=int, default=3, help="blocks read of each person and condition")
     parser.add_argument("--only", nargs="*", help="adversaries; default: all and the other real people")
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp"))
+    parser.add_argument("--seed", type=int, default=0, help="of the first deal")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     config = EvaluateConfig()
@@ -318,7 +321,7 @@ def main() -> None:
     for repeat in range(arguments.repeats):
         studies.append(
             study(
-                windows, grid, mask_XYZ, arguments.samples, arguments.subjects, repeat, config, arguments.scratch, names
+                windows, grid, mask_XYZ, arguments.samples, arguments.subjects, arguments.seed + repeat, config, names
             )
         )
         print(f"\nAfter {count_of(repeat + 1)}:\n" + "\n".join(summary_lines(studies, names)), flush=True)

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,11 @@ class Look:
     def flat(self, about: Mapping[str, Any]) -> dict[str, str]:
         """Name -> digest: every file under its own name, everything else under its key."""
         found: dict[str, str] = {}
+        times: Counter[str] = Counter()
         for key, value in about.items():
             for name, digest in self._entries(key, value):
-                same = sum(1 for other in found if other == name or other.startswith(f"{name} ("))
-                found[f"{name} ({same + 1})" if same else name] = digest
+                times[name] += 1
+                found[f"{name} ({times[name]})" if times[name] > 1 else name] = digest
         return found
 
     def _entries(self, key: str, value: Any) -> Iterable[tuple[str, str]]:

@@ -51,7 +51,11 @@ class Image:
 
     def scaled(self, selection=Ellipsis) -> np.ndarray:
         """Intensities as float32, of the whole image or of a numpy selection of it."""
-        values = self.stored_XYZT[selection].astype(np.float32)
+        return self.scale(self.stored_XYZT[selection])
+
+    def scale(self, stored: np.ndarray) -> np.ndarray:
+        """Stored values as intensities, float32."""
+        values = stored.astype(np.float32)
         if self.header.slope != 1.0:
             values *= np.float32(self.header.slope)
         if self.header.intercept != 0.0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ DROP_REASONS = (NEGATIVE_ONSET, PAST_END, TOO_SHORT, OVERLAPPING, NO_SIGNAL)
 
 MAX_BAD_SHARE = 1 / 3
 """Windows with a larger share of bad frames are dropped; others get them from their neighbours."""
+
+RESPONSE_S = 32.0
+"""How long an event's response lasts after its end (nilearn's length of the response)."""
 
 _TOLERANCE_S = 1e-3
 
@@ -62,6 +65,26 @@ class Dropped:
 
     block: FoundBlock
     reason: str
+
+
+def neighbours(window: Window, blocks: Iterable[FoundBlock]) -> tuple[tuple[str, float, float], ...]:
+    """The other blocks of a run whose response reaches into a window.
+
+    Where blocks of different conditions cover each other (a condition and a special case of it), the shorter one counts, and one that covers the
+    window's own block does not.
+
+    Returns
+    -------
+    tuple of (str, float, float)
+        Condition, onset in seconds after the first frame of the window, duration in seconds; in order of onset.
+    """
+    kept = [window.block]
+    for block in sorted(blocks, key=lambda block: (block.duration_s, block.onset_s)):
+        apart = all(block.end_s <= other.onset_s or other.end_s <= block.onset_s for other in kept)
+        if apart and block.end_s > window.start_s - RESPONSE_S and block.onset_s < window.times_s[-1]:
+            kept.append(block)
+    found = [(b.condition.label, round(b.onset_s - window.start_s, 3), round(b.duration_s, 3)) for b in kept[1:]]
+    return tuple(sorted(found, key=lambda row: row[1]))
 
 
 def plan_windows(

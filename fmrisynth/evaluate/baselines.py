@@ -1,195 +1,120 @@
-"""Three generators that need no network, fitted on the training split and scored like any other.
+"""Two generators that need no network, fitted on training blocks and scored like any other.
 
 ``class mean + residuals``
-    the mean training window of the condition plus the residual (window minus its own class mean) of a
-    random training block of *any* condition: right mean, right noise, no model of their dependence.
-``PCA-Gaussian``
-    a Gaussian with the condition's training mean and sample covariance; written in the training windows
-    themselves, ``mean + sum_i w_i (x_i - mean) / sqrt(n - 1)`` with independent standard normal ``w``, which is PCA with
-    all components kept.
-``nearest training sample``
-    for each synthetic block the training block nearest to it: what a look-up table would have scored.
+    the mean training window of the condition plus the residual (window minus its own class mean) of a random training block of *any*
+    condition: right mean, right noise, no model of their dependence. It writes training data out again.
+``low-rank Gaussian``
+    the class mean plus Gaussian noise: the leading modes of the residuals of all conditions with their covariance, and independent noise of the
+    variance that is missing in every temporal frequency and voxel.
 
-Axis legend: N blocks, T frames, V voxels.
+Axis legend: N blocks, M modes, F temporal frequencies (T of them), T frames, V voxels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 
 import numpy as np
+from scipy.fft import dct
 
-from fmrisynth.evaluate.summary import Summary, WindowStore
+from fmrisynth.data.blocks import Block
 from fmrisynth.glm.windows import Window
 
-NAMES = ("class mean + residuals", "PCA-Gaussian", "low-rank Gaussian", "nearest training sample")
+N_MODES = 50
+MODE_VOXELS = 10_000
+"""The modes' weights in the blocks are found at so many random voxels, and their maps at all."""
 
-MODE_SHARE = 0.5
-"""Share of the residuals' variance that the modes of the low-rank Gaussian hold."""
+AT_ONCE = 20
 
 
-class TrainingStore:
-    """Class means of all training windows, and a random subset of the windows on disk (float32).
+def choose_blocks(train: list[Block], conditions: list[str], per_condition: int, seed: int) -> list[Block]:
+    """At most so many random training blocks of each condition, in the order of the dataset."""
+    rng = np.random.default_rng(seed)
+    chosen: set[int] = set()
+    for condition in conditions:
+        own = [i for i, block in enumerate(train) if block.condition == condition]
+        chosen |= {int(i) for i in rng.permutation(own)[:per_condition]}
+    return [train[i] for i in sorted(chosen)]
+
+
+class TrainingWindows:
+    """Training windows in temporal frequencies (cosines), on disk, and their class means.
 
     Parameters
     ----------
-    folder : Path
-        Where the temporary file lies.
-    per_condition : int
-        Windows kept per condition (reservoir sampling: each has the same chance).
-    seed : int
-        Seed of the choice.
+    windows : iterable of Window
+        Read once.
     """
 
-    def __init__(self, folder: Path, per_condition: int, seed: int) -> None:
-        self.folder, self.per_condition = folder, per_condition
-        self.rng = np.random.default_rng(seed)
-        self.counts: dict[str, int] = {}
-        self.sums: dict[str, np.ndarray] = {}
-        self.kept: dict[str, list[tuple[int, Window]]] = {}
-        self.files: dict[str, np.memmap] = {}
+    def __init__(self, windows: Iterable[Window]) -> None:
+        self._file = TemporaryFile()  # noqa: SIM115 (lives as long as the object)
+        self.example: dict[str, Window] = {}
+        self.conditions: list[str] = []
+        self.means: dict[str, np.ndarray] = {}
+        for window in windows:
+            condition, values_FV = window.block.condition, dct(window.percent_TV, axis=0, norm="ortho")
+            self.shape = values_FV.shape
+            self._file.write(values_FV.astype(np.float16).tobytes())
+            self.conditions.append(condition)
+            self.example.setdefault(condition, replace(window, percent_TV=np.zeros((0, 0), np.float32)))
+            self.means[condition] = self.means.get(condition, 0.0) + values_FV
+        self._file.flush()
+        self.means = {c: (total / self.conditions.count(c)).astype(np.float32) for c, total in self.means.items()}
 
-    def watch(self, windows: Iterable[Window]) -> Iterator[Window]:
-        """Pass windows through and remember them; `position` is their number in the stream."""
-        for position, window in enumerate(windows):
-            self._add(position, window)
-            yield window
+    def residual(self, row: int, frequency: int | None = None) -> np.ndarray:
+        """A window minus its class mean, (F, V) or one frequency of it (V,), float32; scaled to the variance of new blocks."""
+        condition, n_voxels = self.conditions[row], self.shape[1]
+        first, count = (0, self.shape[0] * n_voxels) if frequency is None else (frequency * n_voxels, n_voxels)
+        self._file.seek(2 * (row * self.shape[0] * n_voxels + first))
+        values = np.frombuffer(self._file.read(2 * count), np.float16).astype(np.float32)
+        mean_FV, n = self.means[condition], self.conditions.count(condition)
+        mean = mean_FV if frequency is None else mean_FV[frequency]
+        return (values.reshape(mean.shape) - mean) * np.float32(np.sqrt(n / max(n - 1, 1)))
 
-    def _add(self, position: int, window: Window) -> None:
-        condition = window.block.condition
-        if condition not in self.counts:
-            self.counts[condition] = 0
-            self.sums[condition] = np.zeros(window.percent_TV.shape)
-            self.kept[condition] = []
-            self.files[condition] = np.memmap(
-                self.folder / f"{len(self.files)}.f32", np.float32, "w+",
-                shape=(self.per_condition, *window.percent_TV.shape),
-            )  # fmt: skip
-        n = self.counts[condition]
-        self.counts[condition] += 1
-        self.sums[condition] += window.percent_TV
-        slot = n if n < self.per_condition else int(self.rng.integers(n + 1))
-        if slot >= self.per_condition:
-            return
-        self.files[condition][slot] = window.percent_TV
-        record = (position, replace(window, percent_TV=np.zeros((0, 0), np.float32)))
-        if slot < len(self.kept[condition]):
-            self.kept[condition][slot] = record
-        else:
-            self.kept[condition].append(record)
-
-    def mean(self, condition: str) -> np.ndarray:
-        """Class mean over all training windows, (T, V)."""
-        return self.sums[condition] / self.counts[condition]
-
-    def window(self, condition: str, slot: int) -> Window:
-        """A kept training window."""
-        _, record = self.kept[condition][slot]
-        return replace(record, percent_TV=np.array(self.files[condition][slot]))
-
-    def positions(self, condition: str) -> list[int]:
-        """Stream positions of the kept windows."""
-        return [position for position, _ in self.kept[condition]]
+    def sample(self, condition: str, noise_FV: np.ndarray, name: str, number: int) -> Window:
+        """A window of the class mean and given noise."""
+        example = self.example[condition]
+        block = replace(example.block, subject=f"{name}{number + 1:04d}", split=None)
+        percent_TV = dct(self.means[condition] + noise_FV, type=3, axis=0, norm="ortho")
+        return Window(block, percent_TV.astype(np.float32), example.reference_V)
 
 
-@contextmanager
-def training_store(out: Path, per_condition: int, seed: int) -> Iterator[TrainingStore]:
-    """A `TrainingStore` whose file is deleted at the end."""
-    out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out, prefix=".training-") as folder:
-        yield TrainingStore(Path(folder), per_condition, seed)
-
-
-def _renamed(window: Window, percent_TV: np.ndarray, name: str, number: int) -> Window:
-    block = replace(window.block, subject=f"{name}{number + 1:04d}", split=None)
-    return Window(block, percent_TV.astype(np.float32), window.reference_V)
-
-
-def class_mean_residuals(store: TrainingStore, conditions: list[str], n: int, seed: int) -> Iterator[Window]:
-    """`n` samples per condition of class mean plus a resampled residual."""
-    rng = np.random.default_rng(seed)
-    pool = [(c, slot) for c in store.kept for slot in range(len(store.kept[c]))]
-    number = 0
-    for condition in conditions:
-        template = store.window(condition, 0)
-        for _ in range(n):
-            other, slot = pool[int(rng.integers(len(pool)))]
-            residual = store.window(other, slot).percent_TV - store.mean(other)
-            yield _renamed(template, store.mean(condition) + residual, "classmean", number)
-            number += 1
-
-
-def pca_gaussian(store: TrainingStore, conditions: list[str], n: int, seed: int) -> Iterator[Window]:
-    """`n` samples per condition of a Gaussian with the training mean and covariance (kept windows)."""
-    rng = np.random.default_rng(seed)
-    number = 0
-    for condition in conditions:
-        kept = len(store.kept[condition])
-        template = store.window(condition, 0)
-        windows = store.files[condition][:kept]
-        centre = windows.mean(axis=0)
-        for _ in range(n):
-            weights = rng.standard_normal(kept).astype(np.float32) / np.sqrt(max(kept - 1, 1))
-            sample = centre + np.tensordot(weights, windows, axes=1) - weights.sum() * centre
-            yield _renamed(template, sample, "gaussian", number)
-            number += 1
-
-
-def low_rank_gaussian(store: TrainingStore, conditions: list[str], n: int, seed: int) -> Iterator[Window]:
-    """`n` samples per condition: class mean plus Gaussian noise with the leading modes of the kept residuals of all conditions.
-
-    Residuals (window minus class mean) are scaled to unit variance per temporal frequency and voxel. Their leading modes that hold
-    `MODE_SHARE` of the variance are drawn with the right covariance, the rest as independent noise of the variance that is missing.
-    """
-    from scipy.fft import dct, idct
-
-    pool = [(c, slot) for c in store.kept for slot in range(len(store.kept[c]))]
-    shape = store.window(*pool[0]).percent_TV.shape
-    folder = store.folder / "residuals.f32"
-    residuals_NFV = np.memmap(folder, np.float32, "w+", shape=(len(pool), *shape))
-    for row, (condition, slot) in enumerate(pool):
-        residual = store.window(condition, slot).percent_TV - store.mean(condition)
-        kept = store.counts[condition]
-        residual *= np.sqrt(kept / max(kept - 1, 1))
-        residuals_NFV[row] = dct(residual, axis=0, norm="ortho")
-    sd_FV = np.sqrt(np.mean([np.square(row) for row in residuals_NFV], axis=0))
-    scale_FV = np.where(sd_FV > 0, 1 / np.maximum(sd_FV, 1e-12), 0).astype(np.float32)
-    gram = np.zeros((len(pool), len(pool)))
-    for row in range(shape[0]):  # one frequency at a time: all residuals do not fit in memory
-        unit = residuals_NFV[:, row] * scale_FV[row]
-        gram += unit @ unit.T
-    values, vectors = np.linalg.eigh(gram)
-    values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
-    n_modes = int(np.searchsorted(np.cumsum(values) / values.sum(), MODE_SHARE)) + 1
-    weights_NM = vectors[:, :n_modes] / np.sqrt(len(pool))
-    explained_FV = np.zeros(shape, np.float32)
-    for mode in range(n_modes):
-        explained_FV += np.square(
-            np.tensordot(weights_NM[:, mode].astype(np.float32), residuals_NFV, axes=1) * scale_FV
-        )
-    rest_FV = sd_FV * np.sqrt(np.maximum(1 - explained_FV, 0))
+def class_mean_residuals(training: TrainingWindows, conditions: list[str], n: int, seed: int) -> Iterator[Window]:
+    """`n` samples per condition of class mean plus the residual of a random training block."""
     rng = np.random.default_rng(seed)
     for number in range(n * len(conditions)):
-        condition = conditions[number // n]
-        drawn = (weights_NM @ rng.standard_normal(n_modes)).astype(np.float32)
-        noise_FV = np.tensordot(drawn, residuals_NFV, axes=1) + rest_FV * rng.standard_normal(shape, np.float32)
-        sample = store.mean(condition) + idct(noise_FV, axis=0, norm="ortho")
-        yield _renamed(store.window(condition, 0), sample, "lowrank", number)
+        noise_FV = training.residual(int(rng.integers(len(training.conditions))))
+        yield training.sample(conditions[number // n], noise_FV, "classmean", number)
 
 
-def nearest_training(
-    store: TrainingStore, train: WindowStore, synthetic: Summary, conditions: list[str], n: int
-) -> Iterator[Window]:
-    """For up to `n` synthetic blocks per condition, the nearest kept training window of that condition."""
-    number, train_NCT = 0, train.windows_NCT()
-    for condition in conditions:
-        candidates = train_NCT[np.array(store.positions(condition))]
-        for index in np.flatnonzero(synthetic.conditions_N == condition)[:n]:
-            distance = np.linalg.norm(candidates - synthetic.windows_NCT[index], axis=1)
-            window = store.window(condition, int(np.argmin(distance)))
-            yield _renamed(window, window.percent_TV, "nearest", number)
-            number += 1
+def low_rank_gaussian(training: TrainingWindows, conditions: list[str], n: int, seed: int) -> Iterator[Window]:
+    """`n` samples per condition of class mean plus Gaussian noise, `N_MODES` modes and the rest independent."""
+    rng = np.random.default_rng(seed)
+    (n_frequencies, n_voxels), n_blocks = training.shape, len(training.conditions)
+    some_S = np.sort(rng.permutation(n_voxels)[:MODE_VOXELS])
+    gram = np.zeros((n_blocks, n_blocks))
+    variance_FV = np.zeros(training.shape, np.float32)
+    for f in range(n_frequencies):  # one frequency at a time: all residuals do not fit in memory
+        residuals_NV = np.stack([training.residual(row, f) for row in range(n_blocks)])
+        variance_FV[f] = np.einsum("nv,nv->v", residuals_NV, residuals_NV) / n_blocks
+        unit_NS = residuals_NV[:, some_S] / np.sqrt(np.maximum(variance_FV[f, some_S], 1e-12))
+        gram += unit_NS @ unit_NS.T
+    weights_NM = (np.linalg.eigh(gram)[1][:, -N_MODES:] / np.sqrt(n_blocks)).astype(np.float32)
+    modes_MFV = np.empty((weights_NM.shape[1], *training.shape), np.float32)
+    for f in range(n_frequencies):
+        modes_MFV[:, f] = weights_NM.T @ np.stack([training.residual(row, f) for row in range(n_blocks)])
+    rest_FV = np.sqrt(np.maximum(variance_FV - np.einsum("mfv,mfv->fv", modes_MFV, modes_MFV), 0.0))
+    for first in range(0, n * len(conditions), AT_ONCE):
+        numbers = range(first, min(first + AT_ONCE, n * len(conditions)))
+        drawn_KM = rng.standard_normal((len(numbers), len(modes_MFV)), np.float32)
+        common_KFV = np.tensordot(drawn_KM, modes_MFV, axes=1)
+        for number, noise_FV in zip(numbers, common_KFV, strict=True):
+            noise_FV += rest_FV * rng.standard_normal(training.shape, np.float32)
+            yield training.sample(conditions[number // n], noise_FV, "lowrank", number)
+
+
+GENERATORS: dict[str, Callable[[TrainingWindows, list[str], int, int], Iterator[Window]]] = {
+    "class mean + residuals": class_mean_residuals, "low-rank Gaussian": low_rank_gaussian,
+}  # fmt: skip

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from fmrisynth.evaluate.courses import course_pairs, mean_agreement, mean_correlation
 from fmrisynth.evaluate.properties import Properties
@@ -209,7 +210,8 @@ def _difference(real: float, other: float) -> Found:
 
 def _of_both(measure: Callable[[Properties, Context], float], build: Callable[[float, float], Found]) -> Statistic:
     def statistic(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found:
-        return build(measure(real, context), measure(other, context))
+        key = (measure, *context.conditions)
+        return build(*(p.once(key, lambda p=p: measure(p, context)) for p in (real, other)))  # type: ignore[misc]
 
     return statistic
 
@@ -218,7 +220,9 @@ def _share_of_peer(measure: Callable[[Properties, Properties, Context], float | 
     """What the samples reach against the real data, as a share of what as many real blocks reach."""
 
     def statistic(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
-        best = measure(real, peer, context) if peer is not None else None
+        best = None
+        if peer is not None:  # the same for every dataset that is judged
+            best = real.once((measure, peer.memo, *context.conditions), lambda: measure(real, peer, context))
         own = measure(real, other, context)
         if own is None:
             return None
@@ -261,14 +265,11 @@ def _within_conditions(properties: Properties, context: Context, values_NX: np.n
 
 def _spread_between_people(properties: Properties, features_NC: np.ndarray) -> float:
     """Variance over people of their mean features, averaged over cells."""
-    _, person = np.unique(properties.rows.people_N, return_inverse=True)
-    n = int(person.max()) + 1
-    if n < 2:
+    names, person = np.unique(properties.rows.people_N, return_inverse=True)
+    if len(names) < 2:
         return float("nan")
-    mean = np.zeros((n, features_NC.shape[1]))
-    np.add.at(mean, person, features_NC)
-    mean /= np.bincount(person)[:, None]
-    return float(mean.var(axis=0, ddof=1).mean())
+    average = csr_matrix((1 / np.bincount(person)[person], (person, np.arange(len(person)))))
+    return float((average @ features_NC).var(axis=0, ddof=1).mean())
 
 
 def _spectrum(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found:
@@ -363,7 +364,8 @@ def _courses_agree(real: Properties, other: Properties, context: Context) -> flo
 
 def _score(name: str) -> Callable[[Properties, Properties, Context], float | None]:
     def measure(real: Properties, other: Properties, context: Context) -> float | None:
-        value = getattr(map_scores(real, other, context.conditions, context.candidates), name)
+        key = ("scores", real.memo, *context.conditions)
+        value = getattr(other.once(key, lambda: map_scores(real, other, context.conditions, context.candidates)), name)
         return None if value is None else float(value)
 
     return measure
@@ -433,7 +435,7 @@ CHECKS: tuple[Check, ...] = (
           "share of frames at which means differ by less than 1.96 standard errors", _share_of_peer(_courses_agree)),
     Check("linear_classifier", "A linear classifier tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,
           "AUC above that of real blocks against real blocks"),
-    Check("forest_classifier", "A random forest tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,
+    Check("forest_classifier", "A forest tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,
           "AUC above that of real blocks against real blocks"),
     Check("distinct", "Samples that differ from each other", "every sample twice", "share", 0.9, 0.5,
           "effective number of different samples / their number"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from fmrisynth.evaluate.checks import BY_KEY, Verdict
 from fmrisynth.evaluate.jackknife import MIN_SUBJECTS
-from fmrisynth.evaluate.privacy import EXACT_SHARE, Audit, nearest_two
+from fmrisynth.evaluate.privacy import Audit
 from fmrisynth.evaluate.summary import Summary
 
 N_FOLDS = 5
@@ -31,15 +31,13 @@ def effective_number(features_ND: np.ndarray, reach: float) -> float:
     return float(len(features_ND) ** 2 / np.square(counts).sum())
 
 
-def distinct_check(other: Summary, training_ND: np.ndarray, training_people: np.ndarray) -> Verdict:
-    """Do the samples differ from each other? Two are the same within a tenth of the distance between training people."""
+def distinct_check(other: Summary, reach: float | None) -> Verdict:
+    """Do the samples differ from each other? Two are the same within `reach`, a tenth of the distance between training people."""
     check = BY_KEY["distinct"]
-    if len(np.unique(training_people)) < 3:
+    if reach is None:
         return Verdict(check, "unclear", note="It needs training blocks of at least three people for a scale.")
-    chosen = np.random.default_rng(0).permutation(len(training_ND))[:MAX_BLOCKS]
-    nearest, _ = nearest_two(training_ND[chosen], training_ND, training_people, training_people[chosen])
     n = other.n_blocks
-    value = effective_number(np.asarray(other.windows_NCT), EXACT_SHARE * float(np.median(nearest))) / n
+    value = effective_number(np.asarray(other.windows_NCT, np.float32), reach) / n
     return Verdict(check, check.answer(value, value), None, round(value * n, 1), value, value, value)
 
 
@@ -51,7 +49,7 @@ def donors_check(other: Summary, peer: Summary | None) -> Verdict:
     check = BY_KEY["donors"]
     if peer is None or len(set(peer.people_N)) < MIN_SUBJECTS:
         return Verdict(check, "unclear", note=f"It needs training blocks of at least {MIN_SUBJECTS} people.")
-    anatomy, people = peer.anatomy_NC, peer.people_N
+    anatomy, people = peer.blocks.anatomy_NC, peer.people_N
     from scipy.spatial.distance import cdist
 
     distance = cdist(anatomy, anatomy)
@@ -59,7 +57,7 @@ def donors_check(other: Summary, peer: Summary | None) -> Verdict:
     own = distance[same & ~np.eye(len(people), dtype=bool)]
     between = np.where(same, np.inf, distance).min(axis=1)
     reach = (float(np.median(own)) if own.size else 0.0) / 2 + float(np.median(between)) / 2
-    best, found = (effective_number(s.anatomy_NC, min(reach, 0.9 * float(between.min()))) for s in (peer, other))
+    best, found = (effective_number(s.blocks.anatomy_NC, min(reach, 0.9 * float(between.min()))) for s in (peer, other))
     value = found / best
     return Verdict(check, check.answer(value, value), best, found, value, value, value)
 
@@ -82,7 +80,11 @@ def _balanced(real: Summary, other: Summary, conditions: tuple[str, ...]) -> tup
         for side, (summary, pool) in enumerate(zip((real, other), pools, strict=True)):
             chosen[side].extend(in_turn(summary.people_N, pool)[:n])
     sides = [
-        _Side(np.asarray(s.windows_NCT[np.sort(index)]), s.people_N[np.sort(index)], s.conditions_N[np.sort(index)])
+        _Side(
+            np.asarray(s.windows_NCT[np.sort(index)], np.float32),
+            s.people_N[np.sort(index)],
+            s.conditions_N[np.sort(index)],
+        )
         for s, index in zip((real, other), chosen, strict=True)
     ]
     return sides[0], sides[1]
@@ -100,27 +102,27 @@ def in_turn(people_N: np.ndarray, pool: np.ndarray) -> np.ndarray:
 
 
 def _features(kind: str, windows_ND: np.ndarray, n_frames: int) -> np.ndarray:
-    """Windows as they are, or mean and log standard deviation over time of each cell."""
+    """Leading components of the standardised windows (found without labels), or mean and log standard deviation over time of each cell."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
     if kind == "linear":
-        return windows_ND
+        n = min(40, len(windows_ND) // 4, windows_ND.shape[1])
+        unit_ND = StandardScaler().fit_transform(windows_ND)
+        return StandardScaler().fit_transform(PCA(n, svd_solver="randomized", random_state=0).fit_transform(unit_ND))
     cells = windows_ND.reshape(len(windows_ND), n_frames, -1)
     return np.concatenate([cells.mean(axis=1), np.log(cells.std(axis=1) + 1e-6)], axis=1)
 
 
 def _held_out_scores(kind: str, x_ND: np.ndarray, y: np.ndarray, people: np.ndarray) -> np.ndarray:
     """Score of every block by a classifier that has not seen its person."""
-    from sklearn.decomposition import PCA
-    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    if kind == "linear":
-        n = min(40, len(x_ND) // 4, x_ND.shape[1])
-        model = make_pipeline(StandardScaler(), PCA(n, random_state=0), StandardScaler(), LogisticRegression(C=0.1, max_iter=500))  # fmt: skip
-    else:
-        model = RandomForestClassifier(200, min_samples_leaf=3, random_state=0, max_features="sqrt")
+    model = LogisticRegression(C=0.1, max_iter=500)
+    if kind == "forest":
+        model = ExtraTreesClassifier(100, min_samples_leaf=3, random_state=0, max_features="sqrt")
     folds = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(model, x_ND, y, groups=people, cv=folds, method="predict_proba")[:, 1]
 
@@ -182,7 +184,7 @@ def copies_check(key: str, audit: Audit | None) -> Verdict:
     answer = {"pass": "pass", "warn": "unclear", "fail": "fail"}[audit.outcome]
     note = {
         "pass": "No sample singles out a training block more often than chance.",
-        "warn": "Samples lie nearer to the training data than training blocks of different subjects do, but single out none: over-smooth samples do that.",
+        "warn": "Samples lie nearer to the training data than training blocks of different subjects do, but single out none: over-smooth samples and means do that.",
         "fail": "Samples are copies or near copies of single training blocks.",
     }[audit.outcome]
     n = len(audit.synthetic_nearest_M)

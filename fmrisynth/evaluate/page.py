@@ -13,7 +13,6 @@ from fmrisynth.evaluate.checks import show as show_numbers
 from fmrisynth.evaluate.courses import roi_courses
 from fmrisynth.evaluate.properties import Properties
 from fmrisynth.evaluate.scoring import Score
-from fmrisynth.evaluate.summary import Summary
 from fmrisynth.evaluate.variance import principal_components
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, show
 from fmrisynth.glm.map_scores import map_correlations
@@ -27,7 +26,8 @@ from fmrisynth.report.html import Card, Status, Verdict
 DISPLAY_SHARE, GLASS_SHARE = 0.33, 0.5
 """Slices and glass brains are transparent below this share of the colour limit."""
 
-STATUS: dict[str, Status] = {"pass": "pass", "fail": "fail", "unclear": "warn", "info": "info"}
+STATUS: dict[str, Status] = {"fail": "fail", "unclear": "warn", "pass": "pass", "info": "info"}
+"""Of each answer, in the order of the summary."""
 
 
 def render_report(
@@ -96,12 +96,13 @@ def _summary(analysis: Analysis, lines: list[Judgement]) -> list[Element]:
     elements.append(
         Text(
             "A check passes when its 95 % interval excludes the stated alternative, fails when the interval lies wholly beyond what is tolerated, and "
-            "otherwise cannot tell. Brackets hold the answer that as many real blocks of other people get."
+            "otherwise cannot tell. In brackets: the answer that as many real blocks of other people get."
         )
     )
+    worst_first = sorted(lines, key=lambda line: list(STATUS).index(line.outcome))
     elements.append(Verdicts([
-        Verdict(STATUS[line.outcome], line.title + (f" [{ANSWERS[line.control]}]" if line.control else ""), f"{ANSWERS[line.outcome].capitalize()}: {line.detail}")
-        for line in lines
+        Verdict(STATUS[line.outcome], line.title + (f" (as many real blocks: {ANSWERS[line.control]})" if line.control else ""), f"{ANSWERS[line.outcome].capitalize()}: {line.detail}")
+        for line in worst_first
     ]))  # fmt: skip
     return elements
 
@@ -178,10 +179,8 @@ def _background(analysis: Analysis) -> np.ndarray:
 
 def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
     cohorts = analysis.cohorts
-    kind = analysis.comparison.map_kind
-    real_KV = _group(analysis.real, cohorts.conditions, kind)
-    other_KV = _group(analysis.synthetic, cohorts.conditions, kind)
-    unit = "z" if kind == "z" else "% signal change"
+    real_KV, other_KV, finite = _group_maps(analysis)
+    unit = "z" if analysis.comparison.map_kind == "z" else "% signal change"
     background = _background(analysis)
     elements: list[Element] = [
         Text(
@@ -213,7 +212,6 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
                     f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it.",
                 )
             )
-    finite = np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
     if finite.any():
         figure = draw.scatter_figure(real_KV[:, finite], other_KV[:, finite], cohorts.conditions, unit=unit)
         elements.append(
@@ -222,9 +220,14 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
     return elements
 
 
-def _group(summary: Summary, conditions: list[str], kind: str) -> np.ndarray:
-    maps = (summary.properties.z(c) if kind == "z" else summary.properties.group(c).effect for c in conditions)
-    return np.stack(list(maps))
+def _group_maps(analysis: Analysis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Real and synthetic group maps, (K, V), and the voxels where all of them are finite."""
+    kind, names = analysis.comparison.map_kind, analysis.cohorts.conditions
+    real_KV, other_KV = (
+        np.stack([s.properties.z(c) if kind == "z" else s.properties.group(c).effect for c in names])
+        for s in (analysis.real, analysis.synthetic)
+    )
+    return real_KV, other_KV, np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
 
 
 def _limit(volume: np.ndarray) -> float:
@@ -234,14 +237,10 @@ def _limit(volume: np.ndarray) -> float:
 
 def _geometry(analysis: Analysis) -> list[Element]:
     cohorts = analysis.cohorts
-    k = len(cohorts.conditions)
-    elements: list[Element] = []
     names = cohorts.conditions
-    kind = analysis.comparison.map_kind
-    real_KV = _group(analysis.real, names, kind)
-    other_KV = _group(analysis.synthetic, cohorts.conditions, kind)
-    finite = np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
-    if k >= 2 and finite.any():
+    elements: list[Element] = []
+    real_KV, other_KV, finite = _group_maps(analysis)
+    if len(names) >= 2 and finite.any():
         real_KK = map_correlations(real_KV[:, finite], real_KV[:, finite])
         other_KK = map_correlations(other_KV[:, finite], other_KV[:, finite])
         figure = draw.matrix_figure([("real", real_KK), ("synthetic", other_KK)], names, names)
@@ -304,16 +303,7 @@ def _checks(analysis: Analysis) -> list[Element]:
             f"{show_numbers(twin.value)}, {ANSWERS[twin.answer]}" if twin is not None else "–",
             *(_rival(b, v.check.key) for b in analysis.baselines),
         ])  # fmt: skip
-    columns = [
-        "Check",
-        "Real",
-        "Synthetic",
-        "Judged number",
-        "Rule",
-        "Answer",
-        "As many real blocks",
-        *(b.name for b in analysis.baselines),
-    ]
+    columns = ["Check", "Real", "Synthetic", "Judged number", "Rule", "Answer", "As many real blocks", *(b.name for b in analysis.baselines)]  # fmt: skip
     caption = (
         "Brackets: 95 % intervals over cohorts of as many real subjects and samples (delete-a-group jackknife). Last columns: the judged number of real "
         "blocks and of the baselines, with their answers, and whether a baseline is nearer to the real data than the samples, farther, or even."
@@ -338,41 +328,26 @@ def _checks(analysis: Analysis) -> list[Element]:
     pairs: dict[str, Properties] = {"real": real, "synthetic": synthetic}
     if analysis.peer is not None:
         pairs["other real people"] = analysis.peer.properties
-    elements.append(
-        Figure.of(
-            draw.lines_figure(
-                lags,
-                {n: np.nanmean(s.rows.autocorrelation_NL, axis=0) for n, s in pairs.items()},
-                xlabel="lag (s)",
-                ylabel="autocorrelation",
-                title="Temporal autocorrelation",
-            ),
-            "Autocorrelation of voxel time courses within the window.",
-            width="half",
-            vector=True,
-        )
+    courses = {n: np.nanmean(p.rows.autocorrelation_NL, axis=0) for n, p in pairs.items()}
+    figure = draw.lines_figure(
+        lags, courses, xlabel="lag (s)", ylabel="autocorrelation", title="Temporal autocorrelation"
     )
     elements.append(
-        Figure.of(
-            draw.lines_figure(
-                frequencies,
-                {n: s.rows.spectrum_NF.mean(axis=0) for n, s in pairs.items()},
-                xlabel="frequency (Hz)",
-                ylabel="power (%²)",
-                title="Power spectrum",
-                logy=bool((synthetic.rows.spectrum_NF.mean(axis=0) > 0).all()),
-            ),
-            "Power of voxel time courses, averaged over the brain.",
-            width="half",
-            vector=True,
-        )
+        Figure.of(figure, "Autocorrelation of voxel time courses within the window.", width="half", vector=True)
+    )
+    power = {n: p.rows.spectrum_NF.mean(axis=0) for n, p in pairs.items()}
+    figure = draw.lines_figure(
+        frequencies, power, xlabel="frequency (Hz)", ylabel="power (%²)", title="Power spectrum", logy=bool((power["synthetic"] > 0).all())
+    )  # fmt: skip
+    elements.append(
+        Figure.of(figure, "Power of voxel time courses, averaged over the brain.", width="half", vector=True)
     )
     if real.connectivity_PP.shape[0] >= 5:
         figure = draw.connectivity_figure([("real", real.connectivity_PP), ("synthetic", synthetic.connectivity_PP)])
         elements.append(
             Figure.of(
                 figure,
-                f"Functional connectivity of {real.connectivity_PP.shape[0]} parcels (cubes of {8} voxels), residuals of the window GLM.",
+                f"Functional connectivity of {real.connectivity_PP.shape[0]} parcels (cubes of 8 voxels), residuals of the window GLM.",
             )
         )
     return elements
@@ -467,9 +442,10 @@ def _utility(analysis: Analysis) -> list[Element]:
         )
     return [
         Text(
-            "What the samples are worth to who wants to tell conditions apart (conditional ICA, Tajini et al. 2021): classifiers trained on the blocks of a few "
-            "real people with so many times as many blocks added, and tested on the real test people. Noise: the real blocks again with half their own "
-            "standard deviation of noise, the standard augmentation."
+            "What the samples are worth to who wants to tell conditions apart (conditional ICA, Tajini et al. 2021): classifiers trained on the effect maps of "
+            "a few real people's blocks with so many times as many blocks added, and tested on the real test people. Noise (the same blocks again with half "
+            "their own standard deviation), class mean + noise and conditional ICA are made from those few people; the samples' model has seen its "
+            "whole training cohort."
         ),
         Table(("Classifier", "Trained on", *(f"{n} real people" for n in counts)), rows, caption="Accuracy: mean ± standard deviation over draws of the people."),
     ]  # fmt: skip
@@ -484,8 +460,8 @@ def _methods(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
             "unweighted fixed effect over its blocks; group maps are one-sample random-effects t, shown as z.\n\n"
             f"Intervals: delete-a-group jackknife over real subjects, samples and real control blocks. Split halves: {config.split_half_repeats} random halves. Both use "
             f"{min(config.resampling_voxels, int(analysis.cohorts.mask_XYZ.sum())):,} voxels. Permutation p: condition labels shuffled, all orders up to seven conditions.\n\n"
-            "Baselines are fitted on the training split: class mean plus resampled residuals, a Gaussian, "
-            "and the training block nearest to each synthetic block. Formulas and references: docs/metrics.md."
+            "Baselines are fitted on training blocks: class mean plus resampled residuals, and a low-rank Gaussian. Formulas and references: "
+            "docs/metrics.md."
         ),
         Table(
             ("Group maps", "Real model", "Real n", "Synthetic model", "Synthetic n"),

@@ -18,7 +18,7 @@ CELL_VOXELS = 4
 """Cells have the size of a latent voxel of a 4x tokenizer: the space of the privacy audit and the classifiers."""
 
 PARCEL_VOXELS = 8
-MAX_PAIRS = 20_000
+MAX_PAIRS = 3_000
 
 
 def cell_matrix(mask_XYZ: np.ndarray, side: int) -> sparse.csr_matrix:
@@ -61,7 +61,7 @@ def neighbour_pairs(mask_XYZ: np.ndarray, seed: int = 0) -> list[tuple[np.ndarra
 
 @dataclass
 class Probes:
-    """The fixed projections that every window goes through."""
+    """The fixed projections that every window goes through; `pairs` of neighbours are indices into the voxels `near_U`."""
 
     grid: Grid
     mask_XYZ: np.ndarray
@@ -69,8 +69,10 @@ class Probes:
     cells: sparse.csr_matrix = field(init=False)
     parcels: sparse.csr_matrix = field(init=False)
     regions: sparse.csr_matrix = field(init=False)
+    near_U: np.ndarray = field(init=False)
     pairs: list[tuple[np.ndarray, np.ndarray]] = field(init=False)
     mirror_V: np.ndarray | None = field(init=False)
+    _every: sparse.csr_matrix = field(init=False)
 
     def __post_init__(self) -> None:
         self.cells = cell_matrix(self.mask_XYZ, CELL_VOXELS)
@@ -80,5 +82,15 @@ class Probes:
         else:
             weights = np.zeros((0, int(self.mask_XYZ.sum())), np.float32)
         self.regions = sparse.csr_matrix(weights)
-        self.pairs = neighbour_pairs(self.mask_XYZ)
+        pairs = neighbour_pairs(self.mask_XYZ)
+        self.near_U, index = np.unique(np.concatenate([side for pair in pairs for side in pair]), return_inverse=True)
+        sides = np.split(index, np.cumsum([len(side) for pair in pairs for side in pair])[:-1])
+        self.pairs = list(zip(sides[::2], sides[1::2], strict=True))
+        self._every = sparse.vstack([self.cells, self.parcels, self.regions], "csr")
         self.mirror_V = None if self.grid.is_native else mirror_index(self.mask_XYZ, self.grid.affine)
+
+    def project(self, percent_TV: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean courses of cells (C, T), parcels (P, T) and regions (R, T), float32."""
+        courses = self._every @ np.ascontiguousarray(percent_TV.T)
+        cells, parcels, regions = np.split(courses, np.cumsum([self.cells.shape[0], self.parcels.shape[0]]))
+        return cells, parcels, regions

@@ -9,9 +9,10 @@ Axis legend: N blocks, G groups of subjects, T frames, V voxels, S voxels of the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from fmrisynth.glm.design import Design
 from fmrisynth.glm.group import RANDOM_EFFECTS, SINGLE_SUBJECT
 from fmrisynth.glm.statistics import Estimate, t_to_z
 from fmrisynth.glm.windows import Window
+
+R = TypeVar("R")
 
 N_LAGS = 5
 N_GROUPS = 20
@@ -51,20 +54,21 @@ def smoothness_fwhm_mm(
     return float(np.exp(np.mean(np.log(widths)))) if widths else float("nan")
 
 
-def autocorrelation(centred_TV: np.ndarray, n_lags: int) -> np.ndarray:
-    """Autocorrelation over time at lags 1 .. n_lags, pooled over voxels (biased estimator)."""
-    total = float(np.square(centred_TV).sum(dtype=np.float64))
+def autocorrelation(gram_TT: np.ndarray, n_lags: int) -> np.ndarray:
+    """Autocorrelation over time at lags 1 .. n_lags, pooled over voxels (biased estimator).
+
+    `gram_TT` holds the products of frames of the centred window, summed over voxels.
+    """
+    total = float(np.trace(gram_TT))
     if total <= 0:
         return np.full(n_lags, np.nan)
-    return np.array(
-        [float((centred_TV[lag:] * centred_TV[:-lag]).sum(dtype=np.float64)) / total for lag in range(1, n_lags + 1)]
-    )
+    return np.array([float(np.trace(gram_TT, lag)) / total for lag in range(1, n_lags + 1)])
 
 
-def power_spectrum(centred_TV: np.ndarray) -> np.ndarray:
-    """Periodogram averaged over voxels, frequencies 1 .. T // 2 of the window (%^2)."""
-    amplitude = np.fft.rfft(centred_TV, axis=0)[1:]
-    return np.square(np.abs(amplitude)).mean(axis=1) / len(centred_TV)
+def power_spectrum(gram_TT: np.ndarray, n_voxels: int) -> np.ndarray:
+    """Periodogram averaged over voxels, frequencies 1 .. T // 2 of the window (%^2), from the products of frames (see `autocorrelation`)."""
+    fourier_FT = np.fft.rfft(np.eye(len(gram_TT)), axis=0)[1:]
+    return np.einsum("ft,ts,fs->f", fourier_FT, gram_TT, fourier_FT.conj()).real / n_voxels / len(gram_TT)
 
 
 def _fisher_correlation(series_PT: np.ndarray) -> np.ndarray:
@@ -74,6 +78,12 @@ def _fisher_correlation(series_PT: np.ndarray) -> np.ndarray:
     r = np.clip(unit @ unit.T, -0.999, 0.999)
     np.fill_diagonal(r, 0.0)
     return np.arctanh(r)
+
+
+def log_anatomy(reference_C: np.ndarray) -> np.ndarray:
+    """Log reference volume on cells, mean removed, float32."""
+    log_C = np.log(np.maximum(reference_C, 1e-6))
+    return (log_C - log_C.mean()).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ class BlockRows:
     block_variance_N: np.ndarray
     anatomy_NC: np.ndarray
     volume_NC: np.ndarray
+    effect_NC: np.ndarray
     response_NT: np.ndarray
     gain_N: np.ndarray
     odd_gain_N: np.ndarray
@@ -99,7 +110,7 @@ class BlockRows:
 
     def only(self, kept_N: np.ndarray) -> BlockRows:
         """The chosen blocks."""
-        return BlockRows(*(getattr(self, field.name)[kept_N] for field in fields(self)))
+        return BlockRows(*(getattr(self, entry.name)[kept_N] for entry in fields(self)))
 
 
 class Sums(dict[tuple[str, ...], np.ndarray]):
@@ -127,6 +138,13 @@ class Sums(dict[tuple[str, ...], np.ndarray]):
             self.accumulate((kind, condition, name), value)
 
 
+class Memo(dict[Any, Any]):
+    """Numbers by what they are; itself a key, by identity."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
+
+
 @dataclass(frozen=True)
 class Properties:
     """Properties of a dataset's signal.
@@ -135,17 +153,19 @@ class Properties:
     ----------
     rows : BlockRows
         Per block: person, condition, phase encoding and group; mean courses of regions (%); autocorrelation, spectrum, smoothness (mm); mean
-        residual variance (%²); log reference volume and log block-mean volume on cells; course of the condition's pattern, gain along it and
+        residual variance (%²); log reference volume, log block-mean volume and effect on cells; course of the condition's pattern, gain along it and
         along its left-right odd part, both in multiples of the reference people's response; place of the response (mm from the reference
         peak); the effect map at S voxels (empty where it is not kept).
     sums : Sums
-        ``("people", condition, ...)`` moments of people's effects, ``("single", condition, ...)`` of one block of each person,
+        ``("people", condition, ...)`` moments of people's effects, ``("single", condition, ...)`` of one block of each person where they have several,
         ``("active", condition)`` how often a voxel was active, and more.
     parts : list of Sums
         What each group of people added, at `voxels_S`.
     voxels_S : int array
         Voxels of the resampling.
     n_voxels : int
+    memo : Memo
+        What `once` keeps.
     """
 
     rows: BlockRows
@@ -153,6 +173,13 @@ class Properties:
     parts: list[Sums]
     voxels_S: np.ndarray
     n_voxels: int
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+
+    def once(self, key: Any, compute: Callable[[], R]) -> R:
+        """A number that is asked for again and again: computed the first time."""
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]
 
     @property
     def n_groups(self) -> int:
@@ -164,7 +191,8 @@ class Properties:
         whole = self.at_resampled
         for index, part in enumerate(self.parts):
             kept = self.rows.only(self.rows.group_N != index)
-            yield Properties(kept, whole.sums.without(part), [], whole.voxels_S, whole.n_voxels)
+            memo = self.once(("without", index), Memo)
+            yield Properties(kept, whole.sums.without(part), [], whole.voxels_S, whole.n_voxels, memo)
 
     @cached_property
     def at_resampled(self) -> Properties:
@@ -217,14 +245,12 @@ class Properties:
 
     def z(self, condition: str) -> np.ndarray:
         """z of the group map, NaN where there is none; kept, as many comparisons ask for it."""
-        if condition not in self._z:
-            estimate = self.group(condition)
-            self._z[condition] = t_to_z(estimate.t, estimate.dof)
-        return self._z[condition]
 
-    @cached_property
-    def _z(self) -> dict[str, np.ndarray]:
-        return {}
+        def compute() -> np.ndarray:
+            estimate = self.group(condition)
+            return t_to_z(estimate.t, estimate.dof)
+
+        return self.once(("z", condition), compute)
 
     @property
     def residual_variance_V(self) -> np.ndarray:
@@ -238,12 +264,17 @@ class Properties:
 
     def effect_variance(self, condition: str) -> np.ndarray | None:
         """Variance over people of the effect of one block, (V,); None for fewer than two."""
-        n = self.sums.get(("single", condition, "n"), np.zeros(()))
-        return None if n < 2 else self.group(condition, "single").variance.astype(np.float64) * float(n)
+        kind = self._of_one_block(condition)
+        n = float(self.sums.get((kind, condition, "n"), np.zeros(())))
+        return None if n < 2 else self.group(condition, kind).variance.astype(np.float64) * n
+
+    def _of_one_block(self, condition: str) -> str:
+        """Whose moments are those of one block of each person: where people have one block each, their own."""
+        return "single" if ("single", condition, "n") in self.sums else "people"
 
     def overlap(self, condition: str) -> float:
         """Mean Dice overlap of the active voxels of two people's blocks (maps of equal area); NaN for fewer than two."""
-        n = float(self.sums.get(("single", condition, "n"), np.zeros(())))
+        n = float(self.sums.get((self._of_one_block(condition), condition, "n"), np.zeros(())))
         if n < 2:
             return float("nan")
         count_V = self.sums["active", condition]
@@ -282,11 +313,12 @@ class PropertyAccumulator:
         self._dealt: Counter[str] = Counter()
         self._rows: list[tuple] = []
         self._current: str | None = None
+        self._several = False
         self._pending: dict[str, list[Estimate]] = {}
         self._rng = np.random.default_rng(0)
 
-    def add(self, window: Window, design: Design, estimate: Estimate) -> None:
-        """Add a window, with its design and the block's effect."""
+    def add(self, window: Window, design: Design, estimate: Estimate) -> np.ndarray:
+        """Add a window, with its design and the block's effect; returns its mean courses on cells, (C, T)."""
         block, percent, probes, effect_V = window.block, window.percent_TV, self._probes, estimate.effect
         if block.subject != self._current:
             self._close_person()
@@ -297,35 +329,39 @@ class PropertyAccumulator:
         group = self._group_of[block.subject]
         while self._n_groups > 1 and group >= len(self._parts):
             self._parts.append(Sums())
-        residual = (percent - (design.matrix_TP @ (design.pinv_PT @ percent.astype(np.float64)))).astype(np.float32)
-        residual_variance = np.square(residual).sum(axis=0, dtype=np.float64) / design.dof
-        fisher = _fisher_correlation(probes.parcels @ residual.T)
+        n_frames = len(percent)
+        remainder_TT = np.eye(n_frames) - design.matrix_TP @ design.pinv_PT
+        residual_TU = remainder_TT.astype(np.float32) @ np.take(percent, probes.near_U, axis=1)
+        residual_variance = estimate.variance.astype(np.float64) / design.covariance_PP[0, 0]
+        cells_CT, parcels_PT, courses_RT = probes.project(percent)
+        fisher = _fisher_correlation(parcels_PT @ remainder_TT)
+        centring_TT = np.eye(n_frames) - 1 / n_frames
+        gram_TT = centring_TT @ (percent @ percent.T).astype(np.float64) @ centring_TT
         for sums, at in self._targets(group):
             sums.accumulate(("blocks",), 1.0)
             sums.accumulate(("residual variance",), residual_variance[at])
             sums.accumulate(("connectivity",), fisher)
         self._pending.setdefault(block.condition, []).append(estimate)
-        centred = percent - percent.mean(axis=0)
         cells_C = probes.cells @ window.reference_V
-        log_C = np.log(np.maximum(cells_C, 1e-6))
-        anatomy_C = (log_C - log_C.mean()).astype(np.float32)
-        change_C = np.log1p(np.maximum(probes.cells @ percent.mean(axis=0), -99.0) / 100.0).astype(np.float32)
+        anatomy_C = log_anatomy(cells_C)
+        change_C = np.log1p(np.maximum(cells_CT.mean(axis=1), -99.0) / 100.0).astype(np.float32)
         pattern = self._patterns.get(block.condition)
         nothing = np.float32(np.nan)
         self._rows.append((
             block.subject, block.condition, block.attributes.get("phase_encoding") or "", group,
-            (probes.regions @ percent.T).astype(np.float32),
-            autocorrelation(centred, min(N_LAGS, len(percent) - 1)),
-            power_spectrum(centred),
-            smoothness_fwhm_mm(residual, probes.pairs, probes.grid.voxel_mm),
+            courses_RT,
+            autocorrelation(gram_TT, min(N_LAGS, n_frames - 1)),
+            power_spectrum(gram_TT, percent.shape[1]),
+            smoothness_fwhm_mm(residual_TU, probes.pairs, probes.grid.voxel_mm),
             float(residual_variance.mean()),
-            anatomy_C, anatomy_C + change_C,
-            np.full(len(percent), nothing) if pattern is None else percent @ pattern.weights_V,
+            anatomy_C, anatomy_C + change_C, (cells_CT @ design.pinv_PT[0]).astype(np.float32),
+            np.full(n_frames, nothing) if pattern is None else percent @ pattern.weights_V,
             nothing if pattern is None else effect_V @ pattern.weights_V,
             nothing if pattern is None or pattern.odd_weights_V is None else effect_V @ pattern.odd_weights_V,
             np.full(3, nothing) if pattern is None else pattern.place_mm(effect_V),
             effect_V[self._voxels].astype(np.float16) if self._keep_effects else np.zeros(0, np.float16),
         ))  # fmt: skip
+        return cells_CT
 
     def _targets(self, group: int) -> Iterator[tuple[Sums, np.ndarray | slice]]:
         yield self._sums, slice(None)
@@ -335,6 +371,7 @@ class PropertyAccumulator:
     def _close_person(self) -> None:
         for condition, estimates in self._pending.items():
             people = [[e] for e in estimates] if self._as_samples else [estimates]
+            self._several |= len(people[0]) > 1
             for own in people:
                 mean_V = np.asarray(np.mean([e.effect for e in own], axis=0, dtype=np.float64))
                 single_V = own[int(self._rng.integers(len(own)))].effect
@@ -353,5 +390,9 @@ class PropertyAccumulator:
     def finish(self) -> Properties:
         """The properties of all windows."""
         self._close_person()
+        if not self._several:
+            for sums in (self._sums, *self._parts):
+                for key in [key for key in sums if key[0] == "single"]:
+                    del sums[key]
         rows = BlockRows(*(np.array(column) for column in zip(*self._rows, strict=True)))
         return Properties(rows, self._sums, self._parts, self._voxels, self._n_voxels)

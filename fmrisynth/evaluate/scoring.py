@@ -196,12 +196,12 @@ def sample_hits(
     finite = np.isfinite(maps).all(axis=0)
     if finite.mean() < MIN_FINITE:
         maps, finite = np.stack([real.group(c).effect for c in candidates]), np.ones_like(finite)
-    hits = []
-    for index, condition in enumerate(conditions):
-        own = other.rows.effects_NS[other.rows.conditions_N == condition][:, finite].astype(np.float32)
-        cross = map_correlations(own, maps[:, finite])
-        hits.append(top1_hits(cross, np.full(len(cross), index)))
-    return np.concatenate(hits)
+    # The largest correlation, without the block's own mean and norm, which are the same for every candidate.
+    centred_LS = np.where(finite, maps, 0.0) - finite * maps[:, finite].mean(axis=1, keepdims=True)
+    unit_LS = (centred_LS / np.linalg.norm(centred_LS, axis=1, keepdims=True)).astype(np.float32)
+    cross_NL = other.rows.effects_NS.astype(np.float32) @ unit_LS.T
+    chosen = [other.rows.conditions_N == condition for condition in conditions]
+    return np.concatenate([top1_hits(cross_NL[own], np.full(own.sum(), index)) for index, own in enumerate(chosen)])
 
 
 def split_half_ceiling(

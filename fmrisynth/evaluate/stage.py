@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,18 +29,20 @@ OPTIONAL_INPUTS = ("rois", "roi_atlas", "roi_labels", "tokenizer", "reconstructi
 
 
 def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *, force: bool = False) -> StageSummary:
-    """Evaluate and write (see `fmrisynth.evaluate.evaluate_datasets`)."""
-    about = {"real": _content(real), "synthetic": _content(synthetic)}
-    for name in OPTIONAL_INPUTS:
-        path = getattr(config, name)
-        if path is not None:
-            about[name] = _content(path / "ground_truth" if (path / "ground_truth").is_dir() else path)
+    """Evaluate and write (see `fmrisynth.evaluate.evaluate_datasets`).
+
+    Other settings than those of an earlier call are no reason to refuse: summaries that do not depend on them are kept.
+    """
+    about: dict[str, Any] = {key: value for key, value in config if key not in OPTIONAL_INPUTS}
+    inputs = {name: getattr(config, name) for name in OPTIONAL_INPUTS if getattr(config, name) is not None}
+    for name, path in ({"real": real, "synthetic": synthetic} | inputs).items():
+        about[name] = _content(path / "ground_truth" if (path / "ground_truth").is_dir() and name == "truth" else path)
     stage = Stage.begin(
-        "evaluate", out, config, sources=[real, synthetic], known=["evaluation"], free=OPTIONAL_INPUTS, force=force,
+        "evaluate", out, config, sources=[real, synthetic], known=["evaluation"], settings={}, force=force,
         title=f"Evaluation of {synthetic.name} against {real.name}",
-        readme="`report.html` is for people, `metrics.json` for machines; both hold the same numbers.",
+        readme="`report.html` is for people, `metrics.json` for machines; both hold the same numbers. `parts` is what later calls need not compute again.",
     )  # fmt: skip
-    unit = Unit("evaluation", about, lambda: _evaluate(out, real, synthetic, config), METRICS)
+    unit = Unit("evaluation", about, lambda: _evaluate(stage, real, synthetic, config), METRICS)
     return stage.summary(stage.do(unit, wait=False))
 
 
@@ -54,11 +55,10 @@ def _content(path: Path) -> list[Path]:
     return [entry for entry in found if entry.is_file() and not entry.name.startswith(".")]
 
 
-def _evaluate(out: Path, real: Path, synthetic: Path, config: EvaluateConfig) -> list[str]:
-    for scratch in out.glob(".training-*"):  # of a killed call: who has the lock is alone here
-        shutil.rmtree(scratch, ignore_errors=True)
+def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig) -> list[str]:
+    out = stage.out
     with TemporaryDirectory(prefix="fmrisynth-evaluate-") as work:
-        analysis = analyse(choose_cohorts(real, synthetic, config, Path(work)), config, out)
+        analysis = analyse(choose_cohorts(real, synthetic, config, Path(work)), config, stage)
     lines = judge(analysis)
 
     from fmrisynth.evaluate.page import render_report

@@ -1,15 +1,18 @@
 """Utility: what synthetic blocks are worth to who wants to decode conditions from real ones.
 
-As the field measures it (conditional ICA, Tajini et al. 2021): a classifier is trained on n real people's blocks with so many times as many
-synthetic ones added, and tested on other real people; class mean plus noise, and noise added to the real blocks, are the controls.
+As the field measures it (conditional ICA, Tajini et al. 2021): a classifier is trained on the effects of n real people's blocks with so many
+times as many synthetic ones added, and tested on other real people. Class mean plus noise and conditional ICA, both made from the same n
+people, are the rivals; the same blocks again with noise are the standard augmentation. Blocks are told by their effect maps on cells.
 
-Axis legend: N blocks, D features.
+Axis legend: N blocks, D features (cells or components).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,16 @@ from fmrisynth.evaluate.jackknife import MIN_SUBJECTS
 from fmrisynth.evaluate.summary import Summary
 
 REAL_PEOPLE = (2, 5, 10)
-MULTIPLES = (0, 1, 3)
-N_REPEATS = 3
+MULTIPLES = (1, 3)
+SOURCES = ("noise", "class mean + noise", "conditional ICA", "samples")
+N_REPEATS = 5
 """Draws of the real people of a cell of the grid."""
+
+N_COMPONENTS = 100
+"""The grid works on so many principal components of the effects of people who are neither trained nor tested on."""
+
+N_SOURCES = 30
+"""Independent components of conditional ICA."""
 
 
 def _standardised(train_x: np.ndarray, test_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +72,8 @@ CLASSIFIERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray
 
 def _blocks(summary: Summary, conditions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     chosen = np.flatnonzero(np.isin(summary.conditions_N, conditions))
-    return np.asarray(summary.windows_NCT[chosen]), summary.conditions_N[chosen], summary.people_N[chosen]
+    rows = summary.properties.rows
+    return rows.effect_NC[chosen], rows.conditions_N[chosen], rows.people_N[chosen]
 
 
 def utility_check(real: Summary, other: Summary, peer: Summary | None, conditions: list[str]) -> Verdict:
@@ -113,61 +124,102 @@ class Cell:
         return asdict(self)
 
 
+class ConditionalIca:
+    """Conditional ICA (Tajini et al. 2021): independent components of unlabelled blocks, coloured for each class.
+
+    The components' samples are drawn from their own distributions in other people's blocks, one independently of the other, and given the mean
+    and the (Ledoit-Wolf) covariance of the class.
+
+    Parameters
+    ----------
+    unlabelled_ND : array
+        Blocks of other people; their conditions are not used.
+    """
+
+    def __init__(self, unlabelled_ND: np.ndarray) -> None:
+        from sklearn.decomposition import FastICA
+
+        n = min(N_SOURCES, unlabelled_ND.shape[1], len(unlabelled_ND) // 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # any rotation of the components will do: not converged is no fault
+            self._ica = FastICA(n, whiten="unit-variance", random_state=0).fit(unlabelled_ND)
+        self._sources_NS = self._ica.transform(unlabelled_ND)
+
+    def sample(self, own_ND: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+        """`n` new blocks of the class of some blocks, (n, D)."""
+        from sklearn.covariance import ledoit_wolf
+
+        own_NS = self._ica.transform(own_ND)
+        drawn_NS = np.stack([rng.choice(column, n) for column in self._sources_NS.T], axis=1)
+        root_SS = np.linalg.cholesky(ledoit_wolf(own_NS)[0])
+        return np.asarray(self._ica.inverse_transform(own_NS.mean(axis=0) + drawn_NS @ root_SS.T))
+
+
+def _added(
+    added: str, own_x: np.ndarray, size: int, pool_x: np.ndarray, spread_D: np.ndarray, ica: ConditionalIca, rng: np.random.Generator
+) -> np.ndarray:  # fmt: skip
+    """New blocks of one class: from the real ones at hand, or for ``samples`` from the synthetic ones (`pool_x`, donors in turn)."""
+    noise_ND = spread_D * rng.standard_normal((size, len(spread_D)))
+    if added == "samples":
+        return pool_x[:size]
+    if added == "conditional ICA":
+        return ica.sample(own_x, size, rng)
+    if added == "class mean + noise":
+        return own_x.mean(axis=0) + noise_ND
+    return own_x[rng.integers(len(own_x), size=size)] + 0.5 * noise_ND  # the standard augmentation
+
+
 def utility_grid(
-    real: Summary, train: Summary, sources: dict[str, Summary], conditions: list[str], seed: int
+    real: Summary, train: Summary, others: Summary, synthetic: Summary, conditions: list[str], seed: int
 ) -> list[Cell]:
     """Accuracy on the real test people by number of real training people, by what was added, and by how much.
 
     Parameters
     ----------
-    real, train : Summary
-        Tested on; where the real training people come from.
-    sources : dict of str to Summary
-        What may be added: the samples, baselines.
+    real, train, others : Summary
+        Tested on; where the real training people come from; real people whose labels are not used.
+    synthetic : Summary
+        The samples.
     conditions : list of str
     seed : int
         Of the draws.
     """
+    from sklearn.decomposition import PCA
+
     if len(conditions) < 2:
         return []
-    test_x, test_y, _ = _blocks(real, conditions)
-    x, y, people = _blocks(train, conditions)
+    unlabelled = _blocks(others, conditions)[0]
+    reduce = PCA(min(N_COMPONENTS, len(unlabelled) - 1, unlabelled.shape[1]), random_state=0).fit(unlabelled).transform
+    (test_x, test_y, _), (x, y, people), (sample_x, sample_y, donors) = (
+        (reduce(own_x), own_y, names)
+        for own_x, own_y, names in (_blocks(s, conditions) for s in (real, train, synthetic))
+    )
+    ica = ConditionalIca(reduce(unlabelled))
     names = np.unique(people)
-    cells: dict[tuple[str, int, str, int], list[tuple[float, int]]] = {}
+    found: dict[tuple[str, int, str, int], list[tuple[float, int]]] = {}
     for n in (n for n in REAL_PEOPLE if n <= len(names)):
         for repeat in range(N_REPEATS):
             rng = np.random.default_rng([seed, n, repeat])
             own = np.isin(people, rng.permutation(names)[:n])
-            if len(set(y[own])) < 2:
+            own_x, own_y = x[own], y[own]
+            labels, counts = np.unique(own_y, return_counts=True)
+            if len(labels) < 2 or counts.min() < 2:
                 continue
-            for added in ("nothing", "noise", *sources):
-                for multiple in (0,) if added == "nothing" else MULTIPLES[1:]:
-                    more_x, more_y = _added(added, multiple, x[own], y[own], sources, rng)
-                    train_x, train_y = np.concatenate([x[own], more_x]), np.concatenate([y[own], more_y])
-                    for name, classifier in CLASSIFIERS.items():
-                        accuracy = float(np.mean(classifier(train_x, train_y, test_x) == test_y))
-                        cells.setdefault((name, n, added, multiple), []).append((accuracy, len(train_y)))
+            spread_D = np.sqrt(np.mean([own_x[own_y == c].var(axis=0, ddof=1) for c in labels], axis=0))
+            for added, multiple in [("nothing", 0), *product(SOURCES, MULTIPLES)]:
+                train_x, train_y = [own_x], [own_y]
+                for condition, count in zip(labels, counts, strict=True) if multiple else ():
+                    pool = in_turn(donors, rng.permutation(np.flatnonzero(sample_y == condition)))
+                    more = _added(
+                        added, own_x[own_y == condition], multiple * count, sample_x[pool], spread_D, ica, rng
+                    )
+                    train_x.append(more)
+                    train_y.append(np.full(len(more), condition))
+                all_x, all_y = np.concatenate(train_x), np.concatenate(train_y)
+                for name, classifier in CLASSIFIERS.items():
+                    accuracy = float(np.mean(classifier(all_x, all_y, test_x) == test_y))
+                    found.setdefault((name, n, added, multiple), []).append((accuracy, len(all_y)))
     return [
-        Cell(*key, float(np.mean([a for a, _ in found])), float(np.std([a for a, _ in found])), found[0][1])
-        for key, found in cells.items()
+        Cell(*key, float(np.mean([a for a, _ in each])), float(np.std([a for a, _ in each])), each[0][1])
+        for key, each in found.items()
     ]
-
-
-def _added(
-    added: str, multiple: int, x: np.ndarray, y: np.ndarray, sources: dict[str, Summary], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    if added == "nothing":
-        return x[:0], y[:0]
-    if (
-        added == "noise"
-    ):  # the standard augmentation: the real blocks again, with half their own standard deviation of noise
-        again = np.tile(x, (multiple, 1))
-        return again + 0.5 * x.std(axis=0) * rng.standard_normal(again.shape, dtype=np.float32), np.tile(y, multiple)
-    source = sources[added]
-    rows = []
-    for condition, count in zip(*np.unique(y, return_counts=True), strict=True):
-        pool = np.flatnonzero(source.conditions_N == condition)
-        if len(pool):
-            rows.append(in_turn(source.people_N, rng.permutation(pool))[: multiple * int(count)])
-    index = np.sort(np.concatenate(rows)) if rows else np.zeros(0, int)
-    return np.asarray(source.windows_NCT[index]), source.conditions_N[index]

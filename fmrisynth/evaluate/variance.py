@@ -17,8 +17,8 @@ def variance_shares(features_NC: np.ndarray, labels: list[str]) -> float | None:
     n = len(labels)
     if len(groups) < 2 or n <= len(groups):
         return None
-    centred = features_NC - features_NC.mean(axis=0)
-    total = float(np.square(centred).sum(dtype=np.float64))
+    centred = np.asarray(features_NC, np.float32) - features_NC.mean(axis=0, dtype=np.float64).astype(np.float32)
+    total = float(np.einsum("nc,nc->", centred, centred, dtype=np.float64))
     if total <= 0:
         return None
     names = np.array(labels)

@@ -16,14 +16,12 @@ from fmrisynth.bids import naming
 from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block
+from fmrisynth.data.windows import RESPONSE_S
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.windows import block_design
 
 NEGLIGIBLE = 0.02
 """Weights below this are not named."""
-
-REACH_S = 32.0
-"""How long an event's response lasts after its end (nilearn's length of the response)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def window_weights(block: Block, events: Sequence[Event], config: GlmConfig) -> 
         own = [
             e
             for e in events
-            if e.condition == condition and e.onset_s + e.duration_s > -REACH_S and e.onset_s <= frames_T[-1]
+            if e.condition == condition and e.onset_s + e.duration_s > -RESPONSE_S and e.onset_s <= frames_T[-1]
         ]
         if not own:
             continue

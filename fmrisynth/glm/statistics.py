@@ -135,13 +135,13 @@ def fit_windows(windows_NTV: np.ndarray, design: Design, contrast_P: np.ndarray 
     basis_RT = u[:, s > s[0] * 1e-10].T
     ones_T = np.ones(n_frames)
     holds_constant = np.allclose(basis_RT.T @ (basis_RT @ ones_T), ones_T)
-    operator = np.vstack([weights_T, basis_RT])
+    operator = np.vstack([weights_T, basis_RT]).astype(np.float32)
     effect = np.empty((windows.shape[0], windows.shape[2]), dtype=np.float32)
     variance = np.empty_like(effect)
     for index, window_TV in enumerate(windows):
-        y = window_TV.astype(np.float64)
-        mean_V = y.mean(axis=0) if holds_constant else np.zeros(y.shape[1])
-        y -= mean_V
+        window_TV = window_TV.astype(np.float32, copy=False)
+        mean_V = window_TV.mean(axis=0) if holds_constant else np.zeros(window_TV.shape[1], np.float32)
+        y = window_TV - mean_V
         projected = operator @ y
         rss = np.einsum("tv,tv->v", y, y) - np.einsum("rv,rv->v", projected[1:], projected[1:])
         effect[index] = projected[0] + weights_T.sum() * mean_V

@@ -16,7 +16,8 @@ import numpy as np
 
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, BlockData
-from fmrisynth.data.grid import Grid
+from fmrisynth.data.grid import Grid, make_grid
+from fmrisynth.data.nifti import read_image
 from fmrisynth.data.percent import percent_change, usable_voxels
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.design import Design, window_design
@@ -70,17 +71,24 @@ def read_window(block: Block, mask_XYZ: np.ndarray, grid: Grid, config: GlmConfi
         Damaged files, another grid than `grid`, another number of frames than the index says, or values
         that are not finite.
     """
-    data = block.load()
-    if data.mask_XYZ.shape != grid.shape:
+    image = read_image(block.path, ndim=4)
+    reference = read_image(block.reference_path, ndim=3)
+    if not image.shape[:3] == reference.shape == grid.shape:
         raise FmrisynthError(
-            f"{block.path}: expected the dataset's grid {grid.shape}, found {data.mask_XYZ.shape}; make the dataset again."
-        )
-    if data.bold_XYZT.shape[3] != block.n_frames:
-        raise FmrisynthError(
-            f"{block.path}: scans.tsv says {block.n_frames} frames, the image has {data.bold_XYZT.shape[3]}; "
+            f"{block.path}: expected the dataset's grid {grid.shape}, found {image.shape[:3]} with a reference of {reference.shape}; "
             "make the dataset again."
         )
-    percent_TV = percent_signal(data, mask_XYZ)
+    if image.shape[3] != block.n_frames:
+        raise FmrisynthError(
+            f"{block.path}: scans.tsv says {block.n_frames} frames, the image has {image.shape[3]}; "
+            "make the dataset again."
+        )
+    # Frames lie one after the other in the file, voxels in Fortran order: no array of the whole image is made.
+    order_V = np.arange(mask_XYZ.size).reshape(mask_XYZ.shape, order="F")[mask_XYZ]
+    bold_TV = image.scale(np.take(image.stored_XYZT.T.reshape(block.n_frames, -1), order_V, axis=1))
+    reference_V = reference.scaled(mask_XYZ)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        percent_TV = percent_change(bold_TV, reference_V)
     if not np.isfinite(percent_TV).all():
         raise FmrisynthError(
             f"{block.path}: the image has voxels that are not finite or whose reference is 0 inside the mask; "
@@ -88,7 +96,7 @@ def read_window(block: Block, mask_XYZ: np.ndarray, grid: Grid, config: GlmConfi
         )
     if config.resolved_smoothing_fwhm_mm > 0:
         percent_TV = smooth_inside(percent_TV, mask_XYZ, grid, config.resolved_smoothing_fwhm_mm)
-    return Window(block, percent_TV, data.reference_XYZ[mask_XYZ])
+    return Window(block, percent_TV, reference_V)
 
 
 def iterate_windows(blocks: Sequence[Block], mask_XYZ: np.ndarray, grid: Grid, config: GlmConfig) -> Iterator[Window]:
@@ -117,18 +125,17 @@ def common_mask(blocks: Sequence[Block], grid: Grid, min_reference_fraction: flo
     FmrisynthError
         A block lies on another grid, or nothing is left.
     """
-    from fmrisynth.data.nifti import read_image
-
     mask_XYZ = np.ones(grid.shape, bool)
     for block in blocks:
-        own = block.load_grid()
+        image = read_image(block.mask_path, ndim=3)
+        own = make_grid(image.shape, image.affine, block.space)
         if not own.same_as(grid):
             raise FmrisynthError(
                 f"{block.path}: its grid {own.shape} with affine {own.affine_rows} differs from {grid.shape} with "
                 f"affine {grid.affine_rows} of the first block; resample one of them."
             )
         reference = read_image(block.reference_path, ndim=3).scaled()
-        mask_XYZ &= usable_voxels(reference, block.load_mask(), min_reference_fraction)
+        mask_XYZ &= usable_voxels(reference, image.scaled() > 0.5, min_reference_fraction)
     if not mask_XYZ.any():
         raise FmrisynthError(
             f"{blocks[0].root if blocks else 'the dataset'}: no voxel lies inside the masks of all {len(blocks)} blocks; "

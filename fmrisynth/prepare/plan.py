@@ -16,7 +16,7 @@ from fmrisynth.conditions import ConditionTable, fold, load_table, make_label, s
 from fmrisynth.config.prepare import ALL_CONDITIONS, PrepareConfig
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.splits import read_families, split_of
-from fmrisynth.data.windows import Dropped, Window, plan_windows
+from fmrisynth.data.windows import Dropped, Window, neighbours, plan_windows
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.progress import log
 
@@ -52,10 +52,11 @@ class Job:
 
 @dataclass(frozen=True)
 class PlannedWindow:
-    """A window and the name its block will get."""
+    """A window, the name its block will get, and the other blocks whose response reaches into it (see `neighbours`)."""
 
     window: Window
     run_number: int
+    neighbours: tuple[tuple[str, float, float], ...] = ()
 
     def entities(self, run: Run, grid: Grid) -> Entities:
         """Entities of the block's files on a grid."""
@@ -219,10 +220,14 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
         kept, dropped = plan_windows(
             blocks, timing, config.window, config.blocks, config.tr_s, bad_frames=run.bad_frames
         )
+        every = find_blocks(
+            run.events, conditions_of_task(run.task, run.events, job.table, None), job.table,
+            merge_gap_s=config.blocks.merge_gap_s, rows_are_blocks=run.events_are_blocks,
+        )  # fmt: skip
         planned = []
         for window in kept:
             key = (run.session, window.block.condition.task, run.entities.get("dir"))
             counters[key] = counters.get(key, 0) + 1
-            planned.append(PlannedWindow(window, counters[key]))
+            planned.append(PlannedWindow(window, counters[key], neighbours(window, every)))
         runs.append(PlannedRun(run, tuple(planned), tuple(dropped)))
     return SubjectPlan(subject, tuple(runs), tuple(left_out), tuple(notes))

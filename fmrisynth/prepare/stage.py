@@ -201,7 +201,7 @@ def _write_run(
             out, planned.entities(run.source, grid), block.condition.camel, data, grid,
             condition=block.condition.label, onset_s=_clean(window.onset_s), duration_s=_clean(block.duration_s),
             tr_s=window.tr_s, split=split, attributes=attributes, source=run.source.name,
-            source_onset_s=_clean(block.onset_s),
+            source_onset_s=_clean(block.onset_s), neighbours=planned.neighbours,
             sidecar={
                 "SourceRun": run.source.name,
                 "SourceOnset": _clean(block.onset_s),

@@ -15,6 +15,7 @@ from fmrisynth.conditions import load_table, suggest
 from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.data.blocks import Block, finish_subject, write_block
 from fmrisynth.data.splits import split_of
+from fmrisynth.data.windows import RESPONSE_S
 from fmrisynth.errors import UsageError
 from fmrisynth.progress import StageSummary
 from fmrisynth.simulate import truth
@@ -140,12 +141,12 @@ def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config:
 
 
 def _neighbours(run: PhantomRun, data: PhantomBlock) -> list[tuple[str, float, float]]:
-    """The other blocks of the run that end less than 32 s before the window or begin in it, seconds from its first frame."""
+    """The other blocks of the run that end less than `RESPONSE_S` before the window or begin in it, seconds from its first frame."""
     first, last = data.source_onset_s, data.source_onset_s + BLOCK_TR_S * data.bold_XYZT.shape[3]
     return [
         (event.condition, round(event.onset_s - first, 3), event.duration_s)
         for event in run.paradigm.events
-        if event.onset_s != first and first - 32.0 < event.onset_s + event.duration_s and event.onset_s < last
+        if event.onset_s != first and first - RESPONSE_S < event.onset_s + event.duration_s and event.onset_s < last
     ]
 
 

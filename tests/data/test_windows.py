@@ -21,6 +21,7 @@ from fmrisynth.data.windows import (
     OVERLAPPING,
     PAST_END,
     TOO_SHORT,
+    neighbours,
     plan_windows,
 )
 
@@ -40,6 +41,14 @@ def test_the_last_fear_block_of_hcp_is_cut_short() -> None:
     kept, dropped = plan(blocks)
     assert [window.start_s for window in kept] == [32.05, 74.18]
     assert [(d.block.onset_s, d.reason) for d in dropped] == [(116.31, PAST_END)]
+
+
+def test_neighbours_are_what_reaches_into_the_window() -> None:
+    neutral, longer = block(98.0, 10.0, "emotion_neutral"), block(95.0, 30.0, "emotion_any")
+    blocks = [block(10.0), block(80.0), neutral, longer, block(108.0)]
+    (window,), _ = plan([blocks[4]])
+    # The first ends too early; the longer one covers the neutral block and the window's own.
+    assert neighbours(window, blocks) == (("emotion_fear", -28.0, 18.0), ("emotion_neutral", -10.0, 10.0))
 
 
 def test_exact_end() -> None:

@@ -13,7 +13,7 @@ from fmrisynth.data.grid import MNI_3MM, make_grid
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.courses import course_pairs, mean_agreement
-from fmrisynth.evaluate.privacy import audit, nearest_two
+from fmrisynth.evaluate.privacy import Gallery, distance_from_others, nearest_two
 from fmrisynth.evaluate.probes import cell_matrix, neighbour_pairs
 from fmrisynth.evaluate.properties import autocorrelation, power_spectrum, smoothness_fwhm_mm
 from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres, sphere
@@ -24,10 +24,10 @@ from fmrisynth.evaluate.variance import principal_components, variance_shares
 
 def test_nearest_distances_by_hand():
     train = np.array([[0.0, 0], [3, 0], [0, 4]])
-    first, second = nearest_two(np.array([[0.0, 1]]), train, np.array(["a", "b", "c"]))
-    assert (first[0], second[0]) == (pytest.approx(1.0), pytest.approx(3.0))
-    first, second = nearest_two(train[:1], train, np.array(["a", "b", "c"]), np.array(["a"]))
-    assert (first[0], second[0]) == (pytest.approx(3.0), pytest.approx(4.0))
+    first, second, row = nearest_two(np.array([[0.0, 1]]), train, np.array(["a", "b", "c"]))
+    assert (first[0], second[0], row[0]) == (pytest.approx(1.0), pytest.approx(3.0), 0)
+    first, second, row = nearest_two(train[:1], train, np.array(["a", "b", "c"]), np.array(["a"]))
+    assert (first[0], second[0], row[0]) == (pytest.approx(3.0), pytest.approx(4.0), 1)
 
 
 def _cohort(rng, n=60, d=200):
@@ -36,11 +36,11 @@ def _cohort(rng, n=60, d=200):
 
 def test_new_draws_pass_copies_fail_means_warn(rng):
     train, subjects = _cohort(rng)
-    assert audit(train, subjects, rng.standard_normal((40, 200))).outcome == "pass"
-    copies = audit(train, subjects, train[:20] + 0.3 * rng.standard_normal((20, 200)))
+    assert Gallery(train, subjects).audit(rng.standard_normal((40, 200))).outcome == "pass"
+    copies = Gallery(train, subjects).audit(train[:20] + 0.3 * rng.standard_normal((20, 200)))
     assert copies.outcome == "fail"
     assert len(copies.copies) == 20
-    mean = audit(train, subjects, train.mean(axis=0) + 0.05 * rng.standard_normal((40, 200)))
+    mean = Gallery(train, subjects).audit(train.mean(axis=0) + 0.05 * rng.standard_normal((40, 200)))
     assert mean.outcome == "warn"
     assert mean.share_below == 1.0
 
@@ -48,7 +48,7 @@ def test_new_draws_pass_copies_fail_means_warn(rng):
 def test_one_exact_copy_among_many_fails(rng):
     train, subjects = _cohort(rng)
     samples = np.vstack([rng.standard_normal((99, 200)), train[7]])
-    found = audit(train, subjects, samples)
+    found = Gallery(train, subjects).audit(samples)
     assert found.outcome == "fail"
     assert 99 in found.copies
 
@@ -56,15 +56,32 @@ def test_one_exact_copy_among_many_fails(rng):
 def test_one_mean_that_all_samples_share_is_no_crowd_of_near_copies(rng):
     train, subjects = _cohort(rng)
     mean = np.repeat(train.mean(axis=0)[None], 500, axis=0)
-    found = audit(train, subjects, mean)
+    found = Gallery(train, subjects).audit(mean)
     assert found.outcome == "pass"
     assert found.share_below == 1.0
     one_person = np.repeat(train[:1] + 0.3 * rng.standard_normal((1, 200)), 500, axis=0)
-    assert audit(train, subjects, one_person).outcome == "fail"
+    assert Gallery(train, subjects).audit(one_person).outcome == "fail"
+
+
+def test_a_blend_is_no_copy_of_the_quietest_person(rng):
+    """Means have one nearest block, the quietest person's, far nearer than the next: yet no nearer than the mean of the others is."""
+    train, subjects = _cohort(rng)
+    train *= np.repeat(np.r_[0.5, np.ones(29)], 2)[:, None]
+    gallery = Gallery(train, subjects)
+    blend = gallery.audit(train.mean(axis=0) + 0.1 * rng.standard_normal((40, 200)))
+    assert (blend.outcome, blend.copies) == ("warn", [])
+    assert gallery.audit(train[:1] + 0.1 * rng.standard_normal((40, 200))).outcome == "fail"
+
+
+def test_distance_from_others_by_hand():
+    train = np.array([[0.0], [2.0], [4.0], [10.0]])
+    found = distance_from_others(train, np.array(["a", "a", "b", "c"]), np.array(["x", "y", "x", "x"]))
+    np.testing.assert_allclose(found, [7.0, 5.0, 1.0, 8.0])  # y has nobody else: all others' mean is 7
 
 
 def test_two_subjects_cannot_be_audited(rng):
-    assert audit(rng.standard_normal((6, 5)), np.repeat(["a", "b"], 3), rng.standard_normal((2, 5))) is None
+    with pytest.raises(ValueError, match="three subjects"):
+        Gallery(rng.standard_normal((6, 5)), np.repeat(["a", "b"], 3))
 
 
 @pytest.mark.parametrize("sigma", [0.8, 1.2])
@@ -85,8 +102,9 @@ def test_autocorrelation_and_spectrum_of_ar1(rng):
     for t in range(1, 400):
         noise[t] += 0.6 * noise[t - 1]
     centred = noise - noise.mean(axis=0)
-    np.testing.assert_allclose(autocorrelation(centred, 3), [0.6, 0.36, 0.216], atol=0.02)
-    spectrum = power_spectrum(centred)
+    gram = centred @ centred.T
+    np.testing.assert_allclose(autocorrelation(gram, 3), [0.6, 0.36, 0.216], atol=0.02)
+    spectrum = power_spectrum(gram, 300)
     assert spectrum[:5].mean() > 8 * spectrum[-5:].mean()
     # Parseval: the periodogram's two sides hold the variance.
     assert 2 * spectrum[:-1].sum() + spectrum[-1] == pytest.approx(centred.var(axis=0).mean() * 400, rel=0.01)

@@ -16,16 +16,18 @@ from fmrisynth.data.grid import make_grid
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.evaluate import evaluate_datasets
 from fmrisynth.evaluate.analysis import Analysis, analyse
-from fmrisynth.evaluate.baselines import NAMES
+from fmrisynth.evaluate.baselines import GENERATORS
 from fmrisynth.evaluate.cohorts import choose_cohorts
+from fmrisynth.evaluate.parts import Parts
 from fmrisynth.evaluate.verdicts import headline, judge
 from fmrisynth.glm.design import window_design
 from fmrisynth.glm.windows import percent_signal
+from fmrisynth.stage import Stage
 from tests.evaluate.conftest import CONDITIONS, Maker, brain_mask, smooth_map
 
 
 def run(real: Path, synthetic: Path, config: EvaluateConfig, out: Path) -> tuple[Analysis, dict[str, str]]:
-    analysis = analyse(choose_cohorts(real, synthetic, config), config, out)
+    analysis = analyse(choose_cohorts(real, synthetic, config), config, Stage("evaluate", out))
     return analysis, {line.key: line.outcome for line in judge(analysis)}
 
 
@@ -42,7 +44,6 @@ def test_good_samples_pass(real_cohort, good_samples, quick, tmp_path):
     assert "fail" not in outcomes.values()
     assert "fail" not in {v.answer for v in analysis.control.verdicts}  # other real people
     assert [outcomes[key] for key in ("corr", "gain", "latency", "asymmetry", "copies", "distinct")] == ["pass"] * 6
-    assert not list(tmp_path.iterdir())  # the temporary training windows are gone
 
 
 def test_corr_is_near_its_analytic_value(maker, tmp_path):
@@ -171,10 +172,10 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["schema_version"] == "2.0"
     assert metrics["synthetic"]["scores"]["corr"]["n"] == 4
-    assert set(metrics["baselines"]) == set(NAMES)
+    assert set(metrics["baselines"]) == set(GENERATORS)
     assert metrics["baselines"]["class mean + residuals"]["scores"]["corr"]["value"] > 0.5
     audits = {name: baseline["checks"]["copies"]["answer"] for name, baseline in metrics["baselines"].items()}
-    assert audits["nearest training sample"] == audits["class mean + residuals"] == "fail"
+    assert audits == {"class mean + residuals": "fail", "low-rank Gaussian": "pass"}
     line = next(line for line in metrics["summary"] if line["key"] == "realism_baselines")
     assert all(
         name in line["detail"].split("not counted as rivals")[1] for name, answer in audits.items() if answer == "fail"
@@ -191,6 +192,31 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     again = evaluate_datasets(tmp_path / "again", real=real_cohort, synthetic=good_samples, config=quick)
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
     assert again.lines[:-1] == summary.lines[:-1]
+
+
+def test_other_settings_make_again_only_what_depends_on_them(real_cohort, good_samples, quick, tmp_path, monkeypatch):
+    def call(**settings) -> tuple[dict, list[str]]:
+        evaluate_datasets(
+            tmp_path / "out", real=real_cohort, synthetic=good_samples, config=quick.model_copy(update=settings)
+        )
+        told, reads[:] = list(reads), []
+        return json.loads((tmp_path / "out/metrics.json").read_text()), told
+
+    reads: list[str] = []
+    monkeypatch.setattr("fmrisynth.evaluate.page.render_report", lambda *arguments: "")  # the pictures take longest
+    stream = Parts.stream
+    monkeypatch.setattr(Parts, "stream", lambda self, blocks, what: (reads.append(what), stream(self, blocks, what))[1])
+    first, told = call()
+    assert told == ["training blocks", "real blocks", "synthetic blocks", "training blocks of the baselines"]
+    repeats, told = call(split_half_repeats=9)
+    assert told == []
+    assert repeats["synthetic"] == first["synthetic"]
+    assert repeats["ceiling"]["split_half"] != first["ceiling"]["split_half"]
+    _, told = call(baseline_samples=7)
+    assert told == ["training blocks of the baselines"]
+    again, told = call()
+    assert told == ["training blocks of the baselines"]
+    assert again == first
 
 
 @pytest.mark.parametrize("n_conditions", [1, 2])

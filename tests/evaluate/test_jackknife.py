@@ -16,7 +16,7 @@ from fmrisynth.evaluate.probes import Probes
 from fmrisynth.evaluate.properties import Properties, PropertyAccumulator
 from fmrisynth.evaluate.rois import Roi
 from fmrisynth.glm.design import window_design
-from fmrisynth.glm.statistics import Estimate
+from fmrisynth.glm.statistics import Estimate, fit_windows
 from fmrisynth.glm.windows import Window
 from tests.evaluate.conftest import GRID, brain_mask, smooth_map
 
@@ -25,8 +25,8 @@ DESIGN = window_design(0.0, 18.0, 12, 1.44)
 
 
 def effect_of(window: Window) -> Estimate:
-    effect = (DESIGN.pinv_PT[0] @ window.percent_TV).astype(np.float32)
-    return Estimate(effect, np.ones_like(effect), float(DESIGN.dof))
+    found = fit_windows(window.percent_TV[None], DESIGN)
+    return Estimate(found.effect[0], found.variance[0], found.dof)
 
 
 class Population:

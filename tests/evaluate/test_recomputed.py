@@ -13,6 +13,7 @@ from scipy import stats
 
 from fmrisynth.evaluate.analysis import analyse
 from fmrisynth.evaluate.cohorts import choose_cohorts
+from fmrisynth.stage import Stage
 
 
 def _rows(root: Path) -> list[dict[str, str]]:
@@ -63,7 +64,9 @@ def _scores(real: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[
 
 def test_scores_and_ceilings_agree_with_nilearn_and_numpy(real_cohort, good_samples, quick, tmp_path):
     cohorts = choose_cohorts(real_cohort, good_samples, quick)
-    analysis = analyse(cohorts, quick.model_copy(update={"baselines": False, "utility_grid": False}), tmp_path)
+    analysis = analyse(
+        cohorts, quick.model_copy(update={"baselines": False, "utility_grid": False}), Stage("evaluate", tmp_path)
+    )
     mask = cohorts.mask_XYZ
     real = _group(real_cohort, mask, lambda row: row["split"] == "test")
     found = _scores(real, _group(good_samples, mask, lambda row: True))

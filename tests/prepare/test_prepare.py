@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from fmrisynth.bids.sidecars import read_tsv
+from fmrisynth.config.glm import GlmConfig
 from fmrisynth.config.prepare import PrepareConfig
 from fmrisynth.data.blocks import read_blocks, read_subject, subjects_of
 from fmrisynth.data.grid import MNI_3MM
 from fmrisynth.errors import UsageError
+from fmrisynth.glm.estimand import estimates, read_events
 from fmrisynth.prepare import plan_prepare, prepare_dataset
 
 
@@ -42,6 +44,13 @@ def test_hcp_tree(hcp_tree: Path, tmp_path: Path) -> None:
     report = json.loads((out / "logs" / "prepare_report.json").read_text())
     assert report["Conditions"]["gambling_loss"] == {"found": 6, "kept": 6, "dropped": {}}
     assert report["Conditions"]["emotion_fear"]["found"] == 0
+    # The other blocks of the run whose response reaches into the window: what its map really estimates.
+    found = [(e.condition, e.onset_s, e.duration_s) for e in read_events(blocks[1])]
+    assert found == [("gambling_loss", -35.0, 28.0), ("gambling_win", -6.0, 5.0), ("gambling_loss", 0.0, 20.0)]
+    assert [e.condition for e in read_events(block)] == ["motor_rh", "motor_lh"]
+    formula = estimates(blocks[1:2], {"gambling_loss": 1.0}, GlmConfig())
+    assert "gambling_loss - " in formula
+    assert "gambling_win" in formula
 
 
 def test_fmriprep_tree(fmriprep_tree: Path, tmp_path: Path) -> None:
