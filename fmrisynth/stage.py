@@ -22,6 +22,7 @@ from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import recording, remove_leftovers, write_json, write_text
 from fmrisynth.bids.digests import Look, digest_of
 from fmrisynth.bids.lock import exclusive, remove_dead_locks
+from fmrisynth.bids.origin import Origin
 from fmrisynth.bids.provenance import write_dataset_description, write_run_log
 from fmrisynth.config.base import StageConfig
 from fmrisynth.errors import FmrisynthError, UsageError
@@ -110,7 +111,7 @@ class Stage:
     def begin(
         cls, command: str, out: Path, config: StageConfig, *, version: int = 1, sources: Sequence[Path] = (),
         known: Iterable[str] = (), settings: Mapping[str, Any] | None = None, free: Iterable[str] = (),
-        title: str | None = None, readme: str = "", synthetic: bool = False, force: bool = False, write: bool = True,
+        title: str | None = None, readme: str = "", origin: Origin | None = None, force: bool = False, write: bool = True,
     ) -> Stage:  # fmt: skip
         """Begin an output folder, or go on with it.
 
@@ -132,7 +133,7 @@ class Stage:
             What must not differ from one call to the next; default: `config`.
         free : iterable of str
             Settings that may differ.
-        title, readme, synthetic
+        title, readme, origin
             For ``dataset_description.json`` and ``README.md``; without a title none is written.
         force : bool
             Make everything asked for anew, also with other settings.
@@ -161,7 +162,7 @@ class Stage:
                 content = {"Command": command, "Sources": stage.sources, "Settings": now}
                 write_json(out / CLAIM, content)
         if title is not None and stage.moved_from is None:  # else whose folder it is remains to be seen
-            write_dataset_description(out, title, sources=sources, synthetic=synthetic, readme=readme)
+            write_dataset_description(out, title, sources=sources, origin=origin, readme=readme)
         write_run_log(out, command, config)
         for folder in (out, *(path for path in out.iterdir() if path.is_dir() and not path.name.startswith("sub-"))):
             remove_leftovers(folder)

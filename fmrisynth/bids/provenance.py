@@ -16,6 +16,7 @@ from typing import Any
 from fmrisynth import __version__
 from fmrisynth.bids.atomic import write_json, write_text
 from fmrisynth.bids.naming import IGNORED_PATTERNS
+from fmrisynth.bids.origin import Origin
 from fmrisynth.config.base import StageConfig
 from fmrisynth.config.load import dump_yaml
 
@@ -33,9 +34,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def generated_by() -> list[dict[str, Any]]:
+def generated_by(origin: Origin | None = None) -> list[dict[str, Any]]:
     """The BIDS ``GeneratedBy`` list."""
     entry: dict[str, Any] = {"Name": "fmrisynth", "Version": __version__, "CodeURL": CODE_URL}
+    if origin is not None:
+        entry["Description"] = origin.statement
     container = os.environ.get(CONTAINER_VARIABLE)
     if container:
         entry["Container"] = {"Type": "docker", "Tag": container}
@@ -43,20 +46,23 @@ def generated_by() -> list[dict[str, Any]]:
 
 
 def write_dataset_description(
-    root: Path, name: str, *, sources: Sequence[Path] = (), synthetic: bool = False, readme: str = ""
+    root: Path, name: str, *, sources: Sequence[Path] = (), origin: Origin | None = None, readme: str = ""
 ) -> None:
     """Write ``dataset_description.json``, ``.bidsignore`` and ``README.md`` of a derivative dataset."""
     description: dict[str, Any] = {
         "Name": name,
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": generated_by(),
+        "GeneratedBy": generated_by(origin),
         "HowToAcknowledge": "Please cite fmrisynth (CITATION.cff) and the source data.",
     }
     if sources:
         description["SourceDatasets"] = [{"URL": source.resolve().as_uri()} for source in sources]
-    if synthetic:
-        description["Keywords"] = ["synthetic"]
+    if origin is not None:
+        description |= origin.sidecar()
+        readme = f"**{origin.statement}**\n\n{readme.strip()}"
+        if origin.kind != "measured":
+            description["Keywords"] = ["synthetic", "phantom"] if origin.is_phantom else ["synthetic"]
     write_json(root / "dataset_description.json", description)
     write_text(root / ".bidsignore", "\n".join(IGNORED_PATTERNS) + "\n")
     write_text(root / "README.md", f"# {name}\n\n{readme.strip()}\n")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids import naming
+from fmrisynth.bids.origin import Origin
 from fmrisynth.bids.sidecars import bold_sidecar, read_tsv, write_sidecar, write_tsv
 from fmrisynth.data.grid import NATIVE_SPACE, Grid, make_grid
 from fmrisynth.data.nifti import read_image, write_image
@@ -171,6 +172,7 @@ def write_block(
     source: str | None = None,
     source_onset_s: float | None = None,
     sidecar: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
     extension: str = ".nii.gz",
     neighbours: Sequence[tuple[str, float, float]] = (),
 ) -> Block:
@@ -188,6 +190,8 @@ def write_block(
         Arrays on `grid`; image and reference are stored as int16 with a slope.
     sidecar : mapping, optional
         Further keys for the image's JSON.
+    origin : Origin, optional
+        What the data are; goes into every sidecar.
     extension : {".nii.gz", ".nii"}
         Compressed or plain images.
     neighbours : sequence of (str, float, float)
@@ -208,12 +212,14 @@ def write_block(
     resolution = bold_sidecar("", 0, voxel_mm=voxel_mm)
     # BIDS wants every space label outside its list of templates to be explained.
     reference = {"SpatialReference": "the participant's own scanner space"} if grid.is_native else {}
-    mask_keys = {"Type": "Brain"} | reference | {k: v for k, v in resolution.items() if k == "Resolution"}
+    declared = origin.sidecar() if origin is not None else {}
+    mask_keys = {"Type": "Brain"} | reference | declared | {k: v for k, v in resolution.items() if k == "Resolution"}
     write_sidecar(root / naming.image_sidecar(mask), mask_keys)
     write_sidecar(
         root / naming.image_sidecar(naming.block_companion(bold, "reference")),
         {k: v for k, v in resolution.items() if k in ("Resolution", "SkullStripped")}
-        | {"Description": "Temporal mean of the run the block belongs to"},
+        | {"Description": "Temporal mean of the run the block belongs to"}
+        | declared,
     )
     rows = sorted(
         [(float(onset_s), float(duration_s), condition), *((on, length, name) for name, on, length in neighbours)]
@@ -223,7 +229,7 @@ def write_block(
         root / naming.block_companion(bold, "events"), columns, [dict(zip(columns, row, strict=True)) for row in rows]
     )
     keys: dict[str, Any] = {"Condition": condition, "IntensityUnits": f"arbitrary, grand mean {GRAND_MEAN:g}"}
-    keys |= reference
+    keys |= reference | declared
     write_sidecar(
         root / naming.block_companion(bold, "sidecar"),
         bold_sidecar(entities.task or "", tr_s, voxel_mm=voxel_mm, extra=keys | dict(sidecar or {})),

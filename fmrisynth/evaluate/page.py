@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, Baseline
 from fmrisynth.evaluate.checks import ANSWERS
@@ -21,7 +22,7 @@ from fmrisynth.progress import count
 from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts, render_page
 from fmrisynth.report import figures as draw
 from fmrisynth.report.brain import glass_brains, mosaic
-from fmrisynth.report.html import Card, Status, Verdict
+from fmrisynth.report.html import Card, Status, Verdict, banner_of
 
 DISPLAY_SHARE, GLASS_SHARE = 0.33, 0.5
 """Slices and glass brains are transparent below this share of the colour limit."""
@@ -49,8 +50,10 @@ def render_report(
         Section("Utility", _utility(analysis)),
         Section("Methods", _methods(analysis, config)),
     ]
+    origins = read_origin(real), read_origin(synthetic)
     page = Page(
-        title="Synthetic against real task fMRI",
+        title=f"Synthetic against {'phantom' if origins[0].is_phantom else 'real'} task fMRI",
+        banner=banner_of(*origins),
         subtitle=headline(lines),
         facts=(
             ("real", f"{real.name}: {count(n_real, 'subject')}, {count(len(cohorts.real), 'block')}"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from fmrisynth import __version__
 from fmrisynth.bids.atomic import write_json, write_text
+from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, Judged, analyse
 from fmrisynth.evaluate.cohorts import choose_cohorts
@@ -41,6 +42,7 @@ def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *,
         "evaluate", out, config, sources=[real, synthetic], known=["evaluation"], settings={}, force=force,
         title=f"Evaluation of {synthetic.name} against {real.name}",
         readme="`report.html` is for people, `metrics.json` for machines; both hold the same numbers. `parts` is what later calls need not compute again.",
+        origin=read_origin(synthetic),
     )  # fmt: skip
     unit = Unit("evaluation", about, lambda: _evaluate(stage, real, synthetic, config), METRICS)
     return stage.summary(stage.do(unit, wait=False))
@@ -98,7 +100,9 @@ def metrics_of(analysis: Analysis, config: EvaluateConfig, real_root: Path, synt
         "config_hash": config.digest(),
         "seed": config.seed,
         "datasets": {
-            "real": real_root.name, "synthetic": synthetic.name, "space": cohorts.grid.space,
+            "real": real_root.name, "synthetic": synthetic.name,
+            "origin": {"real": read_origin(real_root).to_json(), "synthetic": read_origin(synthetic).to_json()},
+            "space": cohorts.grid.space,
             "grid_shape": list(cohorts.grid.shape), "voxels": int(cohorts.mask_XYZ.sum()),
             "frames": cohorts.n_frames, "tr_s": cohorts.tr_s,
             "conditions": cohorts.conditions, "candidates": cohorts.candidates,

@@ -10,6 +10,7 @@ import numpy as np
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import write_text
+from fmrisynth.bids.origin import Origin
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block
 from fmrisynth.data.grid import Grid, make_grid
@@ -21,7 +22,7 @@ from fmrisynth.progress import count
 from fmrisynth.report import Page, Section, Table, Text, render_page
 from fmrisynth.report.brain import mosaic
 from fmrisynth.report.figures import design_figure
-from fmrisynth.report.html import Figure
+from fmrisynth.report.html import Figure, banner_of
 
 DISPLAY_THRESHOLD = 2.3
 
@@ -63,7 +64,7 @@ def _whole(number: float) -> int | float:
 
 def write_block_page(
     out: Path, base: naming.Entities, blocks: Sequence[Block], rows: Sequence[dict[str, Any]],
-    mask_XYZ: np.ndarray, grid: Grid, config: GlmConfig,
+    mask_XYZ: np.ndarray, grid: Grid, config: GlmConfig, origin: Origin,
 ) -> None:  # fmt: skip
     """Write ``sub-<label>.html`` of a block dataset's subject."""
     background = read_image(blocks[0].reference_path, ndim=3).scaled()
@@ -76,6 +77,7 @@ def write_block_page(
         subtitle=f"{count(len(blocks), 'block')}, {count(len(rows), 'contrast')}. Effects are percent signal change at the plateau of a long block.",
         facts=(("space", base.space or "scanner"), ("voxels", f"{int(mask_XYZ.sum()):,}"), ("HRF", config.hrf),
                ("drift", config.resolved_drift), ("noise", config.resolved_noise_model)),
+        banner=banner_of(origin),
         sections=(
             Section("Contrasts", [_table(rows, "blocks")]),
             Section("Maps", _contrast_elements(out, base, rows, background, mask_XYZ, grid)),
@@ -89,8 +91,9 @@ def write_block_page(
 
 
 def write_run_page(
-    out: Path, base: naming.Entities, task: str, fitted: FittedTask, rows: Sequence[dict[str, Any]], config: GlmConfig
-) -> None:
+    out: Path, base: naming.Entities, task: str, fitted: FittedTask, rows: Sequence[dict[str, Any]], config: GlmConfig,
+    origin: Origin,
+) -> None:  # fmt: skip
     """Write ``sub-<label>.html`` of whole runs (of the last task, where a subject has several)."""
     mask_XYZ = fitted.mask_XYZ
     grid = make_grid(mask_XYZ.shape, fitted.affine, base.space or "scanner")
@@ -106,6 +109,7 @@ def write_run_page(
         facts=(("space", base.space or "scanner"), ("voxels", f"{int(mask_XYZ.sum()):,}"), ("HRF", config.hrf),
                ("drift", config.resolved_drift), ("noise", config.resolved_noise_model),
                ("smoothing", f"{config.resolved_smoothing_fwhm_mm:g} mm FWHM")),
+        banner=banner_of(origin),
         sections=(
             Section("Contrasts", [_table(rows, "runs")]),
             Section("Maps", _contrast_elements(out, base, rows, fitted.mean_XYZ, mask_XYZ, grid)),

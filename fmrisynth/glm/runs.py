@@ -12,6 +12,7 @@ from typing import Any
 from fmrisynth.bids import naming
 from fmrisynth.bids.digests import files_of
 from fmrisynth.bids.discover import open_source
+from fmrisynth.bids.origin import Origin, read_origin
 from fmrisynth.bids.runs import Run
 from fmrisynth.bids.sources import Source, choose_subjects
 from fmrisynth.conditions import fold, load_table, spell
@@ -119,10 +120,11 @@ def run_units(
 ) -> tuple[dict[str, Unit], dict[str, str]]:
     """The unit of work of each subject, and the subjects that cannot be read; see `fmrisynth.glm.run_glm`."""
     found, broken = _find_runs(source, subjects, config)
+    origin = read_origin(source.root)
     units = {
         subject: Unit(
             f"sub-{subject}", {"files": files_of(runs), "timing or names": runs},
-            partial(fit_subject_runs, subject, runs, out, config), index_path(subject), Path(f"sub-{subject}"),
+            partial(fit_subject_runs, subject, runs, out, config, origin), index_path(subject), Path(f"sub-{subject}"),
         )
         for subject, runs in found.items()
     }  # fmt: skip
@@ -171,7 +173,7 @@ def localise_formula(formula: str, known: set[str], tasks: set[str]) -> str:
     return re.sub(rf"{HCP_NAME.pattern}|[A-Za-z]\w*", replace, formula)
 
 
-def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmConfig) -> dict[str, Any]:
+def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmConfig, origin: Origin) -> dict[str, Any]:
     """Fit a subject's runs, one model per task, and write its contrasts.
 
     A task that cannot be fitted takes nothing from the others; ``failed`` of what is returned says why.
@@ -184,7 +186,7 @@ def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmCo
     reasons = {}
     for task, own in _by_task(runs).items():
         try:
-            rows += _fit_task(base, task, own, out, config)
+            rows += _fit_task(base, task, own, out, config, origin)
         except FmrisynthError as error:
             reasons[task] = str(error)
     if not rows:
@@ -197,7 +199,7 @@ def fit_subject_runs(subject: str, runs: Sequence[Run], out: Path, config: GlmCo
 
 
 def _fit_task(
-    base: naming.Entities, task: str, runs: Sequence[Run], out: Path, config: GlmConfig
+    base: naming.Entities, task: str, runs: Sequence[Run], out: Path, config: GlmConfig, origin: Origin
 ) -> list[dict[str, Any]]:
     """Fit one task of a subject and write its contrasts; a task without a contrast's conditions gives none of it."""
     conditions = list(dict.fromkeys(condition_names(runs).values()))
@@ -237,6 +239,7 @@ def _fit_task(
             "SmoothingFWHM": config.resolved_smoothing_fwhm_mm, "SignalScaling": "percent of the voxel's run mean",
             "Sources": [run.name for run in runs], "FrameTimes": [run.check()[1].clock for run in runs],
             "DroppedFrames": [run.n_dropped for run in fitted.runs], "Doubts": list(fitted.doubts),
+            **origin.sidecar(),
         }  # fmt: skip
         rows.append(
             write_subject_contrast(out, base, task_word, contrast, estimate, fitted.mask_XYZ, grid, about)
@@ -245,5 +248,5 @@ def _fit_task(
     if config.reports:
         from fmrisynth.glm.pages import write_run_page
 
-        write_run_page(out, base, task, fitted, rows, config)
+        write_run_page(out, base, task, fitted, rows, config, origin)
     return rows

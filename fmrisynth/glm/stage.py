@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids import naming
+from fmrisynth.bids.origin import read_origin
 from fmrisynth.bids.sources import choose_subjects
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, block_files, common_grid, is_synthetic, read_subject, subjects_of, table_rows
@@ -60,7 +61,7 @@ def run_stage(
         raise _nothing_done(dataset, failed)
     stage = Stage.begin(
         "glm", out, config, sources=[dataset], known=[f"sub-{subject}" for subject in known], force=force,
-        title=f"GLM maps of {dataset.name}",
+        title=f"GLM maps of {dataset.name}", origin=read_origin(dataset),
         readme=f"GLM maps written by `fmrisynth glm --unit {config.unit}`. Effects are percent signal change.",
     )  # fmt: skip
     stage.failed |= broken
@@ -130,7 +131,7 @@ SINGLE_SUBJECT_Z = (
 def _fit_block_subject(
     subject: str, blocks: list[Block], contrasts: Sequence[Contrast], out: Path, config: GlmConfig
 ) -> dict[str, Any]:
-    entities = blocks[0].entities
+    entities, origin = blocks[0].entities, read_origin(blocks[0].root)
     base = naming.Entities(sub=subject, ses=entities.get("ses"), space=blocks[0].space, res=entities.get("res"))
     if not contrasts:
         raise FmrisynthError(f"sub-{subject}: has none of the conditions that the contrasts need.")
@@ -149,6 +150,7 @@ def _fit_block_subject(
             "SmoothingFWHM": config.resolved_smoothing_fwhm_mm,
             "SignalScaling": "percent of the block's reference volume",
             "Estimates": estimates(blocks, dict(contrast.weights), config), "StatisticNote": SINGLE_SUBJECT_Z,
+            **origin.sidecar(),
         }  # fmt: skip
         rows.append(
             write_subject_contrast(out, base, contrast_task(contrast), contrast, estimate, mask_XYZ, grid, about)
@@ -157,7 +159,7 @@ def _fit_block_subject(
     if config.reports:
         from fmrisynth.glm.pages import write_block_page
 
-        write_block_page(out, base, blocks, rows, mask_XYZ, grid, config)
+        write_block_page(out, base, blocks, rows, mask_XYZ, grid, config, origin)
     write_index(out, subject, rows)
     return {"entities": asdict(base), "rows": rows}
 
@@ -205,6 +207,7 @@ def _group_map(
     about = {
         "Contrast": formula, "Model": model, "Subjects": len(rows),
         f"{unit.capitalize()}s": sum(int(row["n_blocks"]) for row in rows.values()),
+        **read_origin(out).sidecar(),
     }  # fmt: skip
     peak = write_maps(
         out, paths, estimate, mask_XYZ, grid_of(effect_paths[0], entities[min(rows)].space or "scanner"), about

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fmrisynth.bids.origin import Origin, parse_origin
 from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.config.train import ModelConfig, ObjectiveConfig
 from fmrisynth.errors import FmrisynthError
@@ -56,6 +57,9 @@ class ModelCard:
         SHA-256 of the training settings and of the tokenizer's description.
     weights_sha256 : str
         Of ``ema.safetensors``; empty in cards of earlier versions, whose weights are then not checked.
+    trained_on : dict
+        ``origin`` (`fmrisynth.bids.origin.Origin` as JSON), how many subjects and blocks, digest of their index, and the
+        timing of each condition's blocks.
     """
 
     step: int
@@ -70,6 +74,15 @@ class ModelCard:
     weights_sha256: str = ""
     trained_on: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def origin(self) -> Origin:
+        """What samples of the model are: synthetic, and what it was trained on."""
+        said = self.trained_on.get("origin")
+        if not isinstance(said, dict):
+            return Origin("synthetic")
+        amount = {"Subjects": self.trained_on.get("n_subjects"), "Blocks": self.trained_on.get("n_instances")}
+        return parse_origin(said | amount).sampled()
 
     def build(self, brain_XYZ: Tensor | None = None) -> nn.Module:
         """The network, freshly initialised."""
@@ -171,6 +184,7 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError("latent_mean and latent_std are not usable")
     if next(iter(card.labels), None) != "condition" or not card.labels["condition"]:
         raise ValueError("it names no condition")
+    card.origin  # noqa: B018  # refuses what is none
 
 
 def _check_weights(path: Path, card: ModelCard) -> None:

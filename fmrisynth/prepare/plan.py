@@ -10,6 +10,7 @@ from fmrisynth.bids.discover import open_source
 from fmrisynth.bids.events import conditions_of_task, find_blocks
 from fmrisynth.bids.headers import Header
 from fmrisynth.bids.naming import Entities
+from fmrisynth.bids.origin import Origin, read_origin
 from fmrisynth.bids.runs import Run, Timing, check_mask
 from fmrisynth.bids.sources import Source, clean_label
 from fmrisynth.conditions import ConditionTable, fold, load_table, make_label, suggest
@@ -37,6 +38,8 @@ class Job:
         Conditions asked for; None asks for every condition that occurs.
     families : mapping
         Subject -> family.
+    origin : Origin
+        What the input says that it is.
     """
 
     source: Source
@@ -44,6 +47,7 @@ class Job:
     table: ConditionTable
     labels: tuple[str, ...] | None
     families: Mapping[str, str]
+    origin: Origin
 
     def split_of(self, subject: str) -> str:
         """The subject's split."""
@@ -115,7 +119,7 @@ def open_job(root: Path, config: PrepareConfig) -> Job:
     if asked == ():
         known = source.kind == "hcp" or any(table.task_conditions(task) for task in source.tasks())
         asked = tuple(table.default_labels) if known else None
-    return Job(source, config, table, asked, families)
+    return Job(source, config, table, asked, families, read_origin(root))
 
 
 def _labels(given: Sequence[str], table: ConditionTable) -> tuple[str, ...]:

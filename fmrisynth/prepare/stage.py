@@ -75,7 +75,7 @@ def prepare_dataset(
     check_labels(job, subjects)
     stage = Stage.begin(
         "prepare", out, config, sources=[source], known=[f"sub-{subject}" for subject in known], free=OPERATIONAL,
-        title="fmrisynth block dataset", readme=README, force=force,
+        title="fmrisynth block dataset", readme=README, origin=job.origin, force=force,
     )  # fmt: skip
     stage.each(
         subjects,
@@ -216,6 +216,7 @@ def _write_run(
                 "PhaseEncoding": run.source.phase_encoding or "n/a",
                 "ConfigHash": job.config.digest(),
             },
+            origin=job.origin,
         )  # fmt: skip
         rows.append(asdict(replace(written, root=Path())) | {"root": "", "bold": written.bold.as_posix()})
     return rows

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fmrisynth import __version__
+from fmrisynth.bids.origin import Origin
 
 Status = Literal["pass", "warn", "fail", "info"]
 
@@ -126,6 +127,20 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Banner:
+    """What must be read before anything else; `loud` where nobody was measured."""
+
+    text: str
+    loud: bool
+
+
+def banner_of(*origins: Origin) -> Banner:
+    """What the data of a page are, each kind said once."""
+    texts = list(dict.fromkeys(origin.statement for origin in origins))
+    return Banner(" ".join(texts), any(origin.is_phantom for origin in origins))
+
+
+@dataclass(frozen=True)
 class Page:
     """A whole report."""
 
@@ -133,6 +148,7 @@ class Page:
     subtitle: str
     sections: Sequence[Section]
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    banner: Banner | None = None
 
 
 def embed(figure, *, dpi: int = 140) -> str:

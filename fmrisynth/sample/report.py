@@ -31,7 +31,7 @@ from fmrisynth.progress import count
 from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, render_page
 from fmrisynth.report.brain import display_range, glass_brains, mosaic
 from fmrisynth.report.figures import matrix_figure
-from fmrisynth.report.html import Card
+from fmrisynth.report.html import Card, banner_of
 from fmrisynth.report.style import LINE, SOFT, SYNTHETIC, new_figure, styled
 from fmrisynth.sample.plan import SampleRequest
 
@@ -138,6 +138,7 @@ def write_report(
             Section("Settings", _settings_table(config, settings)),
             Section("Provenance", _provenance(settings, model, tokenizer)),
         ),
+        banner=banner_of(model.card.origin),
     )
     path = out / REPORT_NAME
     write_text(path, render_page(page, timestamp=False))

@@ -49,10 +49,6 @@ _README = """Every subject of this dataset is synthetic: made by a generative mo
 One subject is one sample of one task condition: 12 frames from the onset of a block. `participants.tsv` says which
 condition and seed; each image's sidecar says which model, sampler and guidance. Intensities are BOLD-like, arbitrary units.
 """
-_PHANTOM_NOTE = (
-    "The bundled model was trained on phantom (simulated) data: use it to try the tools, not to draw conclusions about "
-    "brains. Name your own model with --checkpoint DIR."
-)
 
 
 def sample_dataset(
@@ -96,7 +92,7 @@ def _sample(out: Path, config: SampleConfig, checkpoint: Path | None, world: Wor
         _check_space(out, len(asked), tokenizer)
     stage = Stage.begin(
         "sample", out, config, settings=fixed, force=force, title="Synthetic task-fMRI by fmrisynth", readme=_README,
-        synthetic=True, write=world.is_main,
+        origin=model.card.origin, write=world.is_main,
     )  # fmt: skip
     world.barrier()  # the folder is begun
     tokenizer.to(world.device)
@@ -121,8 +117,9 @@ def _sample(out: Path, config: SampleConfig, checkpoint: Path | None, world: Wor
     if config.report:
         whole = make_requests(config.model_copy(update={"shard": (1, 1)}), model.conditions)
         lines.append(f"Report: {write_report(out, whole, config, settings, model, tokenizer)}")
+    lines.append(model.card.origin.statement)
     if checkpoint is None:
-        lines.append(_PHANTOM_NOTE)
+        lines.append("It is the bundled model, for trying the tools; name your own with --checkpoint DIR.")
     return stage.summary(lines)
 
 
@@ -293,6 +290,7 @@ class SampleMaker:
             tr_s=info.tr_s,
             attributes=self.config.attributes,
             sidecar={"Synthetic": True, "Seed": request.seed, **self.settings},
+            origin=self.model.card.origin,
             extension=f".{self.config.format}",
         )
         if self.config.save_latents:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import settle, write_json, write_text
+from fmrisynth.bids.origin import PHANTOM
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.conditions import load_table, suggest
 from fmrisynth.config.simulate import SimulateConfig
@@ -44,8 +45,7 @@ def write_cohort(out: Path, config: SimulateConfig, *, force: bool = False) -> S
     subjects = [phantom.subject(config.first_subject + i) for i in range(config.n_subjects)]
     own = {subject.label for subject in subjects}
     stage = Stage.begin(
-        "simulate", out, config, free=_FREE_TO_CHANGE, force=force, title=None if config.layout == "hcp" else NAME,
-        readme=README, synthetic=True,
+        "simulate", out, config, free=_FREE_TO_CHANGE, force=force, title=NAME, readme=README, origin=PHANTOM,
     )  # fmt: skip
     _write_people(out, phantom, own)
     if config.write_truth:
@@ -134,6 +134,7 @@ def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config:
                     source_onset_s=data.source_onset_s, neighbours=_neighbours(run, data),
                     attributes={"phase_encoding": run.direction, "sex": person.sex, "age": str(person.age)},
                     sidecar={"SourceRepetitionTime": run.tr_s, "PhaseEncoding": run.direction, "Synthetic": True},
+                    origin=PHANTOM,
                 )
             )  # fmt: skip
     finish_subject(out, subject.label, blocks)

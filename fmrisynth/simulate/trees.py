@@ -8,6 +8,7 @@ import numpy as np
 
 from fmrisynth.bids.atomic import write_text
 from fmrisynth.bids.naming import Entities
+from fmrisynth.bids.origin import PHANTOM
 from fmrisynth.bids.sidecars import write_sidecar, write_tsv
 from fmrisynth.conditions import load_table
 from fmrisynth.data.nifti import write_image
@@ -82,10 +83,13 @@ def write_bids_run(out: Path, run: PhantomRun) -> None:
         {
             "TaskName": run.task.lower(), "RepetitionTime": run.tr_s, "SkullStripped": False, "Resolution": resolution,
             "PhaseEncodingDirection": "i" if run.direction == "RL" else "i-", "StartTime": run.tr_s / 2, "Synthetic": True,
-        },
+        } | PHANTOM.sidecar(),
     )  # fmt: skip
     write_image(out / entities.path("mask", ".nii.gz", desc="brain"), run.subject.mask_XYZ, grid.affine, dtype="uint8")
-    write_sidecar(out / entities.path("mask", ".json", desc="brain"), {"Type": "Brain", "Resolution": resolution})
+    write_sidecar(
+        out / entities.path("mask", ".json", desc="brain"),
+        {"Type": "Brain", "Resolution": resolution} | PHANTOM.sidecar(),
+    )
     signals = write_run(bold, run)
     _write_confounds(out / bids_confounds(run), run, signals)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids.atomic import write_json, write_text
+from fmrisynth.bids.origin import Origin, read_origin
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.data.blocks import Block, BlockData, read_subject
 from fmrisynth.errors import FmrisynthError
@@ -55,7 +56,7 @@ def make_report(
     lines = summary_lines(found)
     if tokenizer.info.provenance.get("split", "train") == "all":
         lines.append("The tokenizer was fitted to all blocks of its dataset, so these subjects may not be unseen.")
-    write_text(out / REPORT_HTML, render(found, tokenizer, lines))
+    write_text(out / REPORT_HTML, render(found, tokenizer, lines, read_origin(prepared)))
     identity = {"sha256": tokenizer.info.sha256, "split": config.report_split, "subjects": list(subjects)}
     write_json(out / METRICS_JSON, {"identity": identity, "lines": lines, "metrics": as_json(found)})
     return lines
@@ -104,11 +105,11 @@ def as_json(found: HeldOut) -> dict[str, Any]:
     return {name: plain(getattr(found, name)) for name in names}
 
 
-def render(found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str]) -> str:
+def render(found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str], origin: Origin) -> str:
     """The HTML page."""
     from fmrisynth.report.brain import mosaic
     from fmrisynth.report.figures import courses_figure, lines_figure
-    from fmrisynth.report.html import Card, Cards, Figure, Page, Section, Table, Text, render_page
+    from fmrisynth.report.html import Card, Cards, Figure, Page, Section, Table, Text, banner_of, render_page
 
     info = tokenizer.info
     cards = [
@@ -169,7 +170,9 @@ def render(found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str]) -> str:
         ("kind", info.kind), ("normalisation", info.normalisation), ("held-out subjects", str(found.n_subjects)),
         ("blocks", str(found.n_blocks)), ("latents", " x ".join(map(str, info.latent_shape))), ("sha256", info.sha256[:12]),
     ]  # fmt: skip
-    return render_page(Page("Tokenizer report", "What is lost between volumes and latents", sections, facts))
+    return render_page(
+        Page("Tokenizer report", "What is lost between volumes and latents", sections, facts, banner_of(origin))
+    )
 
 
 def _at(values: np.ndarray | None, index: int) -> float | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fmrisynth.bids.naming import Entities, parse_entities, subject_latents, subject_scans
+from fmrisynth.bids.origin import read_origin
 from fmrisynth.bids.sources import choose_subjects
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.data.blocks import (
@@ -38,6 +39,7 @@ from fmrisynth.tokenize.source import BlockSource, load_on_grid, to_frames
 
 FIT_FOLDER = "fit"
 RECONSTRUCTED_FOLDER = "reconstructed"
+README = "Latents for `fmrisynth train`: `sub-*_latents.tsv` lists the blocks, `tokenizer/` decodes them."
 FIT_KEYS = ("seed", "normalisation", "model", "fit", "max_fit_blocks", "statistics_blocks", "init")
 OPERATIONAL_KEYS = ("checkpoint_every", "log_every")
 
@@ -86,7 +88,7 @@ def tokenize_dataset(
         settings = {"tokenizer": load_tokenizer(given).info.sha256}
     stage = Stage.begin(
         "tokenize", out, config, sources=[prepared], known=[f"sub-{subject}" for subject in known], settings=settings,
-        force=force,
+        title=f"Latents of {prepared.resolve().name}", readme=README, origin=read_origin(prepared), force=force,
     )  # fmt: skip
     try:
         found = stage.do(_given(stage, given) if given is not None else _fitted(stage, prepared, known, config))
@@ -151,7 +153,7 @@ def decode_latents(
     stage = Stage.begin(
         "decode", out, config, sources=[latents], known=[f"sub-{subject}" for subject in dataset.subjects],
         settings={"tokenizer": tokenizer.info.sha256, "own anatomy": prepared is not None},
-        title="Reconstructions from latents", readme="Decoded by fmrisynth.", force=force,
+        title="Reconstructions from latents", readme="Decoded by fmrisynth.", origin=read_origin(latents), force=force,
     )  # fmt: skip
 
     def decode(subject: str) -> None:
@@ -204,6 +206,7 @@ def _decode_subject(
                 out, entities, names.get("desc", "block"), BlockData(bold, reference, mask), info.grid,
                 condition=row.condition, onset_s=row.onset_s, duration_s=row.duration_s, tr_s=row.tr_s, split=row.split,
                 attributes=row.attributes, source=row.filename, sidecar={"TokenizerSHA256": info.sha256},
+                origin=read_origin(dataset.root),
             )
         )  # fmt: skip
     finish_subject(out, subject, written)

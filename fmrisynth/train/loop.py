@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fmrisynth.bids.atomic import write_text
 from fmrisynth.bids.lock import exclusive
+from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.load import dump_yaml
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.diffusion.ema import Ema
@@ -393,6 +394,7 @@ class Trainer:
             config_digest=self.config.digest(),
             tokenizer_digest=self.latents.tokenizer_digest,
             trained_on={
+                "origin": read_origin(self.latents.root).to_json(),
                 "n_instances": len(self.train_set),
                 "n_subjects": len({self.latents.dataset.rows[i].subject for i in self.train_set}),
                 "index_digest": self.latents.index_digest,

@@ -9,8 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from fmrisynth.bids.origin import KEY, parse_origin, read_origin
 from fmrisynth.cli.main import main, run
 from fmrisynth.data.blocks import read_blocks, subjects_of
+from fmrisynth.models.checkpoint import load_denoiser
 
 
 def call(*words: object) -> int:
@@ -71,6 +73,26 @@ def test_group_level_compares_with_a_synthetic_cohort(app_out, phantom_bids):
     assert "<html" in (app_out / "evaluation" / "report.html").read_text()
 
 
+def test_every_output_says_that_nobody_was_measured(app_out):
+    """Of the levels before: blocks, maps, samples, comparison, and every page."""
+    sidecars = [path for path in app_out.rglob("sub-*.json") if "logs" not in path.parts]
+    assert len(sidecars) > 30
+    assert [path for path in sidecars if not is_phantom(path)] == []
+    descriptions = list(app_out.rglob("dataset_description.json"))
+    assert {path.parent.relative_to(app_out).as_posix() for path in descriptions} == {
+        ".", "latents", "glm", "synthetic", "synthetic-glm", "evaluation",
+    }  # fmt: skip
+    assert all(is_phantom(path) for path in descriptions)
+    pages = list(app_out.rglob("*.html"))
+    assert pages
+    assert [page for page in pages if 'class="banner loud"' not in page.read_text()] == []
+    assert "Synthetic against phantom task fMRI" in (app_out / "evaluation" / "report.html").read_text()
+
+
+def is_phantom(path: Path) -> bool:
+    return parse_origin(json.loads(path.read_text())[KEY]).is_phantom
+
+
 def test_group_level_before_participant_level_is_refused(phantom_bids, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     assert call(phantom_bids, tmp_path / "out", "group") == 1
@@ -91,6 +113,9 @@ def test_own_model_from_own_blocks(app_out, tmp_path):
     (block,) = read_blocks(synthetic)
     assert block.condition == "motor_rh"
     assert np.isfinite(block.load().bold_XYZT).all()
+    assert is_phantom(latents / "dataset_description.json")
+    assert read_origin(synthetic).statement == load_denoiser(model).card.origin.statement
+    assert "phantom (simulated) data (" in read_origin(synthetic).statement
 
 
 def test_dry_run_from_a_relative_path_lists_and_writes_nothing(phantom_bids, labels, tmp_path, monkeypatch, capsys):
