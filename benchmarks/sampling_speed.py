@@ -27,7 +27,7 @@ from fmrisynth.config.sample import SampleConfig
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.models.build import build_denoiser
 from fmrisynth.sample.plan import make_requests
-from fmrisynth.sample.run import SampleMaker, _settings, load_model
+from fmrisynth.sample.run import Drawer, SampleMaker, load_model
 from fmrisynth.stage import Stage
 
 CHANNELS, GRID = 36, (12, 16, 16)
@@ -79,16 +79,15 @@ def time_samples(
         for config in (warm, asked):
             for clock in (denoise, decode, decode_and_write):
                 clock.wall_s = clock.processor_s = 0.0
-            settings = _settings(config, model, tokenizer)
             stage = Stage("sample", Path(folder) / str(config.seed))
-            make = SampleMaker(stage, config, model, tokenizer, settings)
+            make = SampleMaker(stage, Drawer(config, model, tokenizer))
             requests = make_requests(config, model.conditions)
             with denoise.running():
-                latents_BCTXYZ = make._draw(requests, device)
+                latents_BCTXYZ = make.drawer.latents(requests, device)
             for request, latent_CTXYZ in zip(requests, latents_BCTXYZ, strict=True):
                 with decode_and_write.running():
-                    make._write(request, latent_CTXYZ)
-    return settings["SamplerSteps"], denoise, decode, decode_and_write - decode
+                    make._write(request, latent_CTXYZ, make.drawer.volumes(request, latent_CTXYZ))
+    return make.drawer.settings["SamplerSteps"], denoise, decode, decode_and_write - decode
 
 
 class Monai(nn.Module):

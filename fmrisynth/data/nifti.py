@@ -21,7 +21,7 @@ from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.bids.headers import HEADER_BYTES, Header, check_header, damage_explained, open_image, read_header
 from fmrisynth.errors import FmrisynthError
 
-__all__ = ["Header", "Image", "iterate_frames", "read_header", "read_image", "write_image"]
+__all__ = ["Header", "Image", "as_nibabel", "iterate_frames", "read_header", "read_image", "write_image"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,27 @@ def image_packer() -> zlib._Compress:
     return zlib.compressobj(level=1, wbits=31, strategy=zlib.Z_RLE)  # 31: gzip, without a name or time in the header
 
 
+def as_nibabel(array: np.ndarray, affine: np.ndarray, *, tr_s: float | None = None, mni: bool = True) -> nib.Nifti1Image:
+    """An image in memory, float32, or uint8 where the array is bool; for nilearn and nibabel."""
+    values = array.astype(np.uint8 if array.dtype == bool else np.float32, copy=False)
+    return nib.Nifti1Image(values, affine, _make_header(array.shape, values.dtype.name, affine, tr_s, mni))
+
+
+def _make_header(
+    shape: tuple[int, ...], dtype: str, affine: np.ndarray, tr_s: float | None, mni: bool
+) -> nib.Nifti1Header:
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.dtype(dtype))
+    header.set_xyzt_units("mm", "sec")
+    code = 4 if mni else 1
+    header.set_sform(affine, code)
+    header.set_qform(affine, code)
+    zooms = tuple(np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
+    header.set_zooms(zooms + ((float(tr_s or 1.0),) if len(shape) == 4 else ()))
+    return header
+
+
 def write_image(
     path: Path,
     array: np.ndarray,
@@ -153,15 +174,7 @@ def write_image(
     """
     if not np.isfinite(array).all():
         raise FmrisynthError(f"{path}: refused to write voxels that are not finite; the input or the model is broken.")
-    header = nib.Nifti1Header()
-    header.set_data_shape(array.shape)
-    header.set_data_dtype(np.dtype(dtype))
-    header.set_xyzt_units("mm", "sec")
-    code = 4 if mni else 1
-    header.set_sform(affine, code)
-    header.set_qform(affine, code)
-    zooms = tuple(np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
-    header.set_zooms(zooms + ((float(tr_s or 1.0),) if array.ndim == 4 else ()))
+    header = _make_header(array.shape, dtype, affine, tr_s, mni)
     header["vox_offset"] = HEADER_BYTES
     if dtype == "int16":
         slope = float(np.float32(np.abs(array).max(initial=0.0) / 32767.0)) or 1.0

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -80,23 +80,55 @@ def sample_dataset(
         No usable model; the folder holds samples made with other settings; too little disk space.
     """
     with join_world(config.device) as world:
-        return _sample(out, config, checkpoint, world, force)
+        return _sample(out, config, Drawer(config, *load_model(checkpoint)), world, force)
 
 
-def _sample(out: Path, config: SampleConfig, checkpoint: Path | None, world: World, force: bool) -> StageSummary:
-    model, tokenizer = load_model(checkpoint)
-    asked = make_requests(config, model.conditions)
-    settings = _settings(config, model, tokenizer)
-    fixed = settings | {"Seed": config.seed, "Format": config.format, "SaveLatents": config.save_latents}
+def save_samples(out: Path, drawer: Drawer, drawn: Mapping[SampleRequest, np.ndarray], *, force: bool = False) -> None:
+    """Write samples that were drawn before: the dataset that `sample_dataset` would write, to the last byte.
+
+    Parameters
+    ----------
+    out : Path
+        Dataset folder.
+    drawer : Drawer
+        Who drew them.
+    drawn : mapping of SampleRequest to array of shape (X, Y, Z, T)
+        The samples.
+    force : bool
+        As in `sample_dataset`.
+    """
+    make = SampleMaker(_begin(out, drawer, len(drawn), force=force), drawer)
+    for request, bold_XYZT in drawn.items():
+        make.stage.do(make.unit(request, bold_XYZT=bold_XYZT))
+    _finish(out, drawer.config, list(drawn))
+
+
+def _begin(out: Path, drawer: Drawer, n_asked: int, *, force: bool, write: bool = True) -> Stage:
+    config = drawer.config
+    fixed = drawer.settings | {"Seed": config.seed, "Format": config.format, "SaveLatents": config.save_latents}
     if not out.exists():  # a model that needs more than there is must not leave a folder
-        _check_space(out, len(asked), tokenizer)
-    stage = Stage.begin(
+        _check_space(out, n_asked, drawer.tokenizer)
+    return Stage.begin(
         "sample", out, config, settings=fixed, force=force, title="Synthetic task-fMRI by fmrisynth", readme=_README,
-        origin=model.card.origin, write=world.is_main,
+        origin=drawer.model.card.origin, write=write,
     )  # fmt: skip
+
+
+def _finish(out: Path, config: SampleConfig, asked: Sequence[SampleRequest]) -> None:
+    write_participants(out)
+    if config.preview:
+        for request in asked:
+            if request.index == config.start_index:
+                write_preview(out, request.subject)
+
+
+def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
+    model, tokenizer = drawer.model, drawer.tokenizer
+    asked = make_requests(config, model.conditions)
+    stage = _begin(out, drawer, len(asked), force=force, write=world.is_main)
     world.barrier()  # the folder is begun
     tokenizer.to(world.device)
-    make = SampleMaker(stage, config, model, tokenizer, settings)
+    make = SampleMaker(stage, drawer)
     todo = [request for request in asked if force or not stage.is_finished(make.unit(request))]
     _check_space(out, len(todo), tokenizer)
     world.barrier()  # every process has seen the same samples on disk
@@ -108,28 +140,23 @@ def _sample(out: Path, config: SampleConfig, checkpoint: Path | None, world: Wor
     if not world.is_main:
         return StageSummary()
 
-    write_participants(out)
-    if config.preview:
-        for request in asked:
-            if request.index == config.start_index:
-                write_preview(out, request.subject)
+    _finish(out, config, asked)
     lines = [f"{len(asked)} samples in {out} ({len(asked) - len(todo)} were there already)."]
     if config.report:
         whole = make_requests(config.model_copy(update={"shard": (1, 1)}), model.conditions)
-        lines.append(f"Report: {write_report(out, whole, config, settings, model, tokenizer)}")
+        lines.append(f"Report: {write_report(out, whole, config, drawer.settings, model, tokenizer)}")
     lines.append(model.card.origin.statement)
-    if checkpoint is None:
+    if model.path == bundled_model_dir():
         lines.append("It is the bundled model, for trying the tools; name your own with --checkpoint DIR.")
     return stage.summary(lines)
 
 
 def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = None) -> list[str]:
     """Lines for ``--dry-run``: what would be made."""
-    model, tokenizer = load_model(checkpoint)
-    requests = make_requests(config, model.conditions)
-    settings = _settings(config, model, tokenizer)
-    make = SampleMaker(Stage("sample", out), config, model, tokenizer, settings)
-    lines = [f"# model {model.path}, {settings['Sampler']} with {settings['SamplerSteps']} steps"]
+    drawer = Drawer(config, *load_model(checkpoint))
+    requests, settings = make_requests(config, drawer.model.conditions), drawer.settings
+    make = SampleMaker(Stage("sample", out), drawer)
+    lines = [f"# model {drawer.model.path}, {settings['Sampler']} with {settings['SamplerSteps']} steps"]
     for request in requests:
         state = "done" if make.stage.is_finished(make.unit(request)) else "to do"
         lines.append(f"# sub-{request.subject}  {request.condition.label}  seed {request.seed}  {state}")
@@ -201,61 +228,52 @@ def _settings(config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer)
     return settings
 
 
-class SampleMaker:
-    """Draws, decodes and writes samples, a bounded number at a time.
+class Drawer:
+    """Draws and decodes samples, a bounded number at a time.
 
     On a CPU every sample is made by one worker thread with one arithmetic thread, because sums round differently
-    for other batch sizes and thread counts; the workers, one per core, run side by side. On a GPU samples are
-    drawn in batches, and a thread writes one batch while the next is drawn.
+    for other batch sizes and thread counts; the workers, one per core, run side by side. On a GPU samples are drawn in
+    batches.
+
+    Attributes
+    ----------
+    config : SampleConfig
+    model : LoadedDenoiser
+    tokenizer : Tokenizer
+    settings : dict
+        What determines the voxels besides the seed.
     """
 
-    def __init__(
-        self, stage: Stage, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer, settings: dict[str, Any]
-    ) -> None:
-        self.stage, self.config, self.model, self.tokenizer, self.settings = stage, config, model, tokenizer, settings
+    def __init__(self, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> None:
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.settings = _settings(config, model, tokenizer)
 
-    def unit(self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None = None) -> Unit:
-        """One sample as a unit of work; drawn when it is made, if not before."""
+    def draw(
+        self, requests: Sequence[SampleRequest], device: torch.device
+    ) -> Iterator[tuple[SampleRequest, np.ndarray]]:
+        """Samples with their volumes, float32 (X, Y, Z, T), in order."""
+        if device.type == "cpu":
+            yield from self.side_by_side(lambda request: (request, self.volumes(request)), requests)
+        else:
+            for batch in self.batches(requests, device):
+                yield from ((request, self.volumes(request, latent)) for request, latent in batch)
 
-        def make() -> None:
-            drawn = self._draw([request], torch.device("cpu"))[0] if latent_CTXYZ is None else latent_CTXYZ
-            self._write(request, drawn)
-
-        return Unit(
-            f"sub-{request.subject}", {"seed": request.seed}, make, naming.subject_scans(request.subject),
-            Path(f"sub-{request.subject}"),
-        )  # fmt: skip
-
-    def on_cpu(self, requests: Sequence[SampleRequest]) -> Iterator[SampleRequest]:
-        """Make samples side by side, yielding each one as it is on disk, in order."""
+    def side_by_side(self, work: Callable[[SampleRequest], B], requests: Sequence[SampleRequest]) -> Iterator[B]:
+        """Do something with each request on the cores of this machine; results in order."""
         n_workers = max(1, min(self.config.batch_size, usable_cores()))
         one_thread = ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,))
         with threadpool_limits(1, user_api="blas"), one_thread as pool:  # PyTorch's sums, and NumPy's
-            yield from _in_order(pool, self._make_alone, requests, ahead=n_workers + 1)
+            yield from _in_order(pool, work, requests, ahead=n_workers + 1)
 
-    def on_gpu(self, requests: Sequence[SampleRequest], device: torch.device) -> Iterator[SampleRequest]:
-        """Make samples batch by batch, yielding each one as it is on disk, in order."""
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as writer:
-            batches = _in_order(writer, self._write_batch, self._draw_batches(requests, device), ahead=2)
-            for batch in batches:
-                yield from (request for request, _ in batch)
-
-    def _make_alone(self, request: SampleRequest) -> SampleRequest:
-        self.stage.do(self.unit(request))
-        return request
-
-    def _draw_batches(
+    def batches(
         self, requests: Sequence[SampleRequest], device: torch.device
     ) -> Iterator[list[tuple[SampleRequest, torch.Tensor]]]:
+        """Latents, batch by batch."""
         for batch in _batches(requests, self.config.batch_size):
-            yield list(zip(batch, self._draw(batch, device), strict=True))
+            yield list(zip(batch, self.latents(batch, device), strict=True))
 
-    def _write_batch(self, batch: list[tuple[SampleRequest, torch.Tensor]]) -> list[tuple[SampleRequest, torch.Tensor]]:
-        for request, latent_CTXYZ in batch:
-            self.stage.do(self.unit(request, latent_CTXYZ))
-        return batch
-
-    def _draw(self, batch: Sequence[SampleRequest], device: torch.device) -> torch.Tensor:
+    def latents(self, batch: Sequence[SampleRequest], device: torch.device) -> torch.Tensor:
+        """Draw the latents of some samples of one condition."""
         return generate_latents(
             self.model,
             batch[0].condition.label,
@@ -269,15 +287,69 @@ class SampleMaker:
             device=device,
         )
 
-    def _write(self, request: SampleRequest, latent_CTXYZ: torch.Tensor) -> None:
-        info = self.tokenizer.info
-        grid = info.grid
+    def volumes(self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None = None) -> np.ndarray:
+        """Volumes of one sample, (X, Y, Z, T) float32; its latents are drawn on the CPU if they are not given."""
+        latent = self.latents([request], torch.device("cpu"))[0] if latent_CTXYZ is None else latent_CTXYZ
         noise_seeds = [request.seed] if self.config.observation_noise else None
-        bold_XYZT = next(self.tokenizer.decode_blocks(latent_CTXYZ[None], noise_seeds=noise_seeds))
+        return next(self.tokenizer.decode_blocks(latent[None], noise_seeds=noise_seeds))
+
+    def timing(self, request: SampleRequest) -> tuple[float, float]:
+        """Onset after the first frame and duration of the block, seconds: the median of the training blocks."""
+        info = self.tokenizer.info
+        found = self.model.card.trained_on.get("timing", {}).get(request.condition.label, {})
+        return found.get("onset_s", 0.0), found.get("duration_s", info.tr_s * info.n_frames)
+
+
+class SampleMaker:
+    """Makes and writes samples; on a GPU a thread writes one batch while the next is drawn."""
+
+    def __init__(self, stage: Stage, drawer: Drawer) -> None:
+        self.stage, self.drawer = stage, drawer
+
+    def unit(
+        self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None = None, bold_XYZT: np.ndarray | None = None
+    ) -> Unit:
+        """One sample as a unit of work; drawn and decoded when it is made, if not before."""
+
+        def make() -> None:
+            latent = latent_CTXYZ
+            if latent is None and bold_XYZT is None:
+                latent = self.drawer.latents([request], torch.device("cpu"))[0]
+            self._write(request, latent, self.drawer.volumes(request, latent) if bold_XYZT is None else bold_XYZT)
+
+        return Unit(
+            f"sub-{request.subject}", {"seed": request.seed}, make, naming.subject_scans(request.subject),
+            Path(f"sub-{request.subject}"),
+        )  # fmt: skip
+
+    def on_cpu(self, requests: Sequence[SampleRequest]) -> Iterator[SampleRequest]:
+        """Make samples side by side, yielding each one as it is on disk, in order."""
+
+        def work(request: SampleRequest) -> SampleRequest:
+            self.stage.do(self.unit(request))
+            return request
+
+        yield from self.drawer.side_by_side(work, requests)
+
+    def on_gpu(self, requests: Sequence[SampleRequest], device: torch.device) -> Iterator[SampleRequest]:
+        """Make samples batch by batch, yielding each one as it is on disk, in order."""
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as writer:
+            batches = _in_order(writer, self._write_batch, self.drawer.batches(requests, device), ahead=2)
+            for batch in batches:
+                yield from (request for request, _ in batch)
+
+    def _write_batch(self, batch: list[tuple[SampleRequest, torch.Tensor]]) -> list[tuple[SampleRequest, torch.Tensor]]:
+        for request, latent_CTXYZ in batch:
+            self.stage.do(self.unit(request, latent_CTXYZ))
+        return batch
+
+    def _write(self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None, bold_XYZT: np.ndarray) -> None:
+        config, info = self.drawer.config, self.drawer.tokenizer.info
+        grid = info.grid
         entities = naming.Entities(
             sub=request.subject, task=request.condition.task, space=grid.space, res=grid.resolution
         )
-        timing = self.model.card.trained_on.get("timing", {}).get(request.condition.label, {})
+        onset_s, duration_s = self.drawer.timing(request)
         block = write_block(
             self.stage.out,
             entities,
@@ -285,15 +357,15 @@ class SampleMaker:
             BlockData(bold_XYZT, info.reference_XYZ, info.mask_XYZ),
             grid,
             condition=request.condition.label,
-            onset_s=timing.get("onset_s", 0.0),
-            duration_s=timing.get("duration_s", info.tr_s * info.n_frames),
+            onset_s=onset_s,
+            duration_s=duration_s,
             tr_s=info.tr_s,
-            attributes=self.config.attributes,
-            sidecar={"Synthetic": True, "Seed": request.seed, **self.settings},
-            origin=self.model.card.origin,
-            extension=f".{self.config.format}",
+            attributes=config.attributes,
+            sidecar={"Synthetic": True, "Seed": request.seed, **self.drawer.settings},
+            origin=self.drawer.model.card.origin,
+            extension=f".{config.format}",
         )
-        if self.config.save_latents:
+        if config.save_latents and latent_CTXYZ is not None:
             shard, _ = naming.subject_latents(request.subject)
             write_bytes(self.stage.out / "latents" / shard, save_tensors({"latents": latent_CTXYZ[None].contiguous()}))
         finish_subject(self.stage.out, request.subject, [block])
