@@ -26,19 +26,19 @@ def command_line() -> str:
     """The page of all commands, from the functions of the Typer application."""
     from fmrisynth.cli.app import app
 
-    commands = {info.name or info.callback.__name__: info.callback for info in app.registered_commands}
+    commands = {info.name or info.callback.__name__: info for info in app.registered_commands}
     parts = [
         "# Command line",
         "Written from the program itself. Every command answers `--help`, `fmrisynth --version` shows the version, and options "
         "may be spelt with underscores. Exit status: 0 all done; 1 something failed, and everything else was written; 2 the "
         "request was wrong; 70 a bug; 130 interrupted.",
     ]
-    for name in (*STAGES, "bids-app"):
-        parts += _command(name, commands[name])
+    for name in (*STAGES, "conditions", "check", "bids-app"):
+        parts += _command(name, commands[name].callback, commands[name].epilog)
     return "\n\n".join(parts) + "\n"
 
 
-def _command(name: str, function: Callable[..., Any]) -> Iterator[str]:
+def _command(name: str, function: Callable[..., Any], example: str) -> Iterator[str]:
     arguments, options = [], []
     hints = typing.get_type_hints(function, include_extras=True)
     for parameter in inspect.signature(function).parameters.values():
@@ -52,7 +52,8 @@ def _command(name: str, function: Callable[..., Any]) -> Iterator[str]:
         spelt = [text for text in (info.default, *(info.param_decls or ())) if str(text).startswith("-")]
         names = spelt or [f"--{parameter.name.strip('_').replace('_', '-')}"]
         required = parameter.default is inspect.Parameter.empty
-        default = "" if required or parameter.default in (None, False, True, 0) else f" Default: `{parameter.default}`."
+        shown = info.show_default if isinstance(info.show_default, str) else parameter.default
+        default = "" if required or shown in (None, False, True, 0) else f" Default: {_sentence(str(shown))}."
         spelling = ", ".join(f"`{text}`" for text in "/".join(names).split("/"))
         takes = "" if info.count else f"`{info.metavar}`" if info.metavar else _takes(kind)
         options.append((spelling, takes, _sentence(info.help) + " (required)" * required + default))
@@ -61,10 +62,11 @@ def _command(name: str, function: Callable[..., Any]) -> Iterator[str]:
     yield f"## {'As a BIDS App' if app else name}"
     yield _sentence(function.__doc__)
     yield f"```text\nfmrisynth {usage} [OPTIONS]\n```"
-    if not app:
+    yield f"Example: `{example.removeprefix('Example: ')}`"
+    if arguments and not app:
         yield _table(("argument", ""), [(f"`{place}`", about) for place, about in arguments])
     yield _table(("option", "takes", ""), options)
-    if not app:
+    if name in STAGES:
         yield f"All settings of this command: [configuration](configuration.md#{name})."
 
 

@@ -194,9 +194,7 @@ def evaluate(
     from fmrisynth.evaluate import evaluate_datasets
 
     resolved = settings_of(EvaluateConfig, "evaluate", settings, config)
-    summary = evaluate_datasets(
-        _path(out), real=_path(real), synthetic=_path(synthetic), config=resolved, force=force
-    )
+    summary = evaluate_datasets(_path(out), real=_path(real), synthetic=_path(synthetic), config=resolved, force=force)
     return _result(EvaluationResult, out, summary)
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+
 def load(model: str | Path = BUNDLED) -> Model:
     """Load a model: the bundled one, a model directory, or the output of `train` (its newest checkpoint).
 

@@ -5,13 +5,14 @@ Stage modules are imported inside the commands, so that ``fmrisynth --help`` nee
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmrisynth import __version__
-from fmrisynth.cli import options
+from fmrisynth.cli import options, plans
 from fmrisynth.cli.options import (
     ConfigFile,
     Device,
@@ -21,7 +22,16 @@ from fmrisynth.cli.options import (
     ParticipantLabels,
     Seed,
     Verbose,
+    setting,
 )
+from fmrisynth.config.app import AppConfig
+from fmrisynth.config.evaluate import EvaluateConfig
+from fmrisynth.config.glm import GlmConfig
+from fmrisynth.config.prepare import PrepareConfig
+from fmrisynth.config.sample import SampleConfig
+from fmrisynth.config.simulate import SimulateConfig
+from fmrisynth.config.tokenize import TokenizeConfig
+from fmrisynth.config.train import TrainConfig
 from fmrisynth.errors import UsageError
 
 app = typer.Typer(
@@ -32,6 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+LEVELS = ("participant", "group")
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result; created, and continued if it exists.")]
 
@@ -51,16 +63,31 @@ def _root(
     """Synthesise whole-brain 4D task-fMRI on request, and prove it with GLM maps."""
 
 
-@app.command(rich_help_panel="Data")
+@app.command(
+    rich_help_panel="Data", epilog="Example: fmrisynth simulate phantom/ --layout bids --n-subjects 4 --tasks MOTOR"
+)
 def simulate(
     out: Out,
-    layout: Annotated[str | None, typer.Option(help="hcp, bids or blocks (skip the runs).")] = None,
-    n_subjects: Annotated[int | None, typer.Option(min=1, help="Number of subjects.")] = None,
-    tasks: Annotated[list[str] | None, typer.Option(help="HCP tasks, for example WM GAMBLING; all by default.")] = None,
-    resolution: Annotated[float | None, typer.Option(help="Voxel side in mm: 2 or 3.")] = None,
-    tr: Annotated[float | None, typer.Option(help="Repetition time in seconds.")] = None,
-    activations: Annotated[Path | None, typer.Option(help="TSV: parcels x conditions, effect sizes.")] = None,
-    atlas: Annotated[Path | None, typer.Option(help="Label image that the parcels refer to (MNI).")] = None,
+    layout: Annotated[
+        str | None, setting(SimulateConfig, "layout", help="What is written; blocks skips the runs.")
+    ] = None,
+    n_subjects: Annotated[int | None, setting(SimulateConfig, "n_subjects", min=1, help="Number of subjects.")] = None,
+    tasks: Annotated[
+        list[str] | None, setting(SimulateConfig, "tasks", help="HCP tasks, for example WM GAMBLING")
+    ] = None,
+    resolution: Annotated[
+        float | None, setting(SimulateConfig, "resolution_mm", help="Voxel side in mm: 2 or 3.")
+    ] = None,
+    tr: Annotated[float | None, setting(SimulateConfig, "tr_s", help="Repetition time in seconds.")] = None,
+    activations: Annotated[
+        Path | None,
+        setting(
+            SimulateConfig, "activations", help="TSV: parcels x conditions, effect sizes.", default="the built-in ones"
+        ),
+    ] = None,
+    atlas: Annotated[
+        Path | None, setting(SimulateConfig, "atlas", help="Label image that the parcels refer to (MNI).")
+    ] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
@@ -69,7 +96,6 @@ def simulate(
     verbose: Verbose = 0,
 ) -> int:
     """Write a phantom cohort: realistic task-fMRI whose truth is known, no data-use agreement needed."""
-    from fmrisynth.config.simulate import SimulateConfig
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -79,29 +105,37 @@ def simulate(
     )  # fmt: skip
     options.check_out(out)
     if dry_run:
-        options.show_config(resolved)
-        return 0
+        return options.show_plan(resolved, plans.simulation(out, resolved))
     from fmrisynth.simulate import simulate_cohort
 
     return options.finish(simulate_cohort(out, resolved, force=force))
 
 
-@app.command(rich_help_panel="Data")
+@app.command(rich_help_panel="Data", epilog="Example: fmrisynth prepare /data/HCP1200 blocks/")
 def prepare(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="HCP tree, BIDS dataset or fMRIPrep derivatives.")],
     out: Out,
-    layout: Annotated[str | None, typer.Option(help="auto, hcp or bids.")] = None,
+    layout: Annotated[str | None, setting(PrepareConfig, "layout", help="Layout of INPUT.")] = None,
     native: Annotated[
-        bool | None, typer.Option("--native", help="Keep each subject's own space (no MNI needed).")
+        bool | None, setting(PrepareConfig, "native", "--native", help="Keep each subject's own space (no MNI needed).")
     ] = None,
     condition: Annotated[
         list[str] | None,
-        typer.Option(help="Only these conditions (repeat); default: the paper's seven, or all found."),
+        setting(
+            PrepareConfig,
+            "conditions",
+            help="Only these conditions (repeat).",
+            default="the paper's seven, or all found",
+            autocompletion=options.complete_conditions,
+        ),
     ] = None,
     condition_table: Annotated[
-        Path | None, typer.Option(help="Your own condition table (YAML), merged over ours.")
+        Path | None,
+        setting(PrepareConfig, "condition_table", help="Your own condition table (YAML), merged over ours."),
     ] = None,
-    bids_database_dir: Annotated[Path | None, typer.Option(help="A pybids index, built once and read-only.")] = None,
+    bids_database_dir: Annotated[
+        Path | None, setting(PrepareConfig, "bids_database_dir", help="A pybids index, built once and read-only.")
+    ] = None,
     participant_label: ParticipantLabels = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -111,7 +145,6 @@ def prepare(
     verbose: Verbose = 0,
 ) -> int:
     """Cut runs into a block dataset: 3 mm, 1.44 s, 12 frames from every block onset."""
-    from fmrisynth.config.prepare import PrepareConfig
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -123,24 +156,32 @@ def prepare(
     from fmrisynth.prepare import plan_prepare, prepare_dataset
 
     if dry_run:
-        options.show_config(resolved)
-        for line in plan_prepare(source, resolved, participant_labels=participant_label):
-            typer.echo(line)
-        return 0
+        return options.show_plan(resolved, plan_prepare(source, resolved, participant_labels=participant_label))
     return options.finish(prepare_dataset(source, out, resolved, participant_labels=participant_label, force=force))
 
 
-@app.command(rich_help_panel="Model")
+@app.command(rich_help_panel="Model", epilog="Example: fmrisynth tokenize blocks/ latents/")
 def tokenize(
     prepared: Annotated[Path, typer.Argument(metavar="PREPARED", help="A block dataset.")],
     out: Out,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="Use this tokenizer (a folder, or the word bundled) instead of fitting one."),
+        typer.Option(
+            help="Use this tokenizer (a folder, or the word bundled) instead of fitting one.", show_default="fit one"
+        ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Kind and size of tokenizer to fit.")] = None,
-    init: Annotated[Path | None, typer.Option(help="Start the fit from this tokenizer or ALDM state dict.")] = None,
-    normalisation: Annotated[str | None, typer.Option(help="dynamics or global.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Kind and size of tokenizer to fit.",
+            show_default="patch-overlap",
+            autocompletion=options.complete_presets("tokenize"),
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None, setting(TokenizeConfig, "init", help="Start the fit from this tokenizer or ALDM state dict.")
+    ] = None,
+    normalisation: Annotated[str | None, setting(TokenizeConfig, "normalisation", help="Of the intensities")] = None,
     participant_label: ParticipantLabels = None,
     device: Device = None,
     config: ConfigFile = None,
@@ -151,7 +192,6 @@ def tokenize(
     verbose: Verbose = 0,
 ) -> int:
     """Fit a tokenizer (4x per side) unless one is given, and encode every block to latents."""
-    from fmrisynth.config.tokenize import TokenizeConfig
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -161,8 +201,7 @@ def tokenize(
     options.check_in(prepared, "a block dataset, as `fmrisynth prepare` writes it")
     options.check_out(out)
     if dry_run:
-        options.show_config(resolved)
-        return 0
+        return options.show_plan(resolved, plans.encoding(prepared, out, resolved, tokenizer, participant_label))
     from fmrisynth.tokenize import tokenize_dataset
 
     summary = tokenize_dataset(
@@ -171,16 +210,28 @@ def tokenize(
     return options.finish(summary)
 
 
-@app.command(rich_help_panel="Model")
+@app.command(rich_help_panel="Model", epilog="Example: fmrisynth train latents/ model/ --preset hybrid-38m")
 def train(
     latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="Latents, as `fmrisynth tokenize` writes them.")],
     out: Out,
     preset: Annotated[
-        str, typer.Option(help="Model and recipe: hybrid-38m ... hybrid-463m, unet-41m ..., smoke.")
+        str,
+        typer.Option(
+            help="Model and recipe: hybrid-38m ... hybrid-463m, unet-41m ..., smoke.",
+            autocompletion=options.complete_presets("train"),
+        ),
     ] = "hybrid-38m",
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Instances per step, over all ranks.")] = None,
-    max_hours: Annotated[float | None, typer.Option(help="Stop with a checkpoint after this many hours.")] = None,
+    steps: Annotated[
+        int | None, setting(TrainConfig, "steps", min=1, help="Optimiser steps.", default="of the preset")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        setting(TrainConfig, "batch_size", min=1, help="Instances per step, over all ranks.", default="of the preset"),
+    ] = None,
+    max_hours: Annotated[
+        float | None,
+        setting(TrainConfig, "max_hours", help="Stop with a checkpoint after this many hours.", default="no limit"),
+    ] = None,
     device: Device = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -189,7 +240,6 @@ def train(
     verbose: Verbose = 0,
 ) -> int:
     """Train the denoiser; the same command resumes. Start with torchrun or srun for many GPUs."""
-    from fmrisynth.config.train import TrainConfig
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -199,39 +249,55 @@ def train(
     options.check_in(latents, "latents, as `fmrisynth tokenize` writes them")
     options.check_out(out)
     if dry_run:
-        options.show_config(resolved)
-        return 0
+        return options.show_plan(resolved, plans.training(latents, out, resolved))
     from fmrisynth.train import train_denoiser
 
     return options.finish(train_denoiser(latents, out, resolved))
 
 
-@app.command(rich_help_panel="Model")
+@app.command(rich_help_panel="Model", epilog="Example: fmrisynth sample synthetic/ --condition gambling_loss --n 100")
 def sample(
     out: Out,
     condition: Annotated[
-        list[str] | None, typer.Option(help="Condition label, for example gambling_loss (repeat).")
+        list[str] | None,
+        setting(
+            SampleConfig,
+            "conditions",
+            help="Condition label, for example gambling_loss (repeat).",
+            autocompletion=options.complete_conditions,
+        ),
     ] = None,
     all_conditions: Annotated[
-        bool | None, typer.Option("--all-conditions", help="Every condition the model knows.")
+        bool | None,
+        setting(SampleConfig, "all_conditions", "--all-conditions", help="Every condition the model knows."),
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Samples per condition.")] = None,
+    n: Annotated[int | None, setting(SampleConfig, "n", "--n", "-n", min=1, help="Samples per condition.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Your own model; default: the bundled one, trained on phantom data.")
+        Path | None, typer.Option(help="Your own model.", show_default="the bundled one, trained on phantom data")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="ab2, ddpm, ddim, dpmpp2m, euler or heun.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.")] = None,
+    sampler: Annotated[str | None, setting(SampleConfig, "sampler", help="How the noise becomes a sample")] = None,
+    steps: Annotated[
+        int | None, setting(SampleConfig, "steps", min=1, help="Solver steps.", default="20; 1000 for ddpm")
+    ] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="1 conditional; above 1 sharper; 0 unconditional.")
+        float | None, setting(SampleConfig, "guidance", min=0, help="1 conditional; above 1 sharper; 0 unconditional.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples denoised together; never changes them.")
+        int | None, setting(SampleConfig, "batch_size", min=1, help="Samples denoised together; never changes them.")
     ] = None,
-    start_index: Annotated[int | None, typer.Option(min=0, help="Number of the first sample.")] = None,
-    shard: Annotated[str | None, typer.Option(metavar="K/N", help="Make the k-th of n shares (job arrays).")] = None,
-    save_latents: Annotated[bool | None, typer.Option("--save-latents", help="Keep latents too.")] = None,
-    report: Annotated[bool | None, typer.Option("--report", help="Write report.html: maps, courses, settings.")] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="nii.gz, or nii (no gzip).")] = None,
+    start_index: Annotated[
+        int | None, setting(SampleConfig, "start_index", min=0, help="Number of the first sample.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Make the k-th of n shares (job arrays).", show_default="1/1")
+    ] = None,
+    save_latents: Annotated[
+        bool | None, setting(SampleConfig, "save_latents", "--save-latents", help="Keep latents too.")
+    ] = None,
+    report: Annotated[
+        bool | None, setting(SampleConfig, "report", "--report", help="Write report.html: maps, courses, settings.")
+    ] = None,
+    format_: Annotated[str | None, setting(SampleConfig, "format", "--format", help="Of the images")] = None,
     device: Device = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -240,11 +306,10 @@ def sample(
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
-    """Write synthetic subjects: `fmrisynth sample --condition gambling_loss --n 100 out/`.
+    """Write synthetic subjects, one sample of one task condition each.
 
     Start with torchrun or srun to share the samples among many GPUs.
     """
-    from fmrisynth.config.sample import SampleConfig
     from fmrisynth.data.blocks import ATTRIBUTES
 
     options.set_verbosity(verbose)
@@ -259,24 +324,28 @@ def sample(
     from fmrisynth.sample import plan_samples, sample_dataset
 
     if dry_run:
-        options.show_config(resolved)
-        for line in plan_samples(out, resolved, checkpoint=checkpoint):
-            typer.echo(line)
-        return 0
+        return options.show_plan(resolved, plan_samples(out, resolved, checkpoint=checkpoint))
     return options.finish(sample_dataset(out, resolved, checkpoint=checkpoint, force=force))
 
 
-@app.command(rich_help_panel="Proof")
+@app.command(rich_help_panel="Proof", epilog="Example: fmrisynth glm blocks/ maps/ --contrast 'motor_rh - motor_lh'")
 def glm(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A block dataset, or BIDS with --unit run.")],
     out: Out,
-    unit: Annotated[str | None, typer.Option(help="block: one window per block; run: whole runs.")] = None,
+    unit: Annotated[str | None, setting(GlmConfig, "unit", help="One window per block, or whole runs")] = None,
     contrast: Annotated[
         list[str] | None,
-        typer.Option(help="Formula, for example 'motor_rh - motor_lh' (repeat); default: each condition."),
+        setting(
+            GlmConfig,
+            "contrasts",
+            help="Formula, for example 'motor_rh - motor_lh' (repeat).",
+            default="each condition",
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Only this BIDS task (unit run).")] = None,
-    split: Annotated[str | None, typer.Option(help="Only this split: train, val or test.")] = None,
+    task: Annotated[
+        str | None, setting(GlmConfig, "task", help="Only this BIDS task (unit run).", default="all")
+    ] = None,
+    split: Annotated[str | None, setting(GlmConfig, "split", help="Only this split", default="all")] = None,
     participant_label: ParticipantLabels = None,
     group: Annotated[
         bool, typer.Option("--group/--no-group", help="Leave the group maps to a later call (job arrays).")
@@ -289,7 +358,6 @@ def glm(
     verbose: Verbose = 0,
 ) -> int:
     """Subject and group activation maps, of real or synthetic data alike."""
-    from fmrisynth.config.glm import GlmConfig
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -306,13 +374,7 @@ def glm(
     options.check_in(dataset, "a block dataset (or a BIDS dataset with --unit run)")
     options.check_out(out)
     if dry_run:
-        options.show_config(resolved)
-        if resolved.unit == "run":
-            from fmrisynth.glm.runs import plan_runs
-
-            for line in plan_runs(dataset, resolved, participant_label):
-                typer.echo(line)
-        return 0
+        return options.show_plan(resolved, plans.maps(dataset, out, resolved, participant_label))
     from fmrisynth.glm import run_glm
 
     return options.finish(
@@ -320,13 +382,19 @@ def glm(
     )
 
 
-@app.command(rich_help_panel="Proof")
+@app.command(
+    rich_help_panel="Proof", epilog="Example: fmrisynth evaluate report/ --real blocks/ --synthetic synthetic/"
+)
 def evaluate(
     out: Out,
     real: Annotated[Path, typer.Option(help="Block dataset of real (or phantom) blocks.")],
     synthetic: Annotated[Path, typer.Option(help="Block dataset of synthetic blocks.")],
-    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, for the ceiling it sets.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="Phantom cohort, to compare with its planted truth.")] = None,
+    tokenizer: Annotated[
+        Path | None, setting(EvaluateConfig, "tokenizer", help="Tokenizer folder, for the ceiling it sets.")
+    ] = None,
+    truth: Annotated[
+        Path | None, setting(EvaluateConfig, "truth", help="Phantom cohort, to compare with its planted truth.")
+    ] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
@@ -335,7 +403,6 @@ def evaluate(
     verbose: Verbose = 0,
 ) -> int:
     """Compare synthetic with real: metrics.json, figures and one HTML report."""
-    from fmrisynth.config.evaluate import EvaluateConfig
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
@@ -345,18 +412,17 @@ def evaluate(
     options.check_in(synthetic, "a block dataset")
     options.check_out(out)
     if dry_run:
-        options.show_config(resolved)
-        return 0
+        return options.show_plan(resolved, plans.comparison(real, synthetic, resolved))
     from fmrisynth.evaluate import evaluate_datasets
 
     return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved, force=force))
 
 
-@app.command(rich_help_panel="Proof")
+@app.command(rich_help_panel="Proof", epilog="Example: fmrisynth check blocks/ --checkpoint model/")
 def check(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A block dataset.")],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Your own model; default: the bundled one, trained on phantom data.")
+        Path | None, typer.Option(help="Your own model.", show_default="the bundled one, trained on phantom data")
     ] = None,
     n_blocks: Annotated[int, typer.Option(min=1, help="Blocks to read, evenly spread.")] = 40,
     verbose: Verbose = 0,
@@ -379,19 +445,41 @@ def check(
     return 1 if differing else 0
 
 
-@app.command("bids-app", hidden=True)
+@app.command(rich_help_panel="Data", epilog="Example: fmrisynth conditions --checkpoint model/")
+def conditions(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Mark the conditions that this model knows.", show_default="the bundled model")
+    ] = None,
+    condition_table: Annotated[
+        Path | None,
+        setting(PrepareConfig, "condition_table", help="Your own condition table (YAML), merged over ours."),
+    ] = None,
+    verbose: Verbose = 0,
+) -> int:
+    """List the task conditions: label, task and trial type, and which of them a model can draw."""
+    options.set_verbosity(verbose)
+    options.show_table(plans.CONDITION_COLUMNS, plans.condition_rows(checkpoint, condition_table))
+    return 0
+
+
+@app.command(
+    "bids-app", hidden=True, epilog="Example: fmrisynth /data/bids out/ participant --participant-label 01 02"
+)  # fmt: skip
 def bids_app(
     bids_dir: Annotated[Path, typer.Argument(help="BIDS dataset, fMRIPrep derivatives or HCP tree.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder for the result.")],
     level: Annotated[str, typer.Argument(help="participant or group.")],
     participant_label: ParticipantLabels = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder; default: the bundled one.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder.", show_default="the bundled one")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Model for the synthetic cohort; default: the bundled one.")
+        Path | None,
+        typer.Option(help="Model for the synthetic cohort.", show_default="the bundled one, trained on phantom data"),
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Synthetic samples per condition (group).")] = 20,
     native: Annotated[bool, typer.Option("--native", help="Keep each subject's own space.")] = False,
-    bids_database_dir: Annotated[Path | None, typer.Option(help="A pybids index, built once and read-only.")] = None,
+    bids_database_dir: Annotated[
+        Path | None, setting(PrepareConfig, "bids_database_dir", help="A pybids index, built once and read-only.")
+    ] = None,
     set_: Overrides = None,
     seed: Seed = 0,
     device: Device = None,
@@ -401,11 +489,12 @@ def bids_app(
     verbose: Verbose = 0,
 ) -> int:
     """BIDS App: participant (prepare, encode, GLM, report) and group (maps, synthetic cohort, evaluation)."""
-    from fmrisynth.config.app import AppConfig
 
     options.set_verbosity(verbose)
-    if level not in ("participant", "group"):
-        raise UsageError(f"{level!r} is not an analysis level: expected participant or group.")
+    if level not in LEVELS:
+        near = get_close_matches(level, LEVELS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UsageError(f"{level!r} is not an analysis level: expected participant or group{hint}")
     resolved = options.resolve(
         AppConfig, "app", overrides=set_, seed=seed, n=n, native=native or None, device=device,
         bids_database_dir=bids_database_dir,
@@ -413,8 +502,12 @@ def bids_app(
     options.check_in(bids_dir, "a BIDS dataset, fMRIPrep derivatives or an HCP release")
     options.check_out(output_dir)
     if dry_run:
-        options.show_config(resolved)
-        return 0
+        lines = (
+            plans.participants(bids_dir, output_dir, resolved, tokenizer, participant_label)
+            if level == "participant"
+            else plans.group(output_dir, resolved, checkpoint)
+        )
+        return options.show_plan(resolved, lines)
     from fmrisynth.app import run_group, run_participants
 
     if level == "participant":

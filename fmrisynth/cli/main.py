@@ -16,7 +16,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
+import fmrisynth
+
+COMMANDS = (*fmrisynth.COMMANDS, "conditions", "check")
 LEVELS = ("participant", "group")
 BIDS_APP = "bids-app"
 LIST_OPTIONS = ("--participant-label", "--session-label", "--task-id", "--tasks")
@@ -39,8 +41,10 @@ def rewrite_argv(argv: Sequence[str]) -> list[str]:
     """
     words = _expand_lists(argv)
     first = next((word for word in words if not word.startswith("-")), None)
-    if first is not None and first not in (*COMMANDS, BIDS_APP) and any(level in words for level in LEVELS):
-        words.insert(0, BIDS_APP)
+    if first is not None and first not in (*COMMANDS, BIDS_APP):
+        has_level = any(level in words for level in LEVELS)
+        if has_level or "/" in first or os.path.isdir(first):  # a folder is no mistyped command: the level is
+            words.insert(0, BIDS_APP)
     return words
 
 

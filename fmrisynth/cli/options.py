@@ -3,20 +3,84 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
+from fmrisynth.conditions import load_table
 from fmrisynth.config.base import StageConfig
-from fmrisynth.config.load import dump_yaml, load_config
-from fmrisynth.errors import FmrisynthError
-from fmrisynth.progress import StageSummary, log
+from fmrisynth.config.load import dump_yaml, load_config, preset_names
+from fmrisynth.errors import UsageError
+from fmrisynth.progress import StageSummary, console, log
 
 C = TypeVar("C", bound=StageConfig)
 
 PANEL = "Settings"
+
+
+def setting(
+    model: type[StageConfig], name: str, *declarations: str, help: str, default: str | None = None, **more: Any
+) -> Any:
+    """An option that is a setting of a stage; help shows the setting's default, the shell completes its values.
+
+    Parameters
+    ----------
+    model, name
+        The stage's configuration, and the setting in it.
+    *declarations : str
+        Spellings; default: the parameter's name.
+    help : str
+        What it is; the values of a closed choice are added.
+    default : str, optional
+        In words, where the setting's own default says nothing.
+    **more
+        For `typer.Option`.
+    """
+    field = model.model_fields[name]
+    choices = _choices(field.annotation)
+    if choices:
+        help = f"{help.rstrip('.')}: {', '.join(choices)}."
+        more = {"autocompletion": complete(choices)} | more
+    return typer.Option(
+        *declarations, help=help, show_default=default or in_words(field.get_default(call_default_factory=True)), **more
+    )
+
+
+def in_words(value: Any) -> str | bool:
+    """A default for people; False where there is none to show."""
+    if value is None or value in ((), "", {}):
+        return False
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
+
+
+def complete(values: Iterable[str] | Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completion of an option's value in the shell."""
+
+    def begin_with(incomplete: str) -> list[str]:
+        known = values() if callable(values) else values
+        return [value for value in known if value.startswith(incomplete)]
+
+    return begin_with
+
+
+complete_conditions = complete(lambda: load_table().labels)
+
+
+def complete_presets(stage: str) -> Callable[[str], list[str]]:
+    """Completion of the presets of a stage."""
+    return complete(lambda: preset_names(stage))
+
 
 ConfigFile = Annotated[
     Path | None,
@@ -31,7 +95,10 @@ Overrides = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random number.", rich_help_panel=PANEL)]
+Seed = Annotated[
+    int | None,
+    setting(StageConfig, "seed", "--seed", help="Seed of every random number.", min=0, rich_help_panel=PANEL),
+]
 Verbose = Annotated[
     int,
     typer.Option("-v", "--verbose", count=True, help="More to read; tracebacks too.", rich_help_panel=PANEL),
@@ -41,13 +108,20 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Make finished work anew, also with other settings.", rich_help_panel=PANEL),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=PANEL)]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="auto, cpu, cuda or cuda:N.", show_default="auto", rich_help_panel=PANEL,
+        autocompletion=complete(("auto", "cpu", "cuda")),
+    ),
+]  # fmt: skip
 ParticipantLabels = Annotated[
     list[str] | None,
     typer.Option(
         "--participant-label",
         metavar="LABEL",
         help="Only these participants (a list, or repeated; sub- optional).",
+        show_default="all",
     ),
 ]
 
@@ -67,21 +141,31 @@ def resolve(
 
 
 def set_verbosity(verbose: int) -> None:
-    """Warnings always; progress and information by default; details with ``-v``."""
-    from rich.console import Console
+    """Warnings always; progress and information by default; details with ``-v``.
+
+    On a terminal log lines go through the console of the progress bar; elsewhere they are plain and never wrapped.
+    """
     from rich.logging import RichHandler
 
     level = logging.DEBUG if verbose else logging.INFO
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=verbose > 0, markup=False)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=console(), show_path=False, show_time=verbose > 0, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     log.handlers[:] = [handler]
     log.setLevel(level)
     log.propagate = False
 
 
-def show_config(config: StageConfig) -> None:
-    """Print the resolved configuration (for ``--dry-run``)."""
+def show_plan(config: StageConfig, lines: Iterable[str]) -> int:
+    """Print the resolved configuration and what would be done (for ``--dry-run``): YAML, with the plan in comments."""
     typer.echo(dump_yaml(config).rstrip())
+    for line in lines:
+        typer.echo(line if line.startswith("#") else f"# {line}")
+    return 0
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -102,17 +186,19 @@ def finish(summary: StageSummary) -> int:
     for name, reason in summary.failed.items():
         typer.echo(f"FAILED {name}: {reason}", err=True)
     if summary.failed:
-        typer.echo(f"{len(summary.failed)} failed; the others were written. Mend and run again.", err=True)
+        typer.echo(
+            f"{len(summary.failed)} failed; the others were written. Correct what is wrong and run again.", err=True
+        )
     return 1 if summary.failed else 0
 
 
 def check_out(out: Path) -> None:
     """Refuse an output path that is a file."""
     if out.exists() and not out.is_dir():
-        raise FmrisynthError(f"{out}: expected a folder for the output, found a file; name another folder.")
+        raise UsageError(f"{out}: expected a folder for the output, found a file; name another folder.")
 
 
 def check_in(path: Path, what: str) -> None:
     """Refuse an input folder that does not exist."""
     if not path.is_dir():
-        raise FmrisynthError(f"{path}: expected a folder with {what}, there is none; check the path.")
+        raise UsageError(f"{path}: expected a folder with {what}, there is none; check the path.")

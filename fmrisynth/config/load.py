@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fmrisynth.config.base import StageConfig
 from fmrisynth.errors import UsageError
@@ -62,7 +62,7 @@ def load_config(
         _merge(values, _load_preset(stage, preset))
     if file is not None:
         _merge(values, _load_file(file))
-    for item in overrides:
+    for item in sorted(overrides, key=lambda item: not item.partition("=")[0].strip().endswith(".kind")):
         key, separator, text = item.partition("=")
         if not separator or not key:
             raise UsageError(f"--set {item!r}: expected key=value, for example --set window.delay_s=2.")
@@ -70,13 +70,13 @@ def load_config(
             _put(values, key.strip(), parse_yaml(text))
         except ValueError as error:
             raise UsageError(f"--set {item!r}: the value is not valid YAML ({error}).") from None
-    for key, value in (flags or {}).items():
+    for key, value in sorted((flags or {}).items(), key=lambda item: not item[0].endswith(".kind")):
         if value is not None:
             _put(values, key, value)
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explain(model, stage, error)) from None
+        raise UsageError(_explain(model, stage, values, error)) from None
 
 
 def dump_yaml(config: StageConfig) -> str:
@@ -110,6 +110,8 @@ def _load_file(path: Path) -> dict[str, Any]:
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     for key, value in new.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            if value.get("kind") not in (None, into[key].get("kind")):
+                into[key] = {}  # settings of one kind of model mean nothing to another
             _merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
@@ -122,15 +124,72 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise UsageError(f"--set {dotted}: {parent!r} is a value, not a group of settings.")
         values = child
+    if last == "kind" and values.get(last) not in (None, value):
+        values.clear()  # as in `_merge`
     values[last] = value
 
 
-def _explain(model: type[StageConfig], stage: str, error: ValidationError) -> str:
+def _explain(model: type[StageConfig], stage: str, values: Mapping[str, Any], error: ValidationError) -> str:
+    """One sentence about the first problem, in words of ours."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = _key(first["loc"], values)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        near = get_close_matches(str(first["loc"][-1]), list(model.model_fields), n=1)
+        near = get_close_matches(key.rpartition(".")[2], _names(model), n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         return f"{stage}: there is no setting named {key!r}{hint}{more}"
-    return f"{stage}: setting {key!r} = {first.get('input')!r} is not usable: {first['msg']}{more}."
+    wording = _wording(first)
+    if not key:
+        return f"{stage}: {wording}{more}."
+    if isinstance(first.get("input"), Mapping):
+        return f"{stage}: {key}: {wording}{more}."
+    return f"{stage}: setting {key!r} = {first.get('input')!r} is not usable: {wording}{more}."
+
+
+def _key(places: Sequence[int | str], values: Any) -> str:
+    """Dotted key of a problem; the kinds that stand for a choice between models are no part of it."""
+    parts = []
+    for number, part in enumerate(places):
+        inside = isinstance(values, Mapping) and part in values
+        if isinstance(values, Mapping) and not inside and number < len(places) - 1:
+            continue
+        parts.append(str(part))
+        if inside:
+            values = values[part]
+    return ".".join(parts)
+
+
+def _names(annotation: Any) -> list[str]:
+    """Names of all settings of a model and of the models inside it."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        found = [_names(field.annotation) for field in annotation.model_fields.values()]
+        return [*annotation.model_fields, *(name for names in found for name in names)]
+    return [name for part in get_args(annotation) for name in _names(part)]
+
+
+_EXPECTED = {
+    "int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false", "string": "a text",
+    "tuple": "a list", "list": "a list", "dict": "a group of settings (key: value)", "model": "a group of settings (key: value)",
+    "mapping": "a group of settings (key: value)", "path": "a path",
+}  # fmt: skip
+_LIMITS = {
+    "greater_than": ("a number above", "gt"), "greater_than_equal": ("at least", "ge"),
+    "less_than": ("a number below", "lt"), "less_than_equal": ("at most", "le"),
+    "too_short": ("a list of at least", "min_length"), "too_long": ("a list of at most", "max_length"),
+}  # fmt: skip
+
+
+def _wording(problem: Any) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"]).rstrip(".")
+    if kind == "missing":
+        return "it has to be given"
+    if kind in _LIMITS:
+        words, name = _LIMITS[kind]
+        return f"expected {words} {context[name]:g}"
+    if kind == "literal_error":
+        return f"expected {context['expected']}"
+    if kind.startswith("union_tag"):
+        return f"expected kind to be one of {context.get('expected_tags', 'those of the reference')}"
+    return f"expected {_EXPECTED.get(kind.partition('_')[0], 'another kind of value')}"

@@ -56,5 +56,7 @@ class SampleConfig(StageConfig):
         if not 1 <= k <= n:
             raise ValueError(f"shard must be k/n with 1 <= k <= n, found {k}/{n}")
         if not self.conditions and not self.all_conditions:
-            raise ValueError("name at least one condition, or ask for all_conditions")
+            raise ValueError(
+                "name at least one condition (--condition LABEL; `fmrisynth conditions` lists them), or --all-conditions for all"
+            )
         return self

@@ -122,7 +122,9 @@ def image_packer() -> zlib._Compress:
     return zlib.compressobj(level=1, wbits=31, strategy=zlib.Z_RLE)  # 31: gzip, without a name or time in the header
 
 
-def as_nibabel(array: np.ndarray, affine: np.ndarray, *, tr_s: float | None = None, mni: bool = True) -> nib.Nifti1Image:
+def as_nibabel(
+    array: np.ndarray, affine: np.ndarray, *, tr_s: float | None = None, mni: bool = True
+) -> nib.Nifti1Image:
     """An image in memory, float32, or uint8 where the array is bool; for nilearn and nibabel."""
     values = array.astype(np.uint8 if array.dtype == bool else np.float32, copy=False)
     return nib.Nifti1Image(values, affine, _make_header(array.shape, values.dtype.name, affine, tr_s, mni))

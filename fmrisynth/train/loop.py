@@ -23,6 +23,7 @@ from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.load import dump_yaml
 from fmrisynth.config.train import TrainConfig
+from fmrisynth.data.latents import LatentDataset
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.errors import FmrisynthError, UsageError
@@ -57,6 +58,7 @@ from fmrisynth.train.validate import N_BINS, Validation
 
 def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
     """Train, or continue; see `fmrisynth.train.train_denoiser`."""
+    LatentDataset.open(latents)  # what cannot be used leaves no folder behind
     lock = exclusive(out, "training", wait=False)
     with join_world(config.device) as world:
         stage = None

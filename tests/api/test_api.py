@@ -29,7 +29,10 @@ def test_the_import_is_light():
         "heavy = {'numpy', 'torch', 'pandas', 'nibabel', 'nilearn', 'pydantic'} & set(sys.modules); print(end - start, *heavy)"
     )
     seconds, *heavy = min(
-        (subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() for _ in range(3)),
+        (
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+            for _ in range(3)
+        ),
         key=lambda words: float(words[0]),
     )
     assert heavy == []
@@ -89,6 +92,8 @@ def test_what_cannot_be_drawn_is_refused():
 def test_groups_of_settings_are_dictionaries():
     from fmrisynth.config.prepare import PrepareConfig
 
-    config = api.commands.settings_of(PrepareConfig, "prepare", {"split": {"train": 0.5, "val": 0.25, "test": 0.25}, "native": True})
+    config = api.commands.settings_of(
+        PrepareConfig, "prepare", {"split": {"train": 0.5, "val": 0.25, "test": 0.25}, "native": True}
+    )
     assert config.split.train == 0.5
     assert config.native

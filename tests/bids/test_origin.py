@@ -37,7 +37,9 @@ def test_a_phantom_stays_a_phantom_however_many_models_lie_between():
     assert not Origin("measured", "study").sampled().is_phantom
     assert not Origin("synthetic").is_phantom
     text = Origin("phantom", n_subjects=32, n_blocks=1056).sampled().sampled().statement
-    assert "synthetic data of a model that was trained on phantom (simulated) data (1,056 blocks of 32 subjects)" in text
+    assert (
+        "synthetic data of a model that was trained on phantom (simulated) data (1,056 blocks of 32 subjects)" in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,13 @@ def _nested(depth):
 
 @pytest.mark.parametrize(
     "content",
-    ["phantom", {"Kind": "real"}, {"Kind": "phantom", "Subjects": "many"}, {"Kind": "phantom", "Blocks": True}, _nested(9)],
+    [
+        "phantom",
+        {"Kind": "real"},
+        {"Kind": "phantom", "Subjects": "many"},
+        {"Kind": "phantom", "Blocks": True},
+        _nested(9),
+    ],
 )
 def test_what_is_no_origin_is_refused(tmp_path, content):
     with pytest.raises(ValueError):

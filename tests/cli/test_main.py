@@ -67,11 +67,13 @@ def test_help_and_version_succeed(arguments, capsys):
         (["train", "x", "y", "--preset", "hybrid-38"], "did you mean hybrid-38m"),
         (["sample", "out", "--condition", "gambling_loss", "--set", "gidance=2"], "did you mean guidance"),
         (["bids-app", "x", "y", "session"], "expected participant or group"),
+        (["./x", "y", "particpant"], "did you mean participant"),
+        (["train", "x", "y", "--set", "steps=many"], "expected a whole number"),
     ],
 )
 def test_usage_errors_exit_with_2(arguments, text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(arguments) == 2
+    assert run(rewrite_argv(arguments)) == 2
     error = " ".join(capsys.readouterr().err.split()).replace("│", "")
     assert text in error
     assert "Traceback" not in error
@@ -89,9 +91,9 @@ def test_usage_errors_exit_with_2(arguments, text, tmp_path, monkeypatch, capsys
         ["bids-app", "nowhere", "out", "participant"],
     ],
 )
-def test_missing_input_folder_exits_with_1_and_names_it(arguments, tmp_path, monkeypatch, capsys):
+def test_missing_input_folder_exits_with_2_and_names_it(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(arguments) == 1
+    assert run(arguments) == 2
     assert "nowhere: expected a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -99,7 +101,7 @@ def test_missing_input_folder_exits_with_1_and_names_it(arguments, tmp_path, mon
 def test_output_that_is_a_file_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").write_text("mine")
-    assert run(["sample", "out", "--condition", "gambling_loss"]) == 1
+    assert run(["sample", "out", "--condition", "gambling_loss"]) == 2
     assert "found a file" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
 

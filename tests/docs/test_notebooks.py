@@ -55,7 +55,12 @@ def test_outputs_stand_below_their_cells(notebooks, tmp_path):
     assert page.startswith("# Title\n")
     assert "```text\nsaid 3\n```" in page
     assert "   a\n0  1\n1  3" in page
-    assert page.index("Words.") < page.index("said 3") < page.index("not run") < page.index("![output of the cell](name-3.png)")
+    assert (
+        page.index("Words.")
+        < page.index("said 3")
+        < page.index("not run")
+        < page.index("![output of the cell](name-3.png)")
+    )
     assert (tmp_path / "name-3.png").read_bytes() == b"png"
 
 

@@ -136,8 +136,7 @@ def test_first_command_of_the_readme_and_quickstart(tmp_path, monkeypatch):
     assert len(list(Path("out").glob("sub-*/sub-*_scans.tsv"))) == 2
     for page in ("docs/quickstart.md", "docs/python.md"):
         for code in blocks_of(page, "python"):
-            if "sample_dataset" not in code:  # it would ask for other samples than those that are there
-                exec(compile(code, page, "exec"), {"Path": Path})  # imported in the block before
+            exec(compile(code, page, "exec"), {})
 
 
 @pytest.mark.slow

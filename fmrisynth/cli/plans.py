@@ -1,0 +1,165 @@
+"""What the commands would do, for ``--dry-run``: lines for people; nothing is written.
+
+What has a plan of its own in its stage (`prepare`, `sample`, whole runs) is not repeated here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fmrisynth.bids import naming
+from fmrisynth.conditions import load_table
+from fmrisynth.config.app import AppConfig
+from fmrisynth.config.evaluate import EvaluateConfig
+from fmrisynth.config.glm import GlmConfig
+from fmrisynth.config.prepare import PrepareConfig
+from fmrisynth.config.simulate import SimulateConfig
+from fmrisynth.config.tokenize import TokenizeConfig
+from fmrisynth.config.train import TrainConfig
+from fmrisynth.progress import count
+
+CONDITION_COLUMNS = ("condition", "task", "trial type", "model knows it", "paper's seven")
+
+
+def condition_rows(checkpoint: Path | None, table: Path | None) -> list[tuple[str, ...]]:
+    """The condition table, with a mark at what a model knows and at the paper's seven."""
+    from fmrisynth.models.bundled import bundled_model_dir
+    from fmrisynth.models.checkpoint import find_model_dir, read_card
+
+    known = read_card(find_model_dir(checkpoint or bundled_model_dir())).labels["condition"]
+    conditions = load_table(table).conditions
+    rows: list[tuple[str, ...]] = [
+        (c.label, c.task, c.stem, "yes" if c.label in known else "", "yes" if c.default else "")
+        for c in conditions.values()
+    ]
+    return rows + [(label, *label.split("_", 1), "yes", "") for label in known if label not in conditions]
+
+
+def simulation(out: Path, config: SimulateConfig) -> Iterator[str]:
+    """Subjects, runs or blocks of a phantom cohort."""
+    n_runs = len(config.tasks) * len(config.directions)
+    what = "block dataset" if config.layout == "blocks" else f"{config.layout} tree, {count(n_runs, 'run')} per subject"
+    yield f"{count(config.n_subjects, 'phantom subject')} to {out}: {what}; tasks {', '.join(config.tasks)}"
+
+
+def encoding(
+    prepared: Path, out: Path, config: TokenizeConfig, tokenizer: Path | None, labels: Sequence[str] | None
+) -> Iterator[str]:
+    """What a tokenizer is fitted to, and whose blocks are encoded."""
+    from fmrisynth.bids.sources import choose_subjects
+    from fmrisynth.data.blocks import read_blocks, subjects_of
+
+    known = subjects_of(prepared)
+    subjects = choose_subjects(prepared, known, labels)
+    training = [block for block in read_blocks(prepared) if block.split == "train"]
+    if tokenizer is not None:
+        yield f"use tokenizer {tokenizer}"
+    else:
+        n = min(len(training), config.max_fit_blocks)
+        yield (
+            f"fit a {config.model.kind} tokenizer to {count(n, 'block')} of split train"
+            if n
+            else "fit a tokenizer to all blocks"
+        )
+    for subject in subjects:
+        state = "there" if (out / naming.subject_latents(subject)[1]).exists() else "to do"
+        yield f"encode sub-{subject}: {count(len(read_blocks(prepared, subjects=[subject])), 'block')}, {state}"
+
+
+def training(latents: Path, out: Path, config: TrainConfig) -> Iterator[str]:
+    """The network, what it sees, and where it goes on."""
+    import torch
+
+    from fmrisynth.data.latents import LatentDataset
+    from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
+    from fmrisynth.models.checkpoint import list_checkpoints
+
+    dataset = LatentDataset.open(latents)
+    channels, n_frames, *cells = dataset.shape
+    check_grid(config.model, tuple(cells))
+    splits = Counter(row.split for row in dataset.rows)
+    with torch.device("meta"):
+        network = build_denoiser(config.model, channels * n_frames, [len(dataset.conditions)])
+    yield f"{config.model.kind} network, {count_parameters(network) / 1e6:.1f} M parameters, on {dataset.shape} latents"
+    yield f"{count(splits['train'], 'training instance')}, {splits['val']} for validation; conditions {', '.join(dataset.conditions)}"
+    saved = list_checkpoints(out)
+    start = f"goes on from {saved[-1].name}" if saved else "starts anew"
+    yield f"{start}; {config.steps} steps of {count(config.batch_size, 'instance')}, a checkpoint every {config.checkpoint_every} steps"
+
+
+def maps(dataset: Path, out: Path, config: GlmConfig, labels: Sequence[str] | None) -> Iterator[str]:
+    """Subjects and contrasts."""
+    if config.unit == "run":
+        from fmrisynth.glm.runs import plan_runs
+
+        yield from plan_runs(dataset, config, labels)
+        return
+    from fmrisynth.bids.sources import choose_subjects
+    from fmrisynth.data.blocks import read_blocks, subjects_of
+    from fmrisynth.glm.contrasts import condition_contrasts
+    from fmrisynth.glm.maps import index_path
+
+    subjects = choose_subjects(dataset, subjects_of(dataset), labels)
+    blocks = read_blocks(dataset, subjects=subjects, split=config.split)
+    known = list(dict.fromkeys(block.condition for block in blocks))
+    contrasts = condition_contrasts(known, config.contrasts) if known else []
+    yield f"contrasts: {', '.join(contrast.title for contrast in contrasts) or 'none'}"
+    counts = Counter(block.subject for block in blocks)
+    for subject in subjects:
+        state = "there" if (out / index_path(subject)).exists() else "to do"
+        yield (
+            f"sub-{subject}: {count(counts[subject], 'block')}, {state}"
+            if counts[subject]
+            else f"sub-{subject}: no block of the split"
+        )
+    yield f"group maps of {count(len(contrasts), 'contrast')} in {out / 'group'}"
+
+
+def comparison(real: Path, synthetic: Path, config: EvaluateConfig) -> Iterator[str]:
+    """Who is compared with whom, in which conditions."""
+    from fmrisynth.bids.origin import read_origin
+    from fmrisynth.data.blocks import read_blocks
+
+    found = {"real": read_blocks(real), "synthetic": read_blocks(synthetic)}
+    for (name, blocks), root in zip(found.items(), (real, synthetic), strict=True):
+        splits = Counter(block.split or "no split" for block in blocks)
+        n_subjects = len({block.subject for block in blocks})
+        shares = ", ".join(f"{split} {n}" for split, n in splits.items())
+        yield f"{name}: {root}: {count(len(blocks), 'block')} of {count(n_subjects, 'subject')} ({shares}). {read_origin(root).statement}"
+    wanted = {block.condition for block in found["synthetic"]} & {block.condition for block in found["real"]}
+    if config.conditions:
+        wanted &= set(config.conditions)
+    yield f"conditions compared: {', '.join(sorted(wanted)) or 'none: the datasets share no condition'}"
+
+
+def participants(
+    bids_dir: Path, out: Path, config: AppConfig, tokenizer: Path | None, labels: Sequence[str] | None
+) -> Iterator[str]:
+    """The participant level of the BIDS App."""
+    from fmrisynth.prepare import plan_prepare
+
+    settings = {
+        "seed": config.seed,
+        "layout": config.layout,
+        "native": config.native,
+        "bids_database_dir": config.bids_database_dir,
+    }
+    yield from plan_prepare(bids_dir, PrepareConfig.model_validate(settings), participant_labels=labels)
+    yield f"then for each: latents with {tokenizer or 'the bundled tokenizer'} in {out / 'latents'}, maps and a page in {out / 'glm'}"
+
+
+def group(out: Path, config: AppConfig, checkpoint: Path | None) -> Iterator[str]:
+    """The group level of the BIDS App."""
+    from fmrisynth.data.blocks import read_blocks
+    from fmrisynth.models.bundled import bundled_model_dir
+    from fmrisynth.models.checkpoint import find_model_dir, read_card
+
+    blocks = read_blocks(out)
+    card = read_card(find_model_dir(checkpoint or bundled_model_dir()))
+    wanted = sorted({block.condition for block in blocks} & set(card.labels["condition"]))
+    yield f"group maps of {count(len({block.subject for block in blocks}), 'participant')} in {out / 'glm' / 'group'}"
+    yield f"{count(config.n, 'sample')} of each of {', '.join(wanted) or 'none: the model knows no condition of these'} in {out / 'synthetic'}"
+    yield f"model: {checkpoint or 'the bundled one'}. {card.origin.statement}"
+    yield f"comparison in {out / 'evaluation' / 'report.html'}"
