@@ -19,9 +19,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from fmrisynth.bids.sources import clean_label
+from fmrisynth.bids.discover import open_source
+from fmrisynth.bids.sources import choose_subjects, clean_label
+from fmrisynth.conditions import load_table
 from fmrisynth.config.app import AppConfig
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.config.glm import GlmConfig
@@ -34,6 +37,7 @@ from fmrisynth.evaluate import evaluate_datasets
 from fmrisynth.glm import run_glm
 from fmrisynth.models.bundled import bundled_tokenizer_dir
 from fmrisynth.models.tokenizers import load_tokenizer
+from fmrisynth.parallel import side_by_side
 from fmrisynth.prepare import prepare_dataset
 from fmrisynth.progress import StageSummary, log
 from fmrisynth.sample import sample_dataset
@@ -49,6 +53,7 @@ def run_participants(
     tokenizer: Path | None = None,
     participant_labels: Sequence[str] | None = None,
     force: bool = False,
+    n_processes: int = 1,
 ) -> StageSummary:
     """Prepare, encode and analyse participants; a bad one does not stop the others.
 
@@ -66,15 +71,17 @@ def run_participants(
         Participants, with or without ``sub-``; default all.
     force : bool
         Make finished work anew.
+    n_processes : int, default 1
+        Participants worked on at a time.
     """
-    prepare = PrepareConfig.model_validate(
-        {
-            "seed": config.seed,
-            "layout": config.layout,
-            "native": config.native,
-            "bids_database_dir": config.bids_database_dir,
-        }
-    )
+    prepare = prepare_config(config)
+    if n_processes > 1:
+        source = open_source(bids_dir, prepare, load_table(), None, images="native" if config.native else "mni")
+        share = partial(_run_share, bids_dir, out, config, tokenizer, force)
+        side_by_side(
+            share, choose_subjects(bids_dir, source.subjects(), participant_labels), n_processes, "Participants"
+        )
+        force = False  # it is all anew
     summary = prepare_dataset(bids_dir, out, prepare, participant_labels=participant_labels, force=force)
     asked = {clean_label(label) for label in participant_labels or ()}
     done = [subject for subject in subjects_of(out) if not asked or subject in asked]
@@ -94,6 +101,18 @@ def run_participants(
     maps = run_glm(out, out / "glm", GlmConfig(seed=config.seed), participant_labels=done, group=False, force=force)
     _add(summary, maps)
     return summary
+
+
+def prepare_config(config: AppConfig) -> PrepareConfig:
+    """How the participant level prepares."""
+    shared = {name: getattr(config, name) for name in ("seed", "layout", "native", "bids_database_dir")}
+    return PrepareConfig.model_validate(shared)
+
+
+def _run_share(
+    bids_dir: Path, out: Path, config: AppConfig, tokenizer: Path | None, force: bool, labels: list[str]
+) -> None:
+    run_participants(bids_dir, out, config, tokenizer=tokenizer, participant_labels=labels, force=force)
 
 
 def run_group(

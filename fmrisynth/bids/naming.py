@@ -168,10 +168,12 @@ def subject_statmap(entities: Entities, contrast: str, stat: str, extension: str
     return entities.path("statmap", extension, contrast=contrast, stat=stat)
 
 
-def group_statmap(task: str | None, space: str, contrast: str, stat: str, extension: str = ".nii.gz") -> Path:
-    """A group stat map, ``group/task-..._space-..._contrast-..._stat-..._statmap.nii.gz``."""
+def group_statmap(
+    task: str | None, space: str, contrast: str, stat: str, extension: str = ".nii.gz", *, res: str | None = None
+) -> Path:
+    """A group stat map, ``group/task-..._space-..._res-..._contrast-..._stat-..._statmap.nii.gz``."""
     parts = [f"task-{task}"] if task else []
-    parts += [f"space-{space}", f"contrast-{contrast}", f"stat-{stat}", "statmap"]
+    parts += [f"space-{space}", *([f"res-{res}"] if res else []), f"contrast-{contrast}", f"stat-{stat}", "statmap"]
     return Path("group", "_".join(parts) + extension)
 
 

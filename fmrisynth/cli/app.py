@@ -483,6 +483,18 @@ def bids_app(
     set_: Overrides = None,
     seed: Seed = 0,
     device: Device = None,
+    n_processes: Annotated[
+        int, typer.Option("--nprocs", "--n-cpus", min=1, help="Participants worked on at a time (participant).")
+    ] = 1,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "-w",
+            "--work-dir",
+            help="Folder for the index of the input and temporary files.",
+            show_default="none, and the system's",
+        ),
+    ] = None,
     skip_bids_validation: Annotated[bool, typer.Option("--skip-bids-validation", hidden=True)] = False,
     force: Force = False,
     dry_run: DryRun = False,
@@ -508,12 +520,20 @@ def bids_app(
             else plans.group(output_dir, resolved, checkpoint)
         )
         return options.show_plan(resolved, lines)
+    if work_dir is not None:
+        resolved = options.use_work_dir(work_dir, resolved)
     from fmrisynth.app import run_group, run_participants
 
     if level == "participant":
         return options.finish(
             run_participants(
-                bids_dir, output_dir, resolved, tokenizer=tokenizer, participant_labels=participant_label, force=force
+                bids_dir,
+                output_dir,
+                resolved,
+                tokenizer=tokenizer,
+                participant_labels=participant_label,
+                force=force,
+                n_processes=n_processes,
             )
         )
     return options.finish(run_group(bids_dir, output_dir, resolved, checkpoint=checkpoint, force=force))

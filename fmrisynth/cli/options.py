@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import typer
 
 from fmrisynth.conditions import load_table
+from fmrisynth.config.app import AppConfig
 from fmrisynth.config.base import StageConfig
 from fmrisynth.config.load import dump_yaml, load_config, preset_names
 from fmrisynth.errors import UsageError
@@ -190,6 +193,16 @@ def finish(summary: StageSummary) -> int:
             f"{len(summary.failed)} failed; the others were written. Correct what is wrong and run again.", err=True
         )
     return 1 if summary.failed else 0
+
+
+def use_work_dir(folder: Path, config: AppConfig) -> AppConfig:
+    """Keep the pybids index and temporary files in a folder, as other BIDS Apps do with ``--work-dir``."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    if config.bids_database_dir is not None:
+        return config
+    return config.model_copy(update={"bids_database_dir": folder / "bids-index"})
 
 
 def check_out(out: Path) -> None:

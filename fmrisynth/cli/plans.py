@@ -14,7 +14,6 @@ from fmrisynth.conditions import load_table
 from fmrisynth.config.app import AppConfig
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.config.glm import GlmConfig
-from fmrisynth.config.prepare import PrepareConfig
 from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.config.train import TrainConfig
@@ -138,15 +137,10 @@ def participants(
     bids_dir: Path, out: Path, config: AppConfig, tokenizer: Path | None, labels: Sequence[str] | None
 ) -> Iterator[str]:
     """The participant level of the BIDS App."""
+    from fmrisynth.app import prepare_config
     from fmrisynth.prepare import plan_prepare
 
-    settings = {
-        "seed": config.seed,
-        "layout": config.layout,
-        "native": config.native,
-        "bids_database_dir": config.bids_database_dir,
-    }
-    yield from plan_prepare(bids_dir, PrepareConfig.model_validate(settings), participant_labels=labels)
+    yield from plan_prepare(bids_dir, prepare_config(config), participant_labels=labels)
     yield f"then for each: latents with {tokenizer or 'the bundled tokenizer'} in {out / 'latents'}, maps and a page in {out / 'glm'}"
 
 

@@ -89,7 +89,13 @@ def write_maps(
     n_undefined = int(np.isnan(z_V).sum())
     for stat, path in paths.items():
         write_image(root / path, to_volume(values[stat], mask_XYZ), grid.affine, mni=not grid.is_native)
-        keys = {"Units": UNITS[stat], "DegreesOfFreedom": estimate.dof, "VoxelsWithoutStatistic": n_undefined}
+        keys: dict[str, Any] = {
+            "Units": UNITS[stat],
+            "DegreesOfFreedom": estimate.dof,
+            "VoxelsWithoutStatistic": n_undefined,
+        }
+        if "_res-" in path.name:
+            keys["Resolution"] = f"{grid.voxel_mm[0]:g} mm isotropic"
         write_sidecar(root / str(path).replace(".nii.gz", ".json"), dict(about) | keys)
     return find_peak(to_volume(z_V, mask_XYZ), grid.affine)
 

@@ -179,8 +179,9 @@ def _group_maps(stage: Stage, dataset: Path, results: dict[str, dict[str, Any]],
     labels = {f"group-{task}-{contrast}" for task, contrast, _ in members}
     stage.drop(label for label in stage.records() if label.startswith("group-") and label not in labels)
     for (task, contrast, formula), rows in sorted(members.items()):
-        space = entities[min(rows)].space or "scanner"
-        paths = {stat: naming.group_statmap(task or None, space, contrast, stat) for stat in STATS}
+        first = entities[min(rows)]
+        space = first.space or "scanner"
+        paths = {stat: naming.group_statmap(task or None, space, contrast, stat, res=first.res) for stat in STATS}
         work = Unit(
             f"group-{task}-{contrast}", {f"sub-{subject}": stage.result_digest(f"sub-{subject}") for subject in rows},
             partial(_group_map, stage.out, formula, entities, rows, paths, unit), paths["z"],

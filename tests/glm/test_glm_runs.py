@@ -111,7 +111,7 @@ def test_two_subjects_two_runs(tmp_path):
     summary = run_glm(root, tmp_path / "out", config)
     assert not summary.failed
     z = nib.load(
-        tmp_path / "out/group/task-tapping_space-MNI152NLin6Asym_contrast-right_stat-z_statmap.nii.gz"
+        tmp_path / "out/group/task-tapping_space-MNI152NLin6Asym_res-3_contrast-right_stat-z_statmap.nii.gz"
     ).get_fdata()
     first = next((tmp_path / "out/sub-01").rglob("*contrast-right_stat-effect_statmap.nii.gz"))
     effect = nib.load(first).get_fdata()

@@ -57,7 +57,10 @@ def test_planted_effects_come_back_in_percent(tmp_path, effects):
     mask = make_dataset(tmp_path / "data", effects)
     summary = run_glm(tmp_path / "data", tmp_path / "out", QUIET)
     assert not summary.failed
-    path = tmp_path / "out/group/task-gambling_space-MNI152NLin6Asym_contrast-gamblingLoss_stat-effect_statmap.nii.gz"
+    path = (
+        tmp_path
+        / "out/group/task-gambling_space-MNI152NLin6Asym_res-3_contrast-gamblingLoss_stat-effect_statmap.nii.gz"
+    )
     found = nib.load(path).get_fdata()
     np.testing.assert_allclose(found[mask], effects["gambling_loss"][mask], atol=0.35)
     assert np.corrcoef(found[mask], effects["gambling_loss"][mask])[0, 1] > 0.99

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -41,7 +42,13 @@ def labels(phantom_bids) -> list[str]:
 @pytest.fixture(scope="module")
 def app_out(phantom_bids, labels, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("app") / "out"
-    assert call(phantom_bids, out, "participant", "--participant-label", *labels[:2]) == 0
+    work = out.parent / "work"
+    asked = ["--participant-label", *labels[:2], "--n-cpus", "2", "-w", work]
+    with pytest.MonkeyPatch.context() as patch:  # the option sets both for the rest of the process
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setenv("TMPDIR", tempfile.gettempdir())
+        assert call(phantom_bids, out, "participant", *asked) == 0
+    assert any((work / "bids-index").iterdir())
     return out
 
 
@@ -65,7 +72,7 @@ def test_repeated_form_adds_a_participant_and_keeps_the_others(app_out, phantom_
 
 def test_group_level_compares_with_a_synthetic_cohort(app_out, phantom_bids):
     assert call(phantom_bids, app_out, "group", "--n", "2") == 0
-    z_map = app_out / "glm/group/task-motor_space-MNI152NLin6Asym_contrast-motorRh_stat-z_statmap.nii.gz"
+    z_map = app_out / "glm/group/task-motor_space-MNI152NLin6Asym_res-3_contrast-motorRh_stat-z_statmap.nii.gz"
     assert np.isfinite(nib.load(z_map).get_fdata()).any()
     assert len(subjects_of(app_out / "synthetic")) == 2
     metrics = json.loads((app_out / "evaluation" / "metrics.json").read_text())
