@@ -19,6 +19,7 @@ from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.models.bundled import BUNDLED
 from fmrisynth.progress import StageSummary
+from fmrisynth.report.landing import write_index
 
 C = TypeVar("C", bound=StageConfig)
 R = TypeVar("R", bound=Result)
@@ -222,4 +223,5 @@ def _result(kind: type[R], out: str | Path, summary: StageSummary) -> R:
     if summary.failed:
         who = ", ".join(list(summary.failed)[:3]) + (", ..." if len(summary.failed) > 3 else "")
         warnings.warn(f"{len(summary.failed)} failed ({who}); `failed` says why.", stacklevel=3)
+    write_index(_path(out))
     return kind(_path(out), summary.lines, summary.failed)

@@ -26,6 +26,7 @@ from fmrisynth.models.checkpoint import LoadedDenoiser
 from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.progress import progress_bar
+from fmrisynth.report.landing import write_index
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import preview_figure
 from fmrisynth.sample.run import Drawer, load_model, save_samples
@@ -224,4 +225,5 @@ class Samples:
         """Write the samples as a block dataset (BIDS derivative): the bytes that ``fmrisynth sample`` writes."""
         out = Path(out).expanduser()
         save_samples(out, self.drawer, dict(zip(self.requests, self.bold, strict=True)), force=force)
+        write_index(out)
         return BlockResult(out, [f"{len(self)} samples in {out}.", self.origin.statement])

@@ -20,7 +20,7 @@ ENTITY_ORDER = (
 IGNORED_PATTERNS = (
     "*.html", "*_boldref.nii.gz", "*_boldref.nii", "*_boldref.json", "*_statmap.nii.gz", "*_statmap.json", "*_timeseries.tsv",
     "*_design.tsv",
-    "figures", "group", "logs", "*_preview.png", "metrics.json", "ground_truth",
+    "figures", "group", "logs", "references.bib", "*_preview.png", "metrics.json", "ground_truth",
     "latents", "glm", "synthetic", "synthetic-glm", "evaluation",
 )  # fmt: skip
 """Lines of ``.bidsignore``; folders without a trailing slash, which the schema validator needs."""

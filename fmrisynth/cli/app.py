@@ -108,7 +108,7 @@ def simulate(
         return options.show_plan(resolved, plans.simulation(out, resolved))
     from fmrisynth.simulate import simulate_cohort
 
-    return options.finish(simulate_cohort(out, resolved, force=force))
+    return options.finish(simulate_cohort(out, resolved, force=force), out)
 
 
 @app.command(rich_help_panel="Data", epilog="Example: fmrisynth prepare /data/HCP1200 blocks/")
@@ -157,7 +157,9 @@ def prepare(
 
     if dry_run:
         return options.show_plan(resolved, plan_prepare(source, resolved, participant_labels=participant_label))
-    return options.finish(prepare_dataset(source, out, resolved, participant_labels=participant_label, force=force))
+    return options.finish(
+        prepare_dataset(source, out, resolved, participant_labels=participant_label, force=force), out
+    )
 
 
 @app.command(rich_help_panel="Model", epilog="Example: fmrisynth tokenize blocks/ latents/")
@@ -207,7 +209,7 @@ def tokenize(
     summary = tokenize_dataset(
         prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label, force=force
     )
-    return options.finish(summary)
+    return options.finish(summary, out)
 
 
 @app.command(rich_help_panel="Model", epilog="Example: fmrisynth train latents/ model/ --preset hybrid-38m")
@@ -252,7 +254,7 @@ def train(
         return options.show_plan(resolved, plans.training(latents, out, resolved))
     from fmrisynth.train import train_denoiser
 
-    return options.finish(train_denoiser(latents, out, resolved))
+    return options.finish(train_denoiser(latents, out, resolved), out)
 
 
 @app.command(rich_help_panel="Model", epilog="Example: fmrisynth sample synthetic/ --condition gambling_loss --n 100")
@@ -325,7 +327,7 @@ def sample(
 
     if dry_run:
         return options.show_plan(resolved, plan_samples(out, resolved, checkpoint=checkpoint))
-    return options.finish(sample_dataset(out, resolved, checkpoint=checkpoint, force=force))
+    return options.finish(sample_dataset(out, resolved, checkpoint=checkpoint, force=force), out)
 
 
 @app.command(rich_help_panel="Proof", epilog="Example: fmrisynth glm blocks/ maps/ --contrast 'motor_rh - motor_lh'")
@@ -378,7 +380,7 @@ def glm(
     from fmrisynth.glm import run_glm
 
     return options.finish(
-        run_glm(dataset, out, resolved, participant_labels=participant_label or None, group=group, force=force)
+        run_glm(dataset, out, resolved, participant_labels=participant_label or None, group=group, force=force), out
     )
 
 
@@ -415,7 +417,7 @@ def evaluate(
         return options.show_plan(resolved, plans.comparison(real, synthetic, resolved))
     from fmrisynth.evaluate import evaluate_datasets
 
-    return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved, force=force))
+    return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved, force=force), out)
 
 
 @app.command(rich_help_panel="Proof", epilog="Example: fmrisynth check blocks/ --checkpoint model/")
@@ -534,9 +536,10 @@ def bids_app(
                 participant_labels=participant_label,
                 force=force,
                 n_processes=n_processes,
-            )
+            ),
+            output_dir,
         )
-    return options.finish(run_group(bids_dir, output_dir, resolved, checkpoint=checkpoint, force=force))
+    return options.finish(run_group(bids_dir, output_dir, resolved, checkpoint=checkpoint, force=force), output_dir)
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

@@ -182,8 +182,12 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(soft_wrap=False).print(table)
 
 
-def finish(summary: StageSummary) -> int:
-    """Print a stage's summary; the exit status is 1 if a participant failed."""
+def finish(summary: StageSummary, out: Path) -> int:
+    """Write the folder's landing page and print a stage's summary; the exit status is 1 if a participant failed."""
+    if summary.lines:  # of several ranks the first one tells
+        from fmrisynth.report.landing import write_index
+
+        write_index(out)
     for line in summary.lines:
         typer.echo(line)
     for name, reason in summary.failed.items():

@@ -1,8 +1,8 @@
-"""The HTML page of one participant's GLM."""
+"""The HTML pages of a GLM: one per participant, and the group's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ from fmrisynth.bids.origin import Origin
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block
 from fmrisynth.data.grid import Grid, make_grid
-from fmrisynth.data.nifti import read_image
+from fmrisynth.data.nifti import as_nibabel, read_image
 from fmrisynth.glm.maps import subject_map_path
 from fmrisynth.glm.run_model import FittedTask
 from fmrisynth.glm.windows import block_design
 from fmrisynth.progress import count
 from fmrisynth.report import Page, Section, Table, Text, render_page
-from fmrisynth.report.brain import mosaic
+from fmrisynth.report.brain import glass_brains, mosaic
 from fmrisynth.report.figures import design_figure
 from fmrisynth.report.html import Figure, banner_of
 
 DISPLAY_THRESHOLD = 2.3
+GROUP_PAGE = "group.html"
 
 
 def _contrast_elements(
@@ -118,3 +119,88 @@ def write_run_page(
         ),
     )  # fmt: skip
     write_text(out / naming.subject_report(base.sub), render_page(page))
+
+
+FDR, SMALLEST_CLUSTER = 0.05, 10
+"""The group page shows voxels below this false discovery rate, in clusters of at least so many."""
+
+
+def write_group_page(
+    out: Path, maps: Mapping[str, Path], models: Mapping[str, str], origin: Origin, space: str
+) -> None:
+    """Write ``group.html``: thresholded group maps with their clusters.
+
+    Parameters
+    ----------
+    out : Path
+        The GLM's folder.
+    maps : mapping of str to Path
+        Contrast -> the group's z map, relative to `out`.
+    models : mapping of str to str
+        Contrast -> model and number of subjects, in words.
+    origin : Origin
+        What the data are.
+    space : str
+        Space label of the maps.
+    """
+    elements: list[Any] = [
+        Text(
+            f"Voxels with a false discovery rate below {FDR:g} (Benjamini and Hochberg 1995, two-sided, over the mask of each map), in clusters of at "
+            f"least {SMALLEST_CLUSTER} voxels. Cluster size is for tidiness, not a test. Coordinates are mm in {space}."
+        )
+    ]
+    for name, path in maps.items():
+        elements += _thresholded(name, models[name], out / path, space)
+    page = Page(
+        title="Group maps", subtitle=f"{count(len(maps), 'contrast')}, z of the group.", banner=banner_of(origin),
+        facts=(("space", space), ("false discovery rate", f"{FDR:g}"), ("smallest cluster", f"{SMALLEST_CLUSTER} voxels")),
+        sections=(Section("Maps", elements),),
+    )  # fmt: skip
+    write_text(out / GROUP_PAGE, render_page(page))
+
+
+def _thresholded(name: str, model: str, path: Path, space: str) -> list[Any]:
+    from nilearn.glm import threshold_stats_img
+    from nilearn.reporting import get_clusters_table
+
+    image = read_image(path, ndim=3)
+    z_XYZ, grid = image.scaled(), make_grid(image.shape, image.affine, space)
+    inside = as_nibabel(z_XYZ != 0, image.affine)
+    if not (z_XYZ != 0).any():
+        return [Text(f"{name} ({model}): z is not defined.", note=True)]
+    kept, threshold = threshold_stats_img(
+        as_nibabel(z_XYZ, image.affine),
+        mask_img=inside,
+        alpha=FDR,
+        height_control="fdr",
+        cluster_threshold=SMALLEST_CLUSTER,
+    )
+    shown_XYZ = np.asarray(kept.get_fdata(), np.float32)
+    if not shown_XYZ.any():
+        return [Text(f"{name} ({model}): no cluster survives; the largest |z| is {np.abs(z_XYZ).max():.1f}.")]
+    title = f"{name}: |z| > {threshold:.2f}"
+    if grid.is_native:
+        figure = mosaic(
+            [(title, shown_XYZ)], np.zeros_like(z_XYZ), z_XYZ != 0, grid, threshold=float(threshold), unit="z"
+        )
+    else:
+        figure = glass_brains([(title, shown_XYZ)], grid, threshold=float(threshold))
+    table = get_clusters_table(kept, float(threshold), SMALLEST_CLUSTER, two_sided=True)
+    rows = [
+        (
+            str(row["Cluster ID"]),
+            *(round(float(row[axis])) for axis in "XYZ"),
+            float(row["Peak Stat"]),
+            str(row["Cluster Size (mm3)"] or ""),
+        )
+        for _, row in table.head(12).iterrows()
+    ]
+    more = f" The largest 12 of {len(table)} rows." if len(table) > 12 else ""
+    return [
+        Figure.of(figure, f"{name}: {model}."),
+        Table(
+            ("cluster", "x (mm)", "y (mm)", "z (mm)", "peak z", "size (mm³)"),
+            rows,
+            f"{name}: clusters and their sub-peaks.{more}",
+        ),
+    ]

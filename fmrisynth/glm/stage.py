@@ -12,7 +12,7 @@ import numpy as np
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.origin import read_origin
-from fmrisynth.bids.sources import choose_subjects
+from fmrisynth.bids.sources import choose_subjects, read_json
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, block_files, common_grid, is_synthetic, read_subject, subjects_of, table_rows
 from fmrisynth.errors import FmrisynthError, UsageError
@@ -78,7 +78,7 @@ def run_stage(
                     results[subject] = result
                 else:
                     stage.failed[subject] = NEEDS_ANOTHER_CALL
-        lines = _group_maps(stage, dataset, {subject: results[subject] for subject in sorted(results)}, config.unit)
+        lines = _group_maps(stage, dataset, {subject: results[subject] for subject in sorted(results)}, config)
         without = [f"sub-{s}" for s in (known if config.split is None else wanted) if s not in results]
         if without and len(lines) > 1:
             lines.append(f"The group maps are without {some(without)}: no finished maps.")
@@ -164,7 +164,7 @@ def _fit_block_subject(
     return {"entities": asdict(base), "rows": rows}
 
 
-def _group_maps(stage: Stage, dataset: Path, results: dict[str, dict[str, Any]], unit: str) -> list[str]:
+def _group_maps(stage: Stage, dataset: Path, results: dict[str, dict[str, Any]], config: GlmConfig) -> list[str]:
     """Group maps of all finished subjects; returns a line for each contrast."""
     entities = {subject: naming.Entities(**result["entities"]) for subject, result in results.items()}
     spaces = {own.space or "scanner" for own in entities.values()}
@@ -175,6 +175,7 @@ def _group_maps(stage: Stage, dataset: Path, results: dict[str, dict[str, Any]],
     for subject, result in results.items():
         for row in result["rows"]:
             members.setdefault((row["task"] or "", row["contrast"], row["formula"]), {})[subject] = row
+    done: dict[str, Path] = {}
     lines = [f"{count(len(results), 'subject')}, {count(len(members), 'contrast')}."]
     labels = {f"group-{task}-{contrast}" for task, contrast, _ in members}
     stage.drop(label for label in stage.records() if label.startswith("group-") and label not in labels)
@@ -184,13 +185,28 @@ def _group_maps(stage: Stage, dataset: Path, results: dict[str, dict[str, Any]],
         paths = {stat: naming.group_statmap(task or None, space, contrast, stat, res=first.res) for stat in STATS}
         work = Unit(
             f"group-{task}-{contrast}", {f"sub-{subject}": stage.result_digest(f"sub-{subject}") for subject in rows},
-            partial(_group_map, stage.out, formula, entities, rows, paths, unit), paths["z"],
+            partial(_group_map, stage.out, formula, entities, rows, paths, config.unit), paths["z"],
         )  # fmt: skip
         try:
             lines.append(stage.do(work))
+            done[f"{task}: {formula}" if config.unit == "run" and task else formula] = paths["z"]
         except FmrisynthError as error:
             stage.failed[f"group {contrast}"] = str(error)
+    if config.reports and done:
+        stage.do(_group_page(stage.out, done))
     return lines
+
+
+def _group_page(out: Path, done: Mapping[str, Path]) -> Unit:
+    def make() -> None:
+        from fmrisynth.glm.pages import write_group_page
+
+        about = {formula: read_json(naming.image_sidecar(out / path)) for formula, path in done.items()}
+        models = {formula: f"{keys['Model']}, n = {keys['Subjects']}" for formula, keys in about.items()}
+        space = naming.parse_entities(next(iter(done.values())).name)["space"]
+        write_group_page(out, done, models, read_origin(out), space)
+
+    return Unit("report-group", {"maps": [out / path for path in done.values()]}, make, Path("group.html"))
 
 
 def _group_map(

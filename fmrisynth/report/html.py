@@ -110,7 +110,15 @@ class Verdicts:
     kind: str = "verdicts"
 
 
-Element = Text | Table | Figure | Cards | Verdicts
+@dataclass(frozen=True)
+class Links:
+    """A list of links to files beside the page: (address, name, what it is)."""
+
+    links: Sequence[tuple[str, str, str]]
+    kind: str = "links"
+
+
+Element = Text | Table | Figure | Cards | Verdicts | Links
 
 
 @dataclass(frozen=True)

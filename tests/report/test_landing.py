@@ -1,0 +1,98 @@
+"""The landing page of a folder, its methods with citations, and the group's page with thresholded maps."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmrisynth.bids.origin import PHANTOM
+from fmrisynth.bids.provenance import write_dataset_description
+from fmrisynth.cli.main import run
+from fmrisynth.config.load import dump_yaml, load_config
+from fmrisynth.report.landing import write_index
+from fmrisynth.report.methods import citations, methods_of
+from tests.glm.test_glm_stage import GRID, make_dataset
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("landing")
+    effect = np.zeros(GRID.shape)
+    effect[5:9, 5:9, 6:9] = 5.0
+    make_dataset(root / "data", {"motor_rh": effect, "motor_lh": 0 * effect}, n_subjects=6)
+    write_dataset_description(root / "data", "planted", origin=PHANTOM)
+    assert run(["glm", str(root / "data"), str(root / "maps")]) == 0
+    return root / "maps"
+
+
+def test_the_group_page_shows_what_survives_and_says_what_does_not(maps):
+    page = (maps / "group.html").read_text()
+    found = re.search(r"motor_rh: \|z\| &gt; ([\d.]+)|motor_rh: random effects over subjects, n = 6", page)
+    assert found
+    assert "motor_rh: clusters and their sub-peaks" in page
+    assert "motor_lh (random effects over subjects, n = 6): no cluster survives" in page
+    assert 'class="banner loud"' in page
+    (size,) = re.findall(r'<th scope="row">1</th>.*?<td class="num">([\d,]+)</td>\s*</tr>', page, re.S)
+    assert int(size.replace(",", "")) == pytest.approx(4 * 4 * 3 * 27, rel=0.25)  # the block that was planted, mm3
+
+
+def test_the_landing_page_links_everything_that_is_there(maps):
+    page = (maps / "index.html").read_text()
+    links = re.findall(r'href="(?!#|data:)([^"]+)"', page)
+    assert "group.html" in links
+    assert sum(link.startswith("sub-") for link in links) == 6
+    assert [link for link in links if not (maps / link).exists()] == []
+    assert 'class="banner loud"' in page
+
+
+def test_the_methods_cite_what_the_bibliography_holds(maps):
+    paragraphs = methods_of(maps)
+    cited = set(re.findall(r"@(\w+)", " ".join(paragraphs)))
+    entries = re.findall(r"^@\w+\{(\w+),", (maps / "references.bib").read_text(), re.M)
+    assert set(entries) == cited
+    assert "benjamini1995" in cited
+    assert "block windows" in paragraphs[0]
+
+
+def test_a_second_writing_changes_nothing(maps):
+    before = {name: (maps / name).read_bytes() for name in ("index.html", "references.bib")}
+    write_index(maps)
+    assert {name: (maps / name).read_bytes() for name in before} == before
+
+
+def begun(folder: Path, command: str, sources: list[Path], settings: dict | None = None, **given) -> Path:
+    """A folder as `command` leaves it, as far as the methods read it."""
+    model = getattr(__import__(f"fmrisynth.config.{command}", fromlist=["x"]), f"{command.capitalize()}Config")
+    (folder / "logs").mkdir(parents=True)
+    config = load_config(model, command, flags=given)
+    (folder / "logs" / f"{command}_0.yaml").write_text(dump_yaml(config))
+    content = {"Command": command, "Sources": list(map(str, sources)), "Settings": settings or {}}
+    (folder / "logs" / "begun.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_steps_before_come_first_and_say_what_was_set(tmp_path):
+    blocks = begun(tmp_path / "blocks", "prepare", [tmp_path / "gone"], native=True)
+    latents = begun(tmp_path / "latents", "tokenize", [blocks])
+    model = begun(tmp_path / "model", "train", [latents], **{"objective.prediction": "flow", "steps": 123_000})
+    text = methods_of(model)
+    assert "in each participant's own space" in text[0]
+    assert "linear transform of patches" in text[1]
+    assert "flow matching" in text[2]
+    assert "123,000 steps" in text[2]
+    assert "lipman2023" in citations(text)
+    write_dataset_description(tmp_path / "s", "s", origin=PHANTOM.sampled())
+    sampled = {"Sampler": "ddim", "SamplerSteps": 50, "GuidanceScale": 2.0, "Seed": 3, "ObservationNoise": True}
+    samples = begun(tmp_path / "s", "sample", [], sampled, all_conditions=True)
+    joined = " ".join(methods_of(begun(tmp_path / "e", "evaluate", [blocks, samples])))
+    assert "DDIM [@song2021] in 50 steps, classifier-free guidance 2 [@hosalimans2022] (seed 3)" in joined
+    assert "trained on phantom (simulated) data" in joined
+
+
+def test_a_folder_that_no_command_began_is_left_alone(tmp_path):
+    write_index(tmp_path)
+    assert not list(tmp_path.iterdir())
