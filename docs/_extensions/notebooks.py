@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,8 @@ def _outputs(code: str, namespace: dict[str, Any], picture: Path) -> Iterator[st
 
 def _plain(value: Any) -> str:
     lines = getattr(value, "lines", None)
-    return "\n".join(lines) if isinstance(lines, list) else str(value)
+    text = "\n".join(lines) if isinstance(lines, list) else str(value)
+    return "\n".join(textwrap.fill(line, 100) if len(line) > 100 else line for line in text.splitlines())
 
 
 def _write_pages(app: Any) -> None:
