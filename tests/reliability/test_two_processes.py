@@ -82,7 +82,7 @@ def test_many_shards_at_once_list_every_sample(world, whole, start, tmp_path):
 def test_killed_while_another_waits(world, whole, start, tmp_path):
     """The one that waits takes over at once."""
     ask, out = world.arguments("tokenize", tmp_path / "out"), tmp_path / "out"
-    first = start(ask, Fault(at_rename=5, signal=signal.SIGSTOP))
+    first = start(ask, Fault(at_rename=8, signal=signal.SIGSTOP))
     wait_until_stopped(first)
     second = start(ask)
     second.process.join(0.5)
