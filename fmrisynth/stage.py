@@ -179,7 +179,7 @@ class Stage:
             claim = _read(path)
             if claim is None:
                 raise FmrisynthError(
-                    f"{path}: expected what began this folder, it cannot be read; mend it or delete {self.out}."
+                    f"{path}: expected what began this folder, it cannot be read; correct it or delete {self.out}."
                 )
             if claim.get("Command") == self.command:
                 return claim

@@ -118,7 +118,7 @@ def _numbers(path: Path, name: str, cells: Sequence[str]) -> np.ndarray:
         values = np.array([np.nan if cell.strip() in ("", "n/a", "NaN", "nan") else float(cell) for cell in cells])
     except ValueError as error:
         raise FmrisynthError(
-            f"{path}: a confound holds something that is no number ({name}: {error}); mend the table."
+            f"{path}: a confound holds something that is no number ({name}: {error}); correct the table."
         ) from None
     return np.where(np.isfinite(values), values, np.nan)
 

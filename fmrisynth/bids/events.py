@@ -143,7 +143,7 @@ def read_ev(path: Path, label: str) -> tuple[Event, ...]:
             comma = " (separated by commas)" if "," in line else ""
             raise FmrisynthError(
                 f"{path}: expected onset, duration and amplitude separated by tabs in line {number}, "
-                f"found {line.strip()!r}{comma}; mend the EV file."
+                f"found {line.strip()!r}{comma}; correct the EV file."
             )
         onset_s, duration_s, amplitude = (_number(path, number, "EV", cell) for cell in cells)
         if amplitude != 0:

@@ -135,7 +135,7 @@ def read_origin(root: Path) -> Origin:
             return parse_origin(description[KEY])
     except ValueError as error:
         raise FmrisynthError(
-            f"{path}: expected the origin of the data, found something else ({error}); mend it."
+            f"{path}: expected the origin of the data, found something else ({error}); correct it."
         ) from None
     name = one_line(description.get("Name") or root.resolve().name)[:LONGEST_NAME]
     listed = description.get("Keywords")

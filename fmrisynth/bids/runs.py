@@ -324,7 +324,7 @@ def _seconds(image: Path, metadata: Mapping[str, Any], key: str) -> float | None
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise FmrisynthError(f"{image}: its sidecar has {key} = {value!r}, expected a number of seconds; mend it.")
+        raise FmrisynthError(f"{image}: its sidecar has {key} = {value!r}, expected a number of seconds; correct it.")
     return float(value)
 
 

@@ -83,7 +83,7 @@ def read_tsv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
         cells = line.split("\t")
         if len(cells) != len(header):
             raise FmrisynthError(
-                f"{path}: line {number} has {len(cells)} cells, the header has {len(header)}; mend the table."
+                f"{path}: line {number} has {len(cells)} cells, the header has {len(header)}; correct the table."
             )
         rows.append(dict(zip(header, cells, strict=True)))
     return rows

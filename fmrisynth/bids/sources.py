@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict:
     try:
         content = parse.read_json(path)
     except (OSError, ValueError) as error:
-        raise FmrisynthError(f"{path}: expected a JSON object, it cannot be read ({error}); mend it.") from None
+        raise FmrisynthError(f"{path}: expected a JSON object, it cannot be read ({error}); correct it.") from None
     if not isinstance(content, dict):
-        raise FmrisynthError(f"{path}: expected a JSON object, found {type(content).__name__}; mend it.")
+        raise FmrisynthError(f"{path}: expected a JSON object, found {type(content).__name__}; correct it.")
     return content

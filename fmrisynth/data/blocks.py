@@ -312,9 +312,9 @@ def read_subject(root: Path, subject: str) -> list[Block]:
     for row in read_tsv(path, required):
         name = Path(row["filename"])
         if name.suffix == "":
-            raise FmrisynthError(f"{path}: expected the file name of an image, found {str(name)!r}; mend the table.")
+            raise FmrisynthError(f"{path}: expected the file name of an image, found {str(name)!r}; correct the table.")
         if name.is_absolute() or ".." in name.parts:
-            raise FmrisynthError(f"{path}: {name} points outside the dataset; mend the table.")
+            raise FmrisynthError(f"{path}: {name} points outside the dataset; correct the table.")
         try:
             blocks.append(
                 Block(
@@ -327,7 +327,7 @@ def read_subject(root: Path, subject: str) -> list[Block]:
                 )
             )  # fmt: skip
         except ValueError as error:
-            raise FmrisynthError(f"{path}: a number cannot be read ({error}); mend the table.") from None
+            raise FmrisynthError(f"{path}: a number cannot be read ({error}); correct the table.") from None
     return blocks
 
 

@@ -269,7 +269,7 @@ def shard_shape(path: Path) -> tuple[int, ...]:
     except (SafetensorError, OSError) as error:
         why = getattr(error, "strerror", None) or error
         raise FmrisynthError(
-            f"{path}: the shard cannot be read ({why}); mend its permissions, or delete it and encode the subject again."
+            f"{path}: the shard cannot be read ({why}); fix its permissions, or delete it and encode the subject again."
         ) from None
 
 

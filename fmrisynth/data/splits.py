@@ -77,7 +77,7 @@ def read_families(path: Path) -> dict[str, str]:
             continue
         if len(row) <= max(subject_at, family_at):
             raise FmrisynthError(
-                f"{path}: line {number} has {len(row)} cells, the header {len(header)}; mend the table."
+                f"{path}: line {number} has {len(row)} cells, the header {len(header)}; correct the table."
             )
         subject, family = clean_label(row[subject_at].strip()), row[family_at].strip()
         if family in ("", "n/a"):

@@ -46,7 +46,7 @@ def read_events(block: Block) -> list[Event]:
     try:
         return [Event(row["trial_type"], float(row["onset"]), float(row["duration"])) for row in rows]
     except ValueError as error:
-        raise FmrisynthError(f"{path}: a number cannot be read ({error}); mend the table.") from None
+        raise FmrisynthError(f"{path}: a number cannot be read ({error}); correct the table.") from None
 
 
 def window_weights(block: Block, events: Sequence[Event], config: GlmConfig) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The hybrid CNN-Transformer denoiser of the paper (Fig. 4a), read top to bottom.
 
 Convolutional residual blocks with FiLM at the finest grid, transformer blocks with AdaLN-Zero and
-cross-attention below, joined in a U-shaped hierarchy with concatenated skips. This is design H1, which
+cross-attention below, joined in a U-shaped hierarchy with concatenated skips. It
 reproduces the paper's published parameter counts: 2300 w^2 + 2951 w + 36 at base_ch w, 36 channels and
 seven conditions.
 

@@ -270,7 +270,7 @@ def read_activation_table(path: Path) -> tuple[list[int], np.ndarray]:
         except ValueError as error:
             raise FmrisynthError(f"{path}: row {i + 2} cannot be read ({error}); give numbers only.") from None
     if len(set(parcels)) < len(parcels) or not np.isfinite(weights).all():
-        raise FmrisynthError(f"{path}: a parcel stands twice, or a value is not finite; mend the table.")
+        raise FmrisynthError(f"{path}: a parcel stands twice, or a value is not finite; correct the table.")
     largest = float(np.abs(weights).max())
     if largest > PLAUSIBLE_PERCENT:
         raise FmrisynthError(

@@ -123,7 +123,7 @@ def test_a_bad_participant_does_not_stop_the_others(hcp_tree: Path, tmp_path: Pa
     assert list(summary.failed) == ["100307"]
     assert "tfMRI_GAMBLING_RL.nii.gz" in summary.failed["100307"]
     assert subjects_of(out) == ["100408"]
-    bold.write_bytes(content)  # mended: the next call completes the dataset
+    bold.write_bytes(content)  # repaired: the next call completes the dataset
     assert prepare_dataset(hcp_tree, out, PrepareConfig()).failed == {}
     assert len(read_subject(out, "100307")) == 6
 

@@ -137,7 +137,7 @@ def one_of_each_kind(out: Path, command: str) -> list[Path]:
 
 AGAIN = {
     "train": "The copy of the tokenizer and `best/` are made again; so is the newest checkpoint, by training on from the newest whole "
-    "one; it is said which and why. Where `best/` or all checkpoints are past mending: one sentence with what to do, exit status "
+    "one; it is said which and why. Where `best/` or all checkpoints are beyond repair: one sentence with what to do, exit status "
     "1. What is gone from `log.jsonl` stays gone.",
     "else": "It is made again, and the summary says which and why; finished units beside it are kept.",
 }
@@ -201,7 +201,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_seen(victim, world, start, tmp_path):
     assert found == expected
 
 
-def test_a_training_run_that_is_past_mending(world, start, tmp_path):
+def test_a_training_run_that_is_beyond_repair(world, start, tmp_path):
     """The remedies that the messages name work."""
     out = shutil.copytree(world.root / "model", tmp_path / "out")
     ask = world.arguments("train", out)
