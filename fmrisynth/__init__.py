@@ -7,7 +7,7 @@ In Python::
     model = fs.load()
     samples = model.sample("gambling_loss", n=4, seed=7)
 
-`fs.simulate`, `fs.prepare`, `fs.tokenize`, `fs.train`, `fs.sample`, `fs.glm` and `fs.evaluate` are the packages of the
+`fs.simulate`, `fs.prepare`, `fs.tokenize`, `fs.train`, `fs.sample`, `fs.glm`, `fs.evaluate` and `fs.check` are the packages of the
 commands; called, they run the command (`fmrisynth.api`). Nothing is loaded before it is used.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
+COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate", "check")
 """Each a package of that name, a command of the command line and a function of `fmrisynth.api`."""
 
 _FROM_API = ("load", "Model", "Samples")

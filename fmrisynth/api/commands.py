@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fmrisynth.api.results import BlockResult, EvaluationResult, LatentsResult, MapsResult, Result, TrainingResult
 from fmrisynth.config.base import StageConfig
@@ -20,6 +21,9 @@ from fmrisynth.config.train import TrainConfig
 from fmrisynth.models.bundled import BUNDLED
 from fmrisynth.progress import StageSummary
 from fmrisynth.report.landing import write_index
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 C = TypeVar("C", bound=StageConfig)
 R = TypeVar("R", bound=Result)
@@ -197,6 +201,26 @@ def evaluate(
     resolved = settings_of(EvaluateConfig, "evaluate", settings, config)
     summary = evaluate_datasets(_path(out), real=_path(real), synthetic=_path(synthetic), config=resolved, force=force)
     return _result(EvaluationResult, out, summary)
+
+
+def check(data: str | Path, *, checkpoint: str | Path = BUNDLED, n_blocks: int = 40) -> pd.DataFrame:
+    """Is a dataset like the one that a model was trained on (``fmrisynth check``)? A row for each comparison.
+
+    Parameters
+    ----------
+    data : str or Path
+        Block dataset.
+    checkpoint : str or Path
+        A model's folder; default: the bundled one.
+    n_blocks : int, default 40
+        Blocks to read, evenly spread.
+    """
+    import pandas as pd
+
+    from fmrisynth.check import check_dataset
+
+    model = None if str(checkpoint) == BUNDLED else _path(checkpoint)
+    return pd.DataFrame(map(asdict, check_dataset(_path(data), checkpoint=model, n_blocks=n_blocks)))
 
 
 def settings_of(

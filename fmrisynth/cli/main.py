@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 import fmrisynth
 
-COMMANDS = (*fmrisynth.COMMANDS, "conditions", "check")
+COMMANDS = (*fmrisynth.COMMANDS, "conditions")
 LEVELS = ("participant", "group")
 BIDS_APP = "bids-app"
 LIST_OPTIONS = ("--participant-label", "--session-label", "--task-id", "--tasks")

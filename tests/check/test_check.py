@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+import fmrisynth as fs
 from fmrisynth.check import check_dataset
 from fmrisynth.cli.main import run
 from fmrisynth.config.load import load_config
@@ -93,3 +94,9 @@ def test_the_command_prints_a_table_and_fails_where_something_differs(phantom, t
         table.write_text(table.read_text().replace("\t1.44\t", "\t2\t"))
     assert run(["check", str(out), "--n-blocks", "3"]) == 1
     assert "tr_s=1.44" in capsys.readouterr().out
+
+
+def test_from_python(phantom):
+    table = fs.check(phantom, n_blocks=3)
+    assert list(table.columns) == ["what", "model", "data", "differs", "advice"]
+    assert not table["differs"].any()
