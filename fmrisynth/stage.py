@@ -23,7 +23,7 @@ from fmrisynth.bids.atomic import recording, remove_leftovers, write_json, write
 from fmrisynth.bids.digests import Look, digest_of
 from fmrisynth.bids.lock import exclusive, remove_dead_locks
 from fmrisynth.bids.origin import Origin
-from fmrisynth.bids.provenance import write_dataset_description, write_run_log
+from fmrisynth.bids.provenance import DESCRIPTION_FILES, write_dataset_description, write_run_log
 from fmrisynth.config.base import StageConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.parse import read_json
@@ -342,7 +342,7 @@ class Stage:
         for label in copies:
             self._drop(label)
         files = [path for path in self.out.rglob("*") if path.is_file() and self.out / CLAIM.parent not in path.parents]
-        if all(path.name == SCRATCH_RECORD for path in files):
+        if all(path.name in (SCRATCH_RECORD, *DESCRIPTION_FILES) for path in files):
             shutil.rmtree(self.out, ignore_errors=True)
 
     def summary(self, lines: Sequence[str] = ()) -> StageSummary:

@@ -45,6 +45,10 @@ def generated_by(origin: Origin | None = None) -> list[dict[str, Any]]:
     return [entry]
 
 
+DESCRIPTION_FILES = ("dataset_description.json", ".bidsignore", "README.md")
+"""What `write_dataset_description` writes."""
+
+
 def write_dataset_description(
     root: Path, name: str, *, sources: Sequence[Path] = (), origin: Origin | None = None, readme: str = ""
 ) -> None:

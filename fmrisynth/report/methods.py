@@ -54,8 +54,9 @@ def _chain(out: Path, depth: int) -> Iterator[str]:
         return
     for source in claim.get("Sources", []):
         yield from _chain(Path(source), depth + 1)
-    command, settings = str(claim.get("Command")), _settings(out, str(claim.get("Command")))
-    settings |= claim["Settings"] if isinstance(claim.get("Settings"), dict) else {}
+    command = str(claim.get("Command"))
+    begun_with = claim["Settings"] if isinstance(claim.get("Settings"), dict) else {}
+    settings = begun_with | _settings(out, command)  # a later call may have changed those that are free, such as steps
     if command == "sample":
         yield read_origin(out).statement
     write = _WRITERS.get(command)
@@ -67,8 +68,9 @@ def _chain(out: Path, depth: int) -> Iterator[str]:
 
 
 def _settings(out: Path, command: str) -> dict[str, Any]:
-    """Resolved settings of a folder's latest call."""
+    """Resolved settings of a folder's latest call; a training run keeps its own."""
     calls = sorted((out / "logs").glob(f"{command}_*.yaml"), key=lambda path: (path.stat().st_mtime, path.name))
+    calls += [path for path in [out / "config.yaml"] if command == "train" and path.is_file()]
     if not calls:
         return {}
     try:
@@ -129,6 +131,7 @@ def _train(s: Mapping[str, Any]) -> str:
     return (
         f"A conditional denoiser, {network}, was trained to predict {_OBJECTIVES[s['objective']['prediction']]} for {s['steps']:,} steps of {s['batch_size']} blocks with "
         f"AdamW [@loshchilov2019] (learning rate {optimiser['learning_rate']:g}); the condition was dropped in {s['conditioning']['dropout']:.0%} of the instances, weights were averaged."
+        + (" Latents were whitened." if s.get("whiten") else "")
     )
 
 

@@ -178,7 +178,7 @@ def test_a_condition_outside_the_run_gives_no_map(root, tmp_path, capsys):
     assert "condition left_hand has no event inside the usable frames" in said
     assert "1 of 3 events begin after the end of the run" in said
     assert [p.name for p in (tmp_path / "out/group").glob("*stat-z*.nii.gz")] == [
-        "task-tapping_space-MNI152NLin6Asym_contrast-tappingRightHand_stat-z_statmap.nii.gz"
+        "task-tapping_space-MNI152NLin6Asym_res-3_contrast-tappingRightHand_stat-z_statmap.nii.gz"
     ]
 
 
