@@ -277,7 +277,9 @@ class Trainer:
                 "n/a" if values["condition_gain_share"] is None else f"{values['condition_gain_share']:.0%}",
             )
         # The plain loss hardly sees the condition and prefers models that ignore it; with one condition there is nothing else.
-        score = values["condition_gain"] if len(self.vocabulary["condition"]) > 1 else -values["loss"]
+        # The gain over all noise levels does not serve either: it wavers, because with little noise the latents tell their condition.
+        score = values["condition_gain_share"]
+        score = -values["loss"] if score is None else score
         if progress.step and (progress.best_score is None or score > progress.best_score):
             progress.best_score, progress.best_step = score, progress.step
             save_best(run, self.out, self._card(), self.latents.whitening, self.world)

@@ -54,7 +54,7 @@ class Progress:
         Optimiser steps done.
     ema_updates : int
     best_score : float or None
-        Of the model in ``best/``: gain of the validation loss from the right label.
+        Of the model in ``best/``: its share of the gain that is attainable from the right label, or its negative loss.
     best_step : int or None
     precision : {"fp32", "bf16"}
         What the run computes in, chosen when it began.
