@@ -219,7 +219,11 @@ def split_half_ceiling(
     if fewest < 4 or n_repeats < 2:
         return {}, f"No split-half ceiling: it needs at least four subjects per condition, found {fewest}."
     rng = np.random.default_rng(seed)
-    found = [map_scores(*real.halves(rng), conditions, conditions) for _ in range(n_repeats)]
+    drawn_halves = [real.halves(rng) for _ in range(n_repeats)]
+    whole = [pair for pair in drawn_halves if all(half.n_people(c) >= 2 for half in pair for c in conditions)]
+    if not whole:
+        return {}, "No split-half ceiling: no half of the subjects has two of every condition."
+    found = [map_scores(*pair, conditions, conditions) for pair in whole]
     scores = {}
     for name in SCORES:
         drawn = [getattr(one, name) for one in found]
@@ -229,8 +233,8 @@ def split_half_ceiling(
         values = values[np.isfinite(values)]
         if values.size:
             low, high = np.percentile(values, [2.5, 97.5])
-            scores[name] = Score(float(values.mean()), n_repeats, "random halves", float(low), float(high))
-    note = f"{n_repeats} random halves of {fewest} subjects; each half has about {fewest // 2}, so its maps are noisier than the whole."
+            scores[name] = Score(float(values.mean()), len(whole), "random halves", float(low), float(high))
+    note = f"{len(whole)} random halves of {fewest} subjects; each half has about {fewest // 2}, so its maps are noisier than the whole."
     return scores, note
 
 

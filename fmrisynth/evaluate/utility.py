@@ -151,7 +151,8 @@ class ConditionalIca:
 
         own_NS = self._ica.transform(own_ND)
         drawn_NS = np.stack([rng.choice(column, n) for column in self._sources_NS.T], axis=1)
-        root_SS = np.linalg.cholesky(ledoit_wolf(own_NS)[0])
+        values_S, vectors_SS = np.linalg.eigh(ledoit_wolf(own_NS)[0])  # all 0 for a single block
+        root_SS = vectors_SS * np.sqrt(values_S.clip(min=0))
         return np.asarray(self._ica.inverse_transform(own_NS.mean(axis=0) + drawn_NS @ root_SS.T))
 
 

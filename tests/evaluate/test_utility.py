@@ -20,6 +20,9 @@ def test_conditional_ica_has_the_mean_and_covariance_of_the_class(rng):
     np.testing.assert_allclose(drawn.mean(axis=0), own.mean(axis=0), atol=0.25)
     assert np.corrcoef(np.cov(drawn.T).ravel(), np.cov(own.T).ravel())[0, 1] > 0.98
     assert np.trace(np.cov(drawn.T)) == pytest.approx(np.trace(np.cov(own.T)), rel=0.1)
+    alone = ConditionalIca(unlabelled).sample(own[:1], 4, rng)  # a class of one block has no spread of its own
+    assert np.isfinite(alone).all()
+    np.testing.assert_allclose(alone, np.repeat(alone[:1], 4, axis=0))
 
 
 def test_good_samples_help_who_has_few_people_and_noise_does_not(rng):
