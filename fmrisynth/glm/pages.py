@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,13 +169,15 @@ def _thresholded(name: str, model: str, path: Path, space: str) -> list[Any]:
     inside = as_nibabel(z_XYZ != 0, image.affine)
     if not (z_XYZ != 0).any():
         return [Text(f"{name} ({model}): z is not defined.", note=True)]
-    kept, threshold = threshold_stats_img(
-        as_nibabel(z_XYZ, image.affine),
-        mask_img=inside,
-        alpha=FDR,
-        height_control="fdr",
-        cluster_threshold=SMALLEST_CLUSTER,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nothing survives is said below
+        kept, threshold = threshold_stats_img(
+            as_nibabel(z_XYZ, image.affine),
+            mask_img=inside,
+            alpha=FDR,
+            height_control="fdr",
+            cluster_threshold=SMALLEST_CLUSTER,
+        )
     shown_XYZ = np.asarray(kept.get_fdata(), np.float32)
     if not shown_XYZ.any():
         return [Text(f"{name} ({model}): no cluster survives; the largest |z| is {np.abs(z_XYZ).max():.1f}.")]
@@ -185,7 +188,9 @@ def _thresholded(name: str, model: str, path: Path, space: str) -> list[Any]:
         )
     else:
         figure = glass_brains([(title, shown_XYZ)], grid, threshold=float(threshold))
-    table = get_clusters_table(kept, float(threshold), SMALLEST_CLUSTER, two_sided=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that one sign has no cluster is no news
+        table = get_clusters_table(kept, float(threshold), SMALLEST_CLUSTER, two_sided=True)
     rows = [
         (
             str(row["Cluster ID"]),
