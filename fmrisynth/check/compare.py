@@ -189,8 +189,8 @@ def _expected_power(whitening: Whitening | None, shape: torch.Size, brain_XYZ: T
     if whitening is None:
         return torch.ones(shape)
     n_channels, n_frames, _ = shape
-    unmix_FF = torch.linalg.inv(whitening.mix_FF.double()).float().unflatten(0, (n_channels, n_frames))
-    along_CTF = torch.einsum("ft,ctg->cfg", cosines_TT, unmix_FF)
+    unmix_CTF = whitening.unmix_FF.unflatten(0, (n_channels, n_frames))
+    along_CTF = torch.einsum("ft,ctg->cfg", cosines_TT, unmix_CTF)
     return along_CTF.square().sum(2)[:, :, None] * whitening.scale_CXYZ[:, None, brain_XYZ].square()
 
 
@@ -225,6 +225,8 @@ def _brain(mask_XYZ: np.ndarray, reference_XYZ: np.ndarray, tokenizer: Tokenizer
             "another space, crop or template" if dice < LEAST_DICE else "",
         )
     ]
+    if info.grid.is_native:
+        return rows  # its box is not centred on the midline
     mirrored_XYZ = reference_XYZ[::-1]
     both_XYZ = both_XYZ & both_XYZ[::-1]
     if both_XYZ.sum() < 3:

@@ -42,8 +42,12 @@ class Whitening:
 
     def undo(self, stack_FXYZ: Tensor) -> Tensor:
         """Standardised latents of whitened ones."""
-        unmix_FF = torch.linalg.inv(self.mix_FF.double()).float()
-        return torch.einsum("fg,...gxyz->...fxyz", unmix_FF, stack_FXYZ) * self._scale_FXYZ()
+        return torch.einsum("fg,...gxyz->...fxyz", self.unmix_FF, stack_FXYZ) * self._scale_FXYZ()
+
+    @property
+    def unmix_FF(self) -> Tensor:
+        """Inverse of `mix_FF`, float32."""
+        return torch.linalg.inv(self.mix_FF.double()).float()
 
     def tensors(self) -> dict[str, Tensor]:
         """What a model directory stores of it, by name."""
