@@ -15,7 +15,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from fmrisynth.bids.sidecars import read_tsv
+from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.conditions import Condition, ConditionTable, condition_from_label, fold, make_label
 from fmrisynth.errors import FmrisynthError, UsageError
 
@@ -25,11 +25,12 @@ _RUN_COLUMNS = ("run", "runid", "runnumber", "runnr", "runname", "session", "ses
 
 
 class Event(NamedTuple):
-    """One row of an events file; seconds after the start of the run."""
+    """One row of an events file; seconds after the start of the run, and how strong against 1 (column ``modulation``, as in nilearn)."""
 
     onset_s: float
     duration_s: float
     label: str
+    modulation: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def read_events(path: Path) -> EventsTable:
         duration_s = 0.0 if duration in _MISSING else _number(path, number, "duration", duration)
         if duration_s < 0:
             raise FmrisynthError(f"{path}: expected a duration of 0 or more in line {number}, found {duration_s:g} s.")
-        found.append(Event(onset_s, duration_s, label))
+        modulation = row.get("modulation", "").strip()
+        strength = 1.0 if modulation in _MISSING else _number(path, number, "modulation", modulation)
+        found.append(Event(onset_s, duration_s, label, strength))
     once = sorted(set(found))
     labels = [event.label for event in found]
     listed_by_type = len(list(groupby(labels))) == len(set(labels))
@@ -147,8 +150,16 @@ def read_ev(path: Path, label: str) -> tuple[Event, ...]:
             )
         onset_s, duration_s, amplitude = (_number(path, number, "EV", cell) for cell in cells)
         if amplitude != 0:
-            events.append(Event(onset_s, duration_s, label))
+            events.append(Event(onset_s, duration_s, label, amplitude))
     return tuple(sorted(events))
+
+
+def write_events(path: Path, events: Iterable[Event]) -> None:
+    """Write an events file in order of onset, with the column ``modulation`` where it says something."""
+    names = ("onset", "duration", "trial_type", "modulation")
+    rows = [(float(e.onset_s), float(e.duration_s), e.label, float(e.modulation)) for e in sorted(events)]
+    columns = names if any(row[3] != 1 for row in rows) else names[:3]
+    write_tsv(path, columns, [dict(zip(names, row, strict=True)) for row in rows])
 
 
 def conditions_of_task(

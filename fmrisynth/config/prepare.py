@@ -63,7 +63,14 @@ class PrepareConfig(SourceConfig):
     for every block-like condition where it has none; ``all`` asks for everything.
     """
 
-    conditions: tuple[str, ...] = Field((), description="Condition labels, or 'all'.")
+    unit: Literal["block", "run"] = Field(
+        "block",
+        description="block: a window from every block's onset; run: each run whole, with everything that happens in it.",
+    )
+    conditions: tuple[str, ...] = Field(
+        (),
+        description="Condition labels, or 'all'. Unit run: of which tasks runs are taken; their events are kept all.",
+    )
     condition_table: Path | None = Field(None, description="YAML with further conditions and spellings.")
     native: bool = Field(
         False,

@@ -73,8 +73,10 @@ class FamilyConfig(Config):
 class SimulateConfig(StageConfig):
     """Everything about a phantom cohort."""
 
-    layout: Literal["hcp", "bids", "blocks"] = Field(
-        "hcp", description="hcp: HCP tree; bids: fMRIPrep-style derivatives; blocks: a block dataset without runs."
+    layout: Literal["hcp", "bids", "blocks", "runs"] = Field(
+        "hcp",
+        description="hcp: HCP tree; bids: fMRIPrep-style derivatives; blocks: a block dataset; runs: whole runs in that format, as "
+        "`prepare --unit run` would make them.",
     )
     n_subjects: int = Field(20, ge=1, le=99_999, description="Size of the cohort.")
     first_subject: int = Field(
@@ -87,7 +89,18 @@ class SimulateConfig(StageConfig):
     )
     directions: tuple[Direction, ...] = Field(("LR", "RL"), min_length=1, description="Phase encodings: one run each.")
     conditions: tuple[str, ...] | None = Field(
-        None, description="Layout blocks: which conditions; default the paper's seven among the tasks."
+        None, description="Layout blocks and mixed runs: which conditions; default the paper's seven among the tasks."
+    )
+    mixed: bool = Field(
+        False,
+        description="In place of HCP's runs: runs in which blocks and trials of all conditions come in random order and length.",
+    )
+    events: tuple[Path, ...] = Field(
+        (),
+        description="In place of HCP's runs: what every subject does, events.tsv files with the phantom's conditions as trial types.",
+    )
+    run_s: float | None = Field(
+        None, gt=30, le=3600, description="Length of mixed or given runs, s; default 360, or 16 s after the last event."
     )
     resolution_mm: float = Field(2.0, description="2 (91 x 109 x 91, as HCP) or 3 (61 x 73 x 61).")
     tr_s: float = Field(0.72, gt=0.2, le=4, description="Repetition time of the runs.")
@@ -111,6 +124,10 @@ class SimulateConfig(StageConfig):
     def _check(self) -> SimulateConfig:
         if (self.activations is None) != (self.atlas is None):
             raise ValueError("activations and atlas belong together: give both or neither")
+        if self.mixed and self.events:
+            raise ValueError("mixed and events exclude each other")
+        if (self.mixed or self.events) and self.layout != "runs":
+            raise ValueError("mixed and events are for the layout runs")
         if len(set(self.tasks)) < len(self.tasks) or len(set(self.directions)) < len(self.directions):
             raise ValueError("a task or direction is named twice")
         return self

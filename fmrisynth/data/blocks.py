@@ -3,7 +3,8 @@
 A block dataset is a BIDS derivative in which every block instance is a short run of its own with five
 files: the 4D image, its sidecar, the reference volume (temporal mean of the source run), the brain mask and
 the events. The subject's ``scans.tsv`` lists the blocks and is written last, so that its presence means that
-the subject is complete.
+the subject is complete. A whole run is such an instance, too: its `condition` is ``run``, its frames stand for the middle of their
+repetition time (``StartTime``), and its events file holds everything that happens in it.
 
 Axis legend: X, Y, Z voxel axes; T frames.
 """
@@ -18,12 +19,16 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids import naming
+from fmrisynth.bids.events import Event, write_events
 from fmrisynth.bids.origin import Origin
 from fmrisynth.bids.sidecars import bold_sidecar, read_tsv, write_sidecar, write_tsv
 from fmrisynth.data.grid import NATIVE_SPACE, Grid, make_grid
 from fmrisynth.data.nifti import read_image, write_image
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.parse import read_json
+
+RUN, RUN_DESC = "run", "preproc"
+"""What stands in place of a condition, and in `desc`, where an instance is a whole run: what happens in it is in its events file."""
 
 GRAND_MEAN = 10_000.0
 """Mean of a source run over brain voxels and time, in the arbitrary units of HCP."""
@@ -104,6 +109,11 @@ class Block:
     source_onset_s: float | None = None
 
     @property
+    def is_run(self) -> bool:
+        """Whether this is a whole run."""
+        return self.condition == RUN
+
+    @property
     def path(self) -> Path:
         """The 4D image."""
         return self.root / self.bold
@@ -174,7 +184,7 @@ def write_block(
     sidecar: Mapping[str, Any] | None = None,
     origin: Origin | None = None,
     extension: str = ".nii.gz",
-    neighbours: Sequence[tuple[str, float, float]] = (),
+    events: Sequence[Event] = (),
 ) -> Block:
     """Write one block's five files and return its record (list it with `finish_subject`).
 
@@ -194,9 +204,8 @@ def write_block(
         What the data are; goes into every sidecar.
     extension : {".nii.gz", ".nii"}
         Compressed or plain images.
-    neighbours : sequence of (str, float, float)
-        Other blocks of the source run whose response may reach into the window: condition, onset in s from the first frame (before it:
-        negative), duration in s. They stand in the events table beside the block's own row.
+    events : sequence of Event
+        What stands in the events table, seconds from the first frame (for a whole run: from its start); default: the block itself.
     """
     bold = naming.block_bold(entities, desc, extension)
     image = np.where(data.mask_XYZ[..., None], data.bold_XYZT, 0.0)
@@ -221,13 +230,7 @@ def write_block(
         | {"Description": "Temporal mean of the run the block belongs to"}
         | declared,
     )
-    rows = sorted(
-        [(float(onset_s), float(duration_s), condition), *((on, length, name) for name, on, length in neighbours)]
-    )
-    columns = ("onset", "duration", "trial_type")
-    write_tsv(
-        root / naming.block_companion(bold, "events"), columns, [dict(zip(columns, row, strict=True)) for row in rows]
-    )
+    write_events(root / naming.block_companion(bold, "events"), events or [Event(onset_s, duration_s, condition)])
     keys: dict[str, Any] = {"Condition": condition, "IntensityUnits": f"arbitrary, grand mean {GRAND_MEAN:g}"}
     keys |= reference | declared
     write_sidecar(

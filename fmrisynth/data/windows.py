@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmrisynth.bids.events import FoundBlock
+from fmrisynth.bids.events import Event, FoundBlock
 from fmrisynth.bids.runs import Timing
+from fmrisynth.conditions import Condition
 from fmrisynth.config.prepare import BlocksConfig, WindowConfig
+from fmrisynth.data.blocks import RUN, RUN_DESC
 
 NEGATIVE_ONSET = "starts before the run"
 PAST_END = "runs past the end"
@@ -67,24 +69,32 @@ class Dropped:
     reason: str
 
 
-def neighbours(window: Window, blocks: Iterable[FoundBlock]) -> tuple[tuple[str, float, float], ...]:
-    """The other blocks of a run whose response reaches into a window.
+def events_of_window(window: Window, blocks: Iterable[FoundBlock]) -> tuple[Event, ...]:
+    """A window's block, and the other blocks of the run whose response reaches into it.
 
     Where blocks of different conditions cover each other (a condition and a special case of it), the shorter one counts, and one that covers the
     window's own block does not.
 
     Returns
     -------
-    tuple of (str, float, float)
-        Condition, onset in seconds after the first frame of the window, duration in seconds; in order of onset.
+    tuple of Event
+        Seconds after the first frame of the window; in order of onset.
     """
     kept = [window.block]
     for block in sorted(blocks, key=lambda block: (block.duration_s, block.onset_s)):
         apart = all(block.end_s <= other.onset_s or other.end_s <= block.onset_s for other in kept)
         if apart and block.end_s > window.start_s - RESPONSE_S and block.onset_s < window.times_s[-1]:
             kept.append(block)
-    found = [(b.condition.label, round(b.onset_s - window.start_s, 3), round(b.duration_s, 3)) for b in kept[1:]]
-    return tuple(sorted(found, key=lambda row: row[1]))
+    return tuple(
+        sorted(Event(round(b.onset_s - window.start_s, 6), round(b.duration_s, 6), b.condition.label) for b in kept)
+    )
+
+
+def run_window(timing: Timing, task: str, tr_s: float) -> Window:
+    """A whole run as one window; its frames stand for the middle of their repetition time, as those of most runs do."""
+    n_frames = int(timing.end_s / tr_s + _TOLERANCE_S)
+    whole = Condition(RUN, task, RUN_DESC, (), ())
+    return Window(FoundBlock(whole, 0.0, timing.end_s), tr_s / 2, n_frames, tr_s)
 
 
 def plan_windows(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fmrisynth.bids.discover import open_source
-from fmrisynth.bids.events import conditions_of_task, find_blocks
+from fmrisynth.bids.events import Event, conditions_of_task, find_blocks
 from fmrisynth.bids.headers import Header
 from fmrisynth.bids.naming import Entities
 from fmrisynth.bids.origin import Origin, read_origin
@@ -17,7 +17,7 @@ from fmrisynth.conditions import ConditionTable, fold, load_table, make_label, s
 from fmrisynth.config.prepare import ALL_CONDITIONS, PrepareConfig
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.splits import read_families, split_of
-from fmrisynth.data.windows import Dropped, Window, neighbours, plan_windows
+from fmrisynth.data.windows import Dropped, Window, events_of_window, plan_windows, run_window
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.progress import log
 
@@ -56,11 +56,11 @@ class Job:
 
 @dataclass(frozen=True)
 class PlannedWindow:
-    """A window, the name its block will get, and the other blocks whose response reaches into it (see `neighbours`)."""
+    """A window, the name its block will get, and what happens in and before it, in seconds from its first frame (of a run: from its start)."""
 
     window: Window
     run_number: int
-    neighbours: tuple[tuple[str, float, float], ...] = ()
+    events: tuple[Event, ...] = ()
 
     def entities(self, run: Run, grid: Grid) -> Entities:
         """Entities of the block's files on a grid."""
@@ -221,9 +221,13 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
         notes += run.warnings
         for text in run.warnings:
             log.warning("%s", text)
-        kept, dropped = plan_windows(
-            blocks, timing, config.window, config.blocks, config.tr_s, bad_frames=run.bad_frames
-        )
+        if config.unit == "run":
+            task = conditions[0].task if conditions else clean_label(run.task)
+            kept, dropped = [run_window(timing, task, config.tr_s)], list[Dropped]()
+        else:
+            kept, dropped = plan_windows(
+                blocks, timing, config.window, config.blocks, config.tr_s, bad_frames=run.bad_frames
+            )
         every = find_blocks(
             run.events, conditions_of_task(run.task, run.events, job.table, None), job.table,
             merge_gap_s=config.blocks.merge_gap_s, rows_are_blocks=run.events_are_blocks,
@@ -232,6 +236,22 @@ def plan_subject(job: Job, subject: str) -> SubjectPlan:
         for window in kept:
             key = (run.session, window.block.condition.task, run.entities.get("dir"))
             counters[key] = counters.get(key, 0) + 1
-            planned.append(PlannedWindow(window, counters[key], neighbours(window, every)))
+            events = _labelled_events(run, job.table) if config.unit == "run" else events_of_window(window, every)
+            planned.append(PlannedWindow(window, counters[key], events))
         runs.append(PlannedRun(run, tuple(planned), tuple(dropped)))
     return SubjectPlan(subject, tuple(runs), tuple(left_out), tuple(notes))
+
+
+def _labelled_events(run: Run, table: ConditionTable) -> tuple[Event, ...]:
+    """The events of a run with our labels; of HCP's EV files those of the condition table, because the others repeat them."""
+    found = []
+    for event in run.events:
+        condition = table.match(run.task, event.label)
+        if condition is None and run.events_are_blocks:
+            continue
+        try:
+            label = condition.label if condition else make_label(run.task, event.label)
+        except UsageError:  # nothing in it that can be written
+            continue
+        found.append(event._replace(label=label))
+    return tuple(found)

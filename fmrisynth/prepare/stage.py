@@ -15,7 +15,7 @@ from fmrisynth.bids.digests import files_of
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.bids.sources import choose_subjects, read_participants
 from fmrisynth.config.prepare import PrepareConfig
-from fmrisynth.data.blocks import ATTRIBUTES, Block, finish_subject, read_subject, subjects_of, write_block
+from fmrisynth.data.blocks import ATTRIBUTES, RUN, Block, finish_subject, read_subject, subjects_of, write_block
 from fmrisynth.data.grid import MNI_3MM, Grid, native_grid
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.prepare import report
@@ -201,8 +201,8 @@ def _write_run(
             out, planned.entities(run.source, grid), block.condition.camel, data, grid,
             condition=block.condition.label, onset_s=_clean(window.onset_s), duration_s=_clean(block.duration_s),
             tr_s=window.tr_s, split=split, attributes=attributes, source=run.source.name,
-            source_onset_s=_clean(block.onset_s), neighbours=planned.neighbours,
-            sidecar={
+            source_onset_s=_clean(block.onset_s), events=planned.events,
+            sidecar=({"StartTime": _clean(window.start_s)} if block.condition.label == RUN else {}) | {
                 "SourceRun": run.source.name,
                 "SourceOnset": _clean(block.onset_s),
                 "SourceRepetitionTime": run.timing.tr_s,

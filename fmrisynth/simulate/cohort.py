@@ -8,20 +8,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import settle, write_json, write_text
+from fmrisynth.bids.events import Event
 from fmrisynth.bids.origin import PHANTOM
 from fmrisynth.bids.sidecars import write_tsv
-from fmrisynth.conditions import load_table, suggest
+from fmrisynth.conditions import load_table
 from fmrisynth.config.simulate import SimulateConfig
-from fmrisynth.data.blocks import Block, finish_subject, write_block
+from fmrisynth.data.blocks import RUN, RUN_DESC, Block, BlockData, finish_subject, write_block
 from fmrisynth.data.splits import split_of
 from fmrisynth.data.windows import RESPONSE_S
-from fmrisynth.errors import UsageError
 from fmrisynth.progress import StageSummary
 from fmrisynth.simulate import truth
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
-from fmrisynth.simulate.phantom import BLOCK_TR_S, Phantom, PhantomBlock, PhantomRun, PhantomSubject, subject_index
+from fmrisynth.simulate.phantom import (
+    BLOCK_TR_S,
+    Phantom,
+    PhantomBlock,
+    PhantomRun,
+    PhantomSubject,
+    chosen_conditions,
+    subject_index,
+)
 from fmrisynth.simulate.space import HCP_2MM, MNI_3MM_FULL, STANDARD
 from fmrisynth.simulate.trees import bids_confounds, hcp_image, write_bids_run, write_hcp_run
 from fmrisynth.stage import Stage, Unit
@@ -33,14 +43,17 @@ about its realism are described in the documentation (phantom). `ground_truth/` 
 must not read it.
 """
 
+INSTANCES = ("blocks", "runs")
+"""Layouts that are datasets of `fmrisynth.data.blocks`."""
+
 _FREE_TO_CHANGE = {"n_subjects", "first_subject"}
 """Settings in which a second call into the same folder may differ."""
 
 
 def write_cohort(out: Path, config: SimulateConfig, *, force: bool = False) -> StageSummary:
     """See `fmrisynth.simulate.simulate_cohort`."""
-    labels = _block_conditions(config) if config.layout == "blocks" else _all_conditions(config)
-    grid = STANDARD if config.layout == "blocks" else HCP_2MM if config.resolution_mm == 2 else MNI_3MM_FULL
+    labels = chosen_conditions(config) if config.layout == "blocks" or config.mixed else _all_conditions(config)
+    grid = STANDARD if config.layout in INSTANCES else HCP_2MM if config.resolution_mm == 2 else MNI_3MM_FULL
     phantom = Phantom(config, grid)
     subjects = [phantom.subject(config.first_subject + i) for i in range(config.n_subjects)]
     own = {subject.label for subject in subjects}
@@ -78,7 +91,7 @@ def write_cohort(out: Path, config: SimulateConfig, *, force: bool = False) -> S
 
 def _tables(config: SimulateConfig) -> dict[str, Any]:
     """The user's files that a cohort depends on, for `Unit.about`."""
-    return {"tables": [path for path in (config.activations, config.atlas) if path is not None]}
+    return {"tables": [path for path in (config.activations, config.atlas, *config.events) if path is not None]}
 
 
 def _subject(stage: Stage, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> Unit:
@@ -89,6 +102,8 @@ def _subject(stage: Stage, subject: PhantomSubject, labels: list[str], config: S
     def make() -> int:
         if config.layout == "blocks":
             n = _write_blocks(stage.out, subject, labels, config)
+        elif config.layout == "runs":
+            n = _write_runs(stage.out, subject, config)
         else:
             runs = list(subject.runs())
             for run in runs:
@@ -99,7 +114,7 @@ def _subject(stage: Stage, subject: PhantomSubject, labels: list[str], config: S
         return n
 
     index = naming.subject_scans(subject.label)
-    if config.layout != "blocks":
+    if config.layout not in INSTANCES:
         index = truth.subject_file(Path(), subject.label)  # readers of trees look at each run
     return Unit(label, _tables(config), make, index, Path(label))
 
@@ -111,60 +126,70 @@ def _run(out: Path, run: PhantomRun, config: SimulateConfig) -> Unit:
 
 
 def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config: SimulateConfig) -> int:
-    families = {subject.label: f"family{subject.traits.family:05d}"} if config.families.size > 1 else None
-    split = split_of(subject.label, config.seed, config.split, families)
-    table = load_table()
     blocks: list[Block] = []
-    person = subject.person
-    grid = subject.phantom.grid
     for run in subject.runs():
         wanted = [label for label in CONDITIONS_BY_TASK[run.task] if label in labels]
-        if not wanted:
-            continue
-        for number, data in enumerate(run.blocks(*wanted), start=1):
-            condition = table.conditions[data.condition]
-            entities = naming.Entities(
-                sub=subject.label, task=condition.task, dir=run.direction, run=number, space=grid.space,
-                res=grid.resolution,
-            )  # fmt: skip
+        for number, data in enumerate(run.blocks(*wanted) if wanted else (), start=1):
+            condition = load_table().conditions[data.condition]
             blocks.append(
-                write_block(
-                    out, entities, condition.camel, data, grid, condition=data.condition, onset_s=data.onset_s,
-                    duration_s=data.duration_s, tr_s=BLOCK_TR_S, split=split, source=f"{subject.label}/{run.name}",
-                    source_onset_s=data.source_onset_s, neighbours=_neighbours(run, data),
-                    attributes={"phase_encoding": run.direction, "sex": person.sex, "age": str(person.age)},
-                    sidecar={"SourceRepetitionTime": run.tr_s, "PhaseEncoding": run.direction, "Synthetic": True},
-                    origin=PHANTOM,
+                _write_instance(
+                    out, run, condition.task, number, data, condition.camel, condition=data.condition, onset_s=data.onset_s,
+                    duration_s=data.duration_s, source_onset_s=data.source_onset_s, events=_events(run, data),
                 )
             )  # fmt: skip
     finish_subject(out, subject.label, blocks)
     return len(blocks)
 
 
-def _neighbours(run: PhantomRun, data: PhantomBlock) -> list[tuple[str, float, float]]:
-    """The other blocks of the run that end less than `RESPONSE_S` before the window or begin in it, seconds from its first frame."""
+def _write_runs(out: Path, subject: PhantomSubject, config: SimulateConfig) -> int:
+    runs: list[Block] = []
+    for run in subject.runs():
+        reference_XYZ = np.where(subject.mask_XYZ, subject.phantom.space.to_grid(run.reference_V), 0.0)
+        data = BlockData(run.resampled_XYZT(BLOCK_TR_S), reference_XYZ, subject.mask_XYZ)
+        events = [Event(e.onset_s, e.duration_s, e.condition, e.modulation) for e in run.paradigm.events]
+        runs.append(
+            _write_instance(
+                out, run, run.task.lower(), None, data, RUN_DESC, condition=RUN, onset_s=-BLOCK_TR_S / 2,
+                duration_s=run.n_frames * run.tr_s, events=events, extra={"StartTime": BLOCK_TR_S / 2},
+            )
+        )  # fmt: skip
+    finish_subject(out, subject.label, runs)
+    return len(runs)
+
+
+def _write_instance(
+    out: Path, run: PhantomRun, task: str, number: int | None, data: BlockData, desc: str,
+    *, extra: dict[str, Any] | None = None, **about: Any,
+) -> Block:  # fmt: skip
+    """Write a block or a run of a subject; `about` goes to `write_block`."""
+    subject, person, grid = run.subject, run.subject.person, run.subject.phantom.grid
+    config = subject.phantom.config
+    families = {subject.label: f"family{subject.traits.family:05d}"} if config.families.size > 1 else None
+    return write_block(
+        out,
+        naming.Entities(
+            sub=subject.label, task=task, dir=run.direction, run=number, space=grid.space, res=grid.resolution
+        ),
+        desc, data, grid, tr_s=BLOCK_TR_S, split=split_of(subject.label, config.seed, config.split, families),
+        source=f"{subject.label}/{run.name}",
+        attributes={"phase_encoding": run.direction, "sex": person.sex, "age": str(person.age)},
+        sidecar={"SourceRepetitionTime": run.tr_s, "PhaseEncoding": run.direction, "Synthetic": True} | (extra or {}),
+        origin=PHANTOM, **about,
+    )  # fmt: skip
+
+
+def _events(run: PhantomRun, data: PhantomBlock) -> list[Event]:
+    """The block and those of its run that end less than `RESPONSE_S` before the window or begin in it, seconds from its first frame."""
     first, last = data.source_onset_s, data.source_onset_s + BLOCK_TR_S * data.bold_XYZT.shape[3]
     return [
-        (event.condition, round(event.onset_s - first, 3), event.duration_s)
+        Event(round(event.onset_s - first, 3), event.duration_s, event.condition)
         for event in run.paradigm.events
-        if event.onset_s != first and first - RESPONSE_S < event.onset_s + event.duration_s and event.onset_s < last
+        if event.onset_s == first or (first - RESPONSE_S < event.onset_s + event.duration_s and event.onset_s < last)
     ]
 
 
 def _all_conditions(config: SimulateConfig) -> list[str]:
     return [label for task in config.tasks for label in CONDITIONS_BY_TASK[task]]
-
-
-def _block_conditions(config: SimulateConfig) -> list[str]:
-    available = _all_conditions(config)
-    if config.conditions is None:
-        return [label for label in load_table().default_labels if label in available]
-    for label in config.conditions:
-        if label not in available:
-            raise UsageError(
-                f"simulate: {label!r} is no condition of the tasks {', '.join(config.tasks)}; {suggest(label, available)}"
-            )
-    return list(config.conditions)
 
 
 def _write_people(out: Path, phantom: Phantom, own: set[str]) -> None:

@@ -7,10 +7,16 @@ onsets vary by some tenths of a second between subjects (trigger and response ti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from fmrisynth.bids.events import read_events
+from fmrisynth.bids.naming import parse_entities
+from fmrisynth.conditions import suggest
+from fmrisynth.errors import FmrisynthError
 
 N_FRAMES_HCP = {
     "WM": 405, "EMOTION": 176, "GAMBLING": 253, "LANGUAGE": 316, "RELATIONAL": 232, "MOTOR": 284, "SOCIAL": 274,
@@ -33,11 +39,12 @@ CONDITIONS_BY_TASK = {
 
 @dataclass(frozen=True)
 class Event:
-    """One block (or cue) of a run, in seconds from the first volume."""
+    """One block (or cue) of a run, in seconds from its start, and how strong it is against a usual one."""
 
     condition: str
     onset_s: float
     duration_s: float
+    modulation: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,63 @@ def make_paradigm(task: str, direction: str, rng: np.random.Generator, tr_s: flo
     )
     tables = {name: [(on, d) for on, d in rows if on + d <= length_s] for name, rows in builder.tables.items()}
     return Paradigm(task, int(length_s / tr_s + 1e-6), events, tables)
+
+
+MIXED = "MIXED"
+"""Task of runs in which blocks and trials of all conditions come in random order and length."""
+
+MIXED_BLOCK_S, MIXED_TRIAL_S, MIXED_GAP_S = (10.0, 30.0), (3.0, 6.0), (3.0, 14.0)
+MIXED_TRIALS, MIXED_OVERLAPS = 0.35, 0.15
+"""Shares of short trials among the events, and of events that begin while the one before still runs."""
+
+
+def mixed_paradigm(conditions: Sequence[str], length_s: float, rng: np.random.Generator, tr_s: float) -> Paradigm:
+    """A run from which responses of any length can be learned: every condition about as often, in random order.
+
+    Lengths are drawn evenly from `MIXED_BLOCK_S` or `MIXED_TRIAL_S`, gaps from `MIXED_GAP_S`.
+    """
+    events: list[Event] = []
+    now, left = float(rng.uniform(4.0, 10.0)), list[str]()
+    while True:
+        if not left:
+            left = [conditions[i] for i in rng.permutation(len(conditions))]
+        duration = float(rng.uniform(*(MIXED_TRIAL_S if rng.random() < MIXED_TRIALS else MIXED_BLOCK_S)))
+        if now + duration > length_s:
+            break
+        events.append(Event(left.pop(), round(now, 3), round(duration, 3)))
+        if rng.random() < MIXED_OVERLAPS and left:
+            now += duration * float(rng.uniform(0.3, 0.7))
+        else:
+            now = max(e.onset_s + e.duration_s for e in events) + float(rng.uniform(*MIXED_GAP_S))
+    return Paradigm(MIXED, int(length_s / tr_s + 1e-6), tuple(events), {})
+
+
+def given_paradigm(path: Path, length_s: float | None, tr_s: float) -> Paradigm:
+    """What an events file says; without a length, until 16 s after the last event.
+
+    Raises
+    ------
+    FmrisynthError
+        A trial type is no condition of the phantom, or an event lies outside the run.
+    """
+    table = read_events(path)
+    known = {label for labels in CONDITIONS_BY_TASK.values() for label in labels}
+    for event in table.events:
+        if event.label not in known:
+            raise FmrisynthError(
+                f"{path}: {event.label!r} is no condition of the phantom; {suggest(event.label, sorted(known))}"
+            )
+    if not table.events:
+        raise FmrisynthError(f"{path}: expected events, found none.")
+    last_s = max(event.onset_s + event.duration_s for event in table.events)
+    length_s = last_s + 16.0 if length_s is None else length_s
+    if table.events[0].onset_s < 0 or last_s > length_s:
+        raise FmrisynthError(
+            f"{path}: expected events between 0 and {length_s:g} s, found some from {table.events[0].onset_s:g} to {last_s:g} s."
+        )
+    events = tuple(Event(e.label, e.onset_s, e.duration_s, e.modulation) for e in table.events)
+    task = parse_entities(path.name).get("task", "given")
+    return Paradigm(task, int(length_s / tr_s + 1e-6), events, {})
 
 
 class _Builder:

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fmrisynth.conditions import suggest
+from fmrisynth.conditions import load_table, suggest
 from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.data.blocks import GRAND_MEAN, BlockData
 from fmrisynth.data.grid import Grid
@@ -33,7 +33,15 @@ from fmrisynth.simulate.noise import (
     subject_network_maps,
     temporal_noise,
 )
-from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK, Event, Paradigm, make_paradigm
+from fmrisynth.simulate.paradigms import (
+    CONDITIONS_BY_TASK,
+    MIXED,
+    Event,
+    Paradigm,
+    given_paradigm,
+    make_paradigm,
+    mixed_paradigm,
+)
 from fmrisynth.simulate.people import Person, draw_person
 from fmrisynth.simulate.randomness import Traits, stream
 from fmrisynth.simulate.space import STANDARD, CoarseFields, Smoother, Space, make_space
@@ -49,6 +57,25 @@ RESTLESSNESS_SD = 0.5
 
 _CHUNK = 24
 """Frames of a run that are rendered at once."""
+
+
+def chosen_conditions(config: SimulateConfig) -> list[str]:
+    """Conditions of mixed runs: those asked for, or the paper's seven among the tasks.
+
+    Raises
+    ------
+    UsageError
+        A condition that no task of the configuration has.
+    """
+    available = [label for task in config.tasks for label in CONDITIONS_BY_TASK[task]]
+    if config.conditions is None:
+        return [label for label in load_table().default_labels if label in available]
+    for label in config.conditions:
+        if label not in available:
+            raise UsageError(
+                f"simulate: {label!r} is no condition of the tasks {', '.join(config.tasks)}; {suggest(label, available)}"
+            )
+    return list(config.conditions)
 
 
 def subject_index(label: str) -> int:
@@ -110,6 +137,27 @@ class Phantom:
     def conditions(self) -> list[str]:
         """Condition labels of the tasks of the configuration."""
         return [label for task in self.config.tasks for label in CONDITIONS_BY_TASK[task]]
+
+    @cached_property
+    def given(self) -> dict[str, Paradigm]:
+        """Runs of the events files of the configuration, by task."""
+        config = self.config
+        found = [given_paradigm(path, config.run_s, config.tr_s) for path in config.events]
+        if len({paradigm.task for paradigm in found}) < len(found):
+            raise UsageError("two events files have one task in their names; name them task-<label>_events.tsv.")
+        return {paradigm.task: paradigm for paradigm in found}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks of the runs of each subject."""
+        return (MIXED,) if self.config.mixed else tuple(self.given) or self.config.tasks
+
+    def paradigm(self, task: str, direction: str, rng: np.random.Generator) -> Paradigm:
+        """What happens in a run."""
+        config = self.config
+        if task == MIXED:
+            return mixed_paradigm(chosen_conditions(config), config.run_s or 360.0, rng, config.tr_s)
+        return self.given[task] if task in self.given else make_paradigm(task, direction, rng, config.tr_s)
 
 
 class PhantomSubject:
@@ -178,13 +226,14 @@ class PhantomSubject:
         UsageError
             Unknown task or direction.
         """
-        if task not in CONDITIONS_BY_TASK or direction not in ("LR", "RL"):
-            raise UsageError(f"there is no run {task} {direction}; {suggest(task, CONDITIONS_BY_TASK)}")
+        known = {*CONDITIONS_BY_TASK, *self.phantom.tasks}
+        if task not in known or direction not in ("LR", "RL"):
+            raise UsageError(f"there is no run {task} {direction}; {suggest(task, known)}")
         return PhantomRun(self, task, direction)
 
     def runs(self) -> Iterator[PhantomRun]:
         """All runs of the configuration."""
-        for task in self.phantom.config.tasks:
+        for task in self.phantom.tasks:
             for direction in self.phantom.config.directions:
                 yield self.run(task, direction)
 
@@ -212,7 +261,7 @@ class PhantomRun:
         config = subject.phantom.config
         self.tr_s = config.tr_s
         name = (subject.index, task, direction)
-        self.paradigm: Paradigm = make_paradigm(task, direction, stream(config.seed, "paradigm", *name), self.tr_s)
+        self.paradigm: Paradigm = subject.phantom.paradigm(task, direction, stream(config.seed, "paradigm", *name))
         slowness = float(np.exp(-self.tr_s / VASCULAR_TAU_S))
         self._thermal = LocalNoise(subject.phantom.thermal_field, 0.0, config.seed, "thermal", *name)
         self._vascular = LocalNoise(subject.phantom.vascular_field, slowness, config.seed, "vascular", *name)
@@ -262,7 +311,7 @@ class PhantomRun:
             rows.append(EVENT_LABELS.index(label))
             courses.extend(
                 convolved_boxcar(
-                    [e.onset_s for e in events], [e.duration_s for e in events], [amplitudes[e] for e in events],
+                    [e.onset_s for e in events], [e.duration_s for e in events], [amplitudes[e] * e.modulation for e in events],
                     times, self.subject.responses.hrf_delay_s, self.subject.responses.hrf_width,
                 )
             )  # fmt: skip
@@ -341,6 +390,19 @@ class PhantomRun:
         bold = np.zeros((*space.grid.shape, self.n_frames), dtype=np.float32)
         for first, frames in self.chunks():
             bold[..., first : first + len(frames)] = space.to_grid(frames)
+        return bold
+
+    def resampled_XYZT(self, tr_s: float) -> np.ndarray:
+        """The whole run at another repetition time, frames at its middle, as `prepare --unit run` makes it; float32 inside the brain."""
+        space, mask_XYZ = self.subject.phantom.space, self.subject.mask_XYZ
+        wanted_s = tr_s * (np.arange(int(self.n_frames * self.tr_s / tr_s + 1e-6)) + 0.5)
+        bold = np.zeros((*space.grid.shape, len(wanted_s)), dtype=np.float32)
+        for first in range(0, len(wanted_s), _CHUNK):
+            weights = temporal_matrix(self.times_s, wanted_s[first : first + _CHUNK], self.tr_s, tr_s)
+            used = np.flatnonzero(weights.any(axis=0))
+            frames = self.frames(weights[:, used[0] : used[-1] + 1], int(used[0]))
+            bold[..., first : first + _CHUNK] = space.to_grid(frames)
+        bold[~mask_XYZ] = 0.0
         return bold
 
     def windows(self, *conditions: str) -> Iterator[tuple[Event, int, np.ndarray]]:
