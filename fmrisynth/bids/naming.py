@@ -163,6 +163,11 @@ def subject_latents(subject: str) -> tuple[Path, Path]:
     return Path(f"sub-{subject}_latents.safetensors"), Path(f"sub-{subject}_latents.tsv")
 
 
+def latent_events(subject: str) -> Path:
+    """What happens in a subject's runs, beside their latents."""
+    return Path(f"sub-{subject}_latentevents.tsv")
+
+
 def subject_statmap(entities: Entities, contrast: str, stat: str, extension: str = ".nii.gz") -> Path:
     """A subject's stat map; `stat` is ``effect``, ``variance``, ``t`` or ``z``."""
     return entities.path("statmap", extension, contrast=contrast, stat=stat)

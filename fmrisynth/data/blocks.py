@@ -129,6 +129,11 @@ class Block:
         return self.root / naming.block_companion(self.bold, "mask")
 
     @property
+    def events_path(self) -> Path:
+        """The events table."""
+        return self.root / naming.block_companion(self.bold, "events")
+
+    @property
     def entities(self) -> dict[str, str]:
         """BIDS entities of the image's name."""
         return naming.parse_entities(self.bold.name)
@@ -269,8 +274,12 @@ def table_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 
 
 def block_files(blocks: Sequence[Block]) -> list[Path]:
-    """The files that the arrays of blocks are read from."""
-    return [path for block in blocks for path in (block.path, block.reference_path, block.mask_path)]
+    """The files that the arrays of blocks, and the events of runs, are read from."""
+    return [
+        path
+        for block in blocks
+        for path in (block.path, block.reference_path, block.mask_path, *([block.events_path] if block.is_run else []))
+    ]
 
 
 def is_finished(root: Path, subject: str) -> bool:

@@ -1,7 +1,8 @@
 """The latents directory: what `tokenize` writes and `train` reads.
 
 One safetensors shard per subject with one tensor, ``latents``, float32 of shape (blocks, C, T, x, y, z),
-raw encoder output; one TSV index per subject beside it, written last, so that its presence means the subject
+raw encoder output (whole runs stand one behind the other along T in a single block, and a table beside them has their
+events); one TSV index per subject beside it, written last, so that its presence means the subject
 is complete; and ``tokenizer/``, the tokenizer they were made with, whose ``tokenizer.json`` holds the
 per-channel mean and standard deviation.
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import write_bytes
+from fmrisynth.bids.events import Event, read_events
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.data.blocks import ATTRIBUTES, MAX_SECONDS, Block
 from fmrisynth.errors import FmrisynthError
@@ -36,6 +38,8 @@ TENSOR = "latents"
 INDEX_COLUMNS = (
     "row", "condition", "split", "onset_s", "duration_s", "tr_s", *ATTRIBUTES, "filename", "source",
 )  # fmt: skip
+RUN_COLUMNS = (*INDEX_COLUMNS, "first_frame", "n_frames")
+EVENT_COLUMNS = ("row", "onset", "duration", "trial_type", "modulation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class LatentRow:
         Known attributes (``phase_encoding``, ``sex``, ``age``).
     filename : str
         The block's image, relative to the block dataset.
+    first_frame, n_frames : int
+        Where a whole run stands in its shard; 0 and 0 for blocks.
     """
 
     subject: str
@@ -69,6 +75,8 @@ class LatentRow:
     tr_s: float
     attributes: Mapping[str, str]
     filename: str
+    first_frame: int = 0
+    n_frames: int = 0
 
 
 class LatentDataset:
@@ -126,11 +134,14 @@ class LatentDataset:
                 raise FmrisynthError(f"{root}: there are no latents of sub-{subject}; run `fmrisynth tokenize` on it.")
             own = read_index(root, subject)
             n_blocks, *rest = shard_shape(root / naming.subject_latents(subject)[0])
-            if n_blocks != len(own):
+            runs = any(row.n_frames for row in own)
+            if n_blocks != (1 if runs else len(own)) or (runs and sum(row.n_frames for row in own) != rest[1]):
                 raise FmrisynthError(
-                    f"{root}: sub-{subject} has {n_blocks} blocks in its shard and {len(own)} in its index; delete both "
-                    "and run `fmrisynth tokenize` again."
+                    f"{root}: sub-{subject} has {n_blocks} blocks of {rest[1]} frames in its shard, not the {len(own)} of its index; "
+                    "delete both and run `fmrisynth tokenize` again."
                 )
+            if runs:
+                rest[1] = int(info["n_frames"])
             if shape is not None and tuple(rest) != shape:
                 raise FmrisynthError(
                     f"{root}: latents of sub-{subject} have shape {tuple(rest)}, those before it {shape}; encode all "
@@ -176,10 +187,21 @@ class LatentDataset:
     def load(self, index: int) -> Tensor:
         """Raw latents of one block, (C, T, x, y, z) float32."""
         row = self.rows[index]
+        return self._read(row, row.first_frame, row.n_frames) if row.n_frames else self._read(row, 0, None)
+
+    def load_frames(self, index: int, first: int, n: int) -> Tensor:
+        """Raw latents of some frames of a whole run, (C, n, x, y, z) float32."""
+        row = self.rows[index]
+        if not 0 <= first <= first + n <= row.n_frames:
+            raise IndexError(f"frames {first} to {first + n} of a run of {row.n_frames}")
+        return self._read(row, row.first_frame + first, n)
+
+    def _read(self, row: LatentRow, first: int, n: int | None) -> Tensor:
         path = self.root / naming.subject_latents(row.subject)[0]
         try:
             with safe_open(path, framework="pt") as shard:
-                return shard.get_slice(TENSOR)[row.row]
+                part = shard.get_slice(TENSOR)
+                return part[row.row] if n is None else part[0, :, first : first + n]
         except (SafetensorError, OSError, IndexError) as error:
             raise FmrisynthError(
                 f"{path}: block {row.row} cannot be read ({error}); encode the subject again."
@@ -199,6 +221,46 @@ class LatentDataset:
         return self.standardise(self.load(index))
 
 
+def write_runs(root: Path, subject: str, latents: Sequence[Tensor], runs: Sequence[Block]) -> None:
+    """Write a subject's whole runs: shard, events, and last the index.
+
+    Parameters
+    ----------
+    latents : sequence of tensors of shape (C, T, x, y, z), float32
+        Of `runs`, in order; T may differ.
+    runs : sequence of Block
+        Where they come from.
+    """
+    events = [(number, event) for number, run in enumerate(runs) for event in read_events(run.events_path).events]
+    rows = [
+        dict(zip(EVENT_COLUMNS, (number, e.onset_s, e.duration_s, e.label, e.modulation), strict=True))
+        for number, e in events
+    ]
+    write_tsv(root / naming.latent_events(subject), EVENT_COLUMNS, rows)
+    lengths = [part.shape[1] for part in latents]
+    firsts = [sum(lengths[:number]) for number in range(len(lengths))]
+    frames = [{"first_frame": first, "n_frames": n} for first, n in zip(firsts, lengths, strict=True)]
+    _write(root, subject, torch.cat(list(latents), dim=1)[None], runs, RUN_COLUMNS, frames)
+
+
+def read_run_events(root: Path, subject: str) -> dict[int, tuple[Event, ...]]:
+    """What happens in a subject's runs, by row."""
+    path = root / naming.latent_events(subject)
+    found: dict[int, list[Event]] = {}
+    for row in read_tsv(path, EVENT_COLUMNS):
+        try:
+            event = Event(
+                _seconds(row["onset"]),
+                _seconds(row["duration"]),
+                sys.intern(row["trial_type"]),
+                float(row["modulation"]),
+            )
+            found.setdefault(_row(row["row"]), []).append(event)
+        except ValueError as error:
+            raise FmrisynthError(f"{path}: a number cannot be read ({error}); encode the subject again.") from None
+    return {number: tuple(events) for number, events in found.items()}
+
+
 def write_subject(root: Path, subject: str, latents_BCTXYZ: Tensor, blocks: Sequence[Block]) -> None:
     """Write a subject's shard and then its index; both atomically.
 
@@ -209,6 +271,13 @@ def write_subject(root: Path, subject: str, latents_BCTXYZ: Tensor, blocks: Sequ
     blocks : sequence of Block
         Where they come from.
     """
+    _write(root, subject, latents_BCTXYZ, blocks, INDEX_COLUMNS, [{}] * len(blocks))
+
+
+def _write(
+    root: Path, subject: str, latents_BCTXYZ: Tensor, blocks: Sequence[Block], columns: Sequence[str],
+    more: Sequence[Mapping[str, Any]],
+) -> None:  # fmt: skip
     shard, index = (root / name for name in naming.subject_latents(subject))
     if not bool(torch.isfinite(latents_BCTXYZ).all()):
         raise FmrisynthError(
@@ -219,11 +288,11 @@ def write_subject(root: Path, subject: str, latents_BCTXYZ: Tensor, blocks: Sequ
         {
             "row": number, "condition": block.condition, "split": block.split, "onset_s": block.onset_s,
             "duration_s": block.duration_s, "tr_s": block.tr_s, "filename": block.bold.as_posix(),
-            "source": block.source, **{name: block.attributes.get(name) for name in ATTRIBUTES},
+            "source": block.source, **{name: block.attributes.get(name) for name in ATTRIBUTES}, **more[number],
         }
         for number, block in enumerate(blocks)
     ]  # fmt: skip
-    write_tsv(index, INDEX_COLUMNS, rows, last=True)
+    write_tsv(index, columns, rows, last=True)
 
 
 def read_index(root: Path, subject: str) -> list[LatentRow]:
@@ -239,7 +308,8 @@ def read_index(root: Path, subject: str) -> list[LatentRow]:
                     split=_known(cells["split"]), onset_s=_seconds(cells["onset_s"]),
                     duration_s=_seconds(cells["duration_s"]), tr_s=_seconds(cells["tr_s"]),
                     attributes={a: sys.intern(v) for a in ATTRIBUTES if (v := _known(cells.get(a))) is not None},
-                    filename=cells["filename"],
+                    filename=cells["filename"], first_frame=_row(cells.get("first_frame") or "0"),
+                    n_frames=_row(cells.get("n_frames") or "0"),
                 )
             )  # fmt: skip
         except ValueError as error:

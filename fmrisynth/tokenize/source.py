@@ -43,13 +43,17 @@ class FrameSource(Protocol):
         """(mask_XYZ, reference_XYZ) of each source of blocks (one per subject)."""
 
 
+RUN_WINDOW = 12
+"""Frames of the windows, one behind the other, in which a fit reads whole runs: as many as the reference paper's blocks."""
+
+
 class BlockSource:
-    """The blocks of a dataset as a `FrameSource`.
+    """The blocks of a dataset, or the windows of its runs, as a `FrameSource`.
 
     Parameters
     ----------
     blocks : sequence of Block
-        At least one; all with the first one's shape, frames and repetition time.
+        At least one; all with the first one's shape, frames (but for runs) and repetition time.
     """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
@@ -57,7 +61,8 @@ class BlockSource:
             raise FmrisynthError("there are no blocks to fit a tokenizer to; check the splits and conditions.")
         first = blocks[0]
         for block in blocks:
-            if block.n_frames != first.n_frames or abs(block.tr_s - first.tr_s) > 1e-6:
+            same_length = (block.is_run and first.is_run) or block.n_frames == first.n_frames
+            if not same_length or abs(block.tr_s - first.tr_s) > 1e-6:
                 raise FmrisynthError(
                     f"{block.path}: has {block.n_frames} frames of {block.tr_s} s, the dataset's first block has "
                     f"{first.n_frames} of {first.tr_s} s; a tokenizer is fitted to blocks of one kind, prepare them again."
@@ -65,23 +70,36 @@ class BlockSource:
         self.blocks = list(blocks)
         self.grid = first.load_grid()
         self.tr_s = first.tr_s
-        self.n_frames = first.n_frames
+        self.n_frames = RUN_WINDOW if first.is_run else first.n_frames
+        # A block is one piece, a run as many as it has whole windows: (number of the block, first frame).
+        self._pieces = [
+            (number, start)
+            for number, block in enumerate(self.blocks)
+            for start in range(0, block.n_frames - self.n_frames + 1, self.n_frames)
+        ]
+        self._open: tuple[int, BlockData] | None = None  # pieces of one run follow each other
         self.failed: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        return len(self._pieces)
 
     def data(self, index: int) -> BlockData:
-        """Arrays of one block, checked against the dataset's grid and frame count."""
-        return load_on_grid(self.blocks[index], self.grid, self.n_frames)
+        """Arrays of one block or window, checked against the dataset's grid and frame count."""
+        number, start = self._pieces[index]
+        if self._open is None or self._open[0] != number:
+            block = self.blocks[number]
+            self._open = (number, load_on_grid(block, self.grid, block.n_frames))
+        whole = self._open[1]
+        bold_XYZT = whole.bold_XYZT[..., start : start + self.n_frames]
+        return BlockData(bold_XYZT, whole.reference_XYZ, whole.mask_XYZ)
 
     def anatomy(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Mask and reference of the first block of each subject; unreadable ones are left out and noted."""
         seen = set()
-        for index, block in enumerate(self.blocks):
-            if block.subject in seen:
+        for index, (number, _) in enumerate(self._pieces):
+            if self.blocks[number].subject in seen:
                 continue
-            seen.add(block.subject)
+            seen.add(self.blocks[number].subject)
             try:
                 data = self.data(index)
             except FmrisynthError as error:
@@ -91,9 +109,10 @@ class BlockSource:
 
     def note_failure(self, index: int, error: FmrisynthError) -> None:
         """Remember and log that a block could not be used for the fit."""
-        if self.blocks[index].subject not in self.failed:
+        subject = self.blocks[self._pieces[index][0]].subject
+        if subject not in self.failed:
             log.warning("left out of the tokenizer's fit: %s", error)
-        self.failed[self.blocks[index].subject] = str(error)
+        self.failed[subject] = str(error)
 
 
 def load_on_grid(block: Block, grid: Grid, n_frames: int) -> BlockData:

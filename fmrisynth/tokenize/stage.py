@@ -25,7 +25,7 @@ from fmrisynth.data.blocks import (
     table_rows,
     write_block,
 )
-from fmrisynth.data.latents import TOKENIZER_FOLDER, LatentDataset, write_subject
+from fmrisynth.data.latents import TOKENIZER_FOLDER, LatentDataset, read_run_events, write_runs, write_subject
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import BUNDLED, bundled_tokenizer_dir
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
@@ -112,6 +112,8 @@ def tokenize_dataset(
         f"{info.latent_channels} x {info.n_frames} x {' x '.join(map(str, info.latent_grid))} in {out}."
     )
     held_out = held_out_subjects(prepared, subjects, config.report_split) if config.report else []
+    if held_out and read_subject(prepared, held_out[0])[0].is_run:
+        return stage.summary([*lines, "No tokenizer report: it is made of blocks, this dataset holds whole runs."])
     if held_out:
         about = {"tokenizer": info.sha256, "split": config.report_split, **_blocks_of(prepared, held_out)}
         report = Unit("report", about, lambda: make_report(prepared, out, held_out, loaded, config), Path(METRICS_JSON))
@@ -182,6 +184,7 @@ def _decode_subject(
     info = tokenizer.info
     originals = {} if prepared is None else {b.bold.as_posix(): b for b in read_subject(prepared, subject)}
     written = []
+    events = read_run_events(dataset.root, subject) if any(row.n_frames for row in dataset.rows) else {}
     for index, row in enumerate(dataset.rows):
         if row.subject != subject:
             continue
@@ -206,7 +209,7 @@ def _decode_subject(
                 out, entities, names.get("desc", "block"), BlockData(bold, reference, mask), info.grid,
                 condition=row.condition, onset_s=row.onset_s, duration_s=row.duration_s, tr_s=row.tr_s, split=row.split,
                 attributes=row.attributes, source=row.filename, sidecar={"TokenizerSHA256": info.sha256},
-                origin=read_origin(dataset.root),
+                events=events.get(row.row, ()), origin=read_origin(dataset.root),
             )
         )  # fmt: skip
     finish_subject(out, subject, written)
@@ -219,6 +222,9 @@ def _latents(prepared: Path, out: Path, subject: str, tokenizer: Tokenizer, conf
         raise FmrisynthError(f"{prepared}: sub-{subject} has no blocks; check the report of `fmrisynth prepare`.")
 
     def make() -> int:
+        if blocks[0].is_run:
+            write_runs(out, subject, [encode_block(block, tokenizer, config) for block in blocks], blocks)
+            return len(blocks)
         shape = (tokenizer.info.latent_channels, blocks[0].n_frames, *tokenizer.info.latent_grid)
         latents = torch.empty((len(blocks), *shape))
         for number, block in enumerate(blocks):
