@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -136,8 +137,29 @@ class ObjectiveConfig(Config):
 
 
 class ConditioningConfig(Config):
-    """Named attributes the network is told; the task condition always comes first."""
+    """What the network is told: a block's condition, or what happens in a run; then further attributes."""
 
+    kind: Literal["label", "events"] = Field(
+        "label",
+        description="label: one condition a block (paper); events: everything that happens in and before a window of a run.",
+    )
+    history_s: float = Field(
+        20.0, ge=0, le=120, description="Events only: how far back from the window events are told, s."
+    )
+    past_frames: int = Field(
+        6,
+        ge=0,
+        le=64,
+        description="Events only: frames before the window that the network sees, so that windows join; 0 is none.",
+    )
+    past_dropout: float = Field(
+        0.1, ge=0, lt=1, description="Events only: rate at which they are withheld, as at the start of a run."
+    )
+    descriptors: Path | None = Field(
+        None,
+        description="Events only: TSV with a row per condition and columns of numbers (modality, hand, load, a text embedding ...); the "
+        "network then hears the numbers in place of the names.",
+    )
     dropout: float = Field(0.05, ge=0, lt=1, description="Rate at which the task condition becomes the null row.")
     attributes: dict[str, float] = Field(
         default_factory=dict,
@@ -148,9 +170,23 @@ class ConditioningConfig(Config):
     def _check(self) -> ConditioningConfig:
         if "condition" in self.attributes:
             raise ValueError("'condition' is always an attribute; set conditioning.dropout instead")
+        if self.kind == "label" and self.descriptors is not None:
+            raise ValueError("descriptors are for conditioning.kind events")
         if any(not 0 <= rate < 1 for rate in self.attributes.values()):
             raise ValueError("dropout rates lie in [0, 1)")
         return self
+
+
+class EventTelling(Config):
+    """What a model of runs is told of a window; part of its card."""
+
+    window_frames: int = Field(12, ge=1, le=1024, description="Frames that it makes at a time.")
+    history_frames: int = Field(14, ge=0, le=1024, description="Frames before, of which it hears the events.")
+    past_frames: int = Field(6, ge=0, le=64, description="Frames before, whose latents it sees.")
+    past_channels: int = Field(
+        19, ge=0, le=65_536, description="Channels of those: C for each frame, and one that says that they are there."
+    )
+    descriptors: tuple[tuple[float, ...], ...] | None = Field(None, description="A row of numbers per condition.")
 
 
 class OptimiserConfig(Config):
@@ -218,8 +254,10 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide by micro_batch_size {self.micro_batch_size}"
             )
-        if self.model.kind == "unet" and self.conditioning.attributes:
-            raise ValueError("the U-Net baseline takes the task condition only; remove conditioning.attributes")
+        if self.model.kind == "unet" and (self.conditioning.attributes or self.conditioning.kind == "events"):
+            raise ValueError(
+                "the U-Net baseline takes the task condition only; remove the other settings of conditioning"
+            )
         return self
 
 

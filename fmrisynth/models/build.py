@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fmrisynth.config.train import HybridConfig, UNetConfig
+from fmrisynth.config.train import EventTelling, HybridConfig, UNetConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 
 
 def build_denoiser(
-    config: HybridConfig | UNetConfig, channels: int, n_labels: Sequence[int], brain_XYZ: Tensor | None = None
+    config: HybridConfig | UNetConfig,
+    channels: int,
+    n_labels: Sequence[int],
+    brain_XYZ: Tensor | None = None,
+    events: EventTelling | None = None,
 ) -> nn.Module:
     """Build the network ``denoiser(stack_BFXYZ, time_B, labels_BA) -> stack_BFXYZ``.
 
@@ -25,11 +29,13 @@ def build_denoiser(
         Number of labels per attribute without the null row, the task condition first.
     brain_XYZ : Tensor of shape (X, Y, Z), bool, optional
         Latent cells that hold brain; the answer is 0 elsewhere, and tokens without brain are left out. Default: all cells.
+    events : EventTelling, optional
+        For models of runs.
     """
     if isinstance(config, HybridConfig):
         from fmrisynth.models.hybrid_dit import HybridDiT
 
-        return HybridDiT(config, channels, n_labels, brain_XYZ)
+        return HybridDiT(config, channels, n_labels, brain_XYZ, events)
     if len(n_labels) != 1:
         raise UsageError("The U-Net baseline takes the task condition only; remove conditioning.attributes.")
     from fmrisynth.models.unet import MonaiUNet

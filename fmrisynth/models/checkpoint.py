@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fmrisynth.bids.origin import Origin, parse_origin
 from fmrisynth.bids.provenance import sha256_of
-from fmrisynth.config.train import ModelConfig, ObjectiveConfig
+from fmrisynth.config.train import EventTelling, ModelConfig, ObjectiveConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.build import build_denoiser
 from fmrisynth.models.whitening import Whitening
@@ -60,6 +60,8 @@ class ModelCard:
     trained_on : dict
         ``origin`` (`fmrisynth.bids.origin.Origin` as JSON), how many subjects and blocks, digest of their index, and the
         timing of each condition's blocks.
+    events : dict or None
+        `EventTelling` of a model of runs.
     """
 
     step: int
@@ -73,6 +75,7 @@ class ModelCard:
     tokenizer_digest: str = ""
     weights_sha256: str = ""
     trained_on: dict[str, Any] = field(default_factory=dict)
+    events: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -88,7 +91,13 @@ class ModelCard:
         """The network, freshly initialised."""
         config = TypeAdapter(ModelConfig).validate_python(self.model)
         channels = self.latent_shape[0] * self.latent_shape[1]
-        return build_denoiser(config, channels, [len(labels) for labels in self.labels.values()], brain_XYZ)
+        n_labels = [len(labels) for labels in self.labels.values()]
+        return build_denoiser(config, channels, n_labels, brain_XYZ, self.event_telling)
+
+    @property
+    def event_telling(self) -> EventTelling | None:
+        """What a model of runs is told of a window; None for models of blocks."""
+        return None if self.events is None else EventTelling.model_validate(self.events)
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,7 @@ def _check_card(card: ModelCard) -> None:
     """Refuse what no training writes, before memory is taken for it."""
     TypeAdapter(ModelConfig).validate_python(card.model)
     ObjectiveConfig.model_validate(card.objective)
+    telling = card.event_telling
     channels = card.latent_shape[0] if card.latent_shape else 0
     if len(card.latent_shape) != 5 or not all(1 <= n <= 1024 for n in card.latent_shape):
         raise ValueError(f"latent_shape {card.latent_shape} is not C, T, X, Y, Z")
@@ -184,6 +194,12 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError("latent_mean and latent_std are not usable")
     if next(iter(card.labels), None) != "condition" or not card.labels["condition"]:
         raise ValueError("it names no condition")
+    if telling is not None and (
+        telling.window_frames != card.latent_shape[1]
+        or telling.past_channels != (telling.past_frames * channels + 1 if telling.past_frames else 0)
+        or (telling.descriptors is not None and len(telling.descriptors) != len(card.labels["condition"]))
+    ):
+        raise ValueError("its events do not fit its latents")
     card.origin  # noqa: B018  # refuses what is none
 
 

@@ -6,7 +6,8 @@ reproduces the paper's published parameter counts: 2300 w^2 + 2951 w + 36 at bas
 seven conditions.
 
 Axis legend: B batch, F = C*T channels (latent channels times frames), X Y Z latent grid, A attributes,
-D width of a level, E = 4 w conditioning width, M context tokens, N tokens.
+D width of a level, E = 4 w conditioning width, M context tokens, N tokens; for models of runs: S frames before and in a window,
+K conditions, D also their descriptors, G channels of the past.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fmrisynth.config.train import HybridConfig
+from fmrisynth.config.train import EventTelling, HybridConfig
 from fmrisynth.models.blocks import (
     Conv1x1,
     Conv3x3,
@@ -59,6 +60,58 @@ class ConditionEmbedding(nn.Module):
             return cond_BE, None
         tokens_BME = self.tokens(labels_BA[:, 0]).unflatten(1, (-1, cond_BE.shape[1]))
         return cond_BE, torch.cat([tokens_BME, *(v[:, None] for v in vectors[1:])], dim=1)
+
+
+class EventEmbedding(nn.Module):
+    """Turn diffusion time and what happens in and before a window into one vector and a context token for every frame.
+
+    A frame's events are numbers, one per condition, or mixtures of the conditions' descriptors; the response to them is left to the
+    network. The first attribute's label says whether the events are told (0) or withheld (the null row); further attributes
+    are as in `ConditionEmbedding`.
+
+    Parameters
+    ----------
+    width : int
+        Of the sinusoidal embedding of time; vectors have four times as many numbers.
+    n_labels : sequence of int
+        As in `ConditionEmbedding`.
+    config : EventTelling
+        Frames and conditions.
+    with_tokens : bool
+        Whether there are blocks that take context tokens.
+    """
+
+    descriptors_KD: Tensor
+
+    def __init__(self, width: int, n_labels: Sequence[int], config: EventTelling, with_tokens: bool) -> None:
+        super().__init__()
+        self.width, self.null = width, n_labels[0]
+        cond_width, n_slots = 4 * width, config.history_frames + config.window_frames
+        descriptors_KD = torch.eye(n_labels[0]) if config.descriptors is None else torch.tensor(config.descriptors)
+        self.register_buffer("descriptors_KD", descriptors_KD, persistent=False)
+        n_features = descriptors_KD.shape[1] + 1  # the last one says that events are told
+        self.time = nn.Sequential(nn.Linear(width, cond_width), nn.SiLU(), nn.Linear(cond_width, cond_width))
+        self.vectors = nn.ModuleList(nn.Embedding(n + 1, cond_width) for n in n_labels[1:])
+        self.course = nn.Linear(n_slots * n_features, cond_width)
+        nn.init.normal_(self.course.weight, std=n_slots**-0.5)  # a frame in a few is busy: entries of unit size
+        self.frame: nn.Linear | None = None
+        if with_tokens:
+            self.frame = nn.Linear(n_features, cond_width)
+            self.slot_SE = nn.Parameter(torch.randn(n_slots, cond_width))
+
+    def forward(self, time_B: Tensor, labels_BA: Tensor, events_BSK: Tensor) -> tuple[Tensor, Tensor | None]:
+        told_B11 = (labels_BA[:, 0] != self.null).to(events_BSK.dtype)[:, None, None]
+        features_BSD = (
+            torch.cat([events_BSK @ self.descriptors_KD, torch.ones_like(events_BSK[..., :1])], dim=2) * told_B11
+        )
+        cond_BE = self.time(sinusoidal_embedding(time_B, self.width)) + self.course(features_BSD.flatten(1))
+        vectors = [table(labels_BA[:, i]) for i, table in enumerate(self.vectors, start=1)]
+        for vector_BE in vectors:
+            cond_BE = cond_BE + vector_BE
+        if self.frame is None:
+            return cond_BE, None
+        tokens_BME = self.frame(features_BSD) + self.slot_SE
+        return cond_BE, torch.cat([tokens_BME, *(v[:, None] for v in vectors)], dim=1)
 
 
 class Stage(nn.Module):
@@ -129,12 +182,19 @@ class HybridDiT(nn.Module):
     brain_XYZ : Tensor of shape (X, Y, Z), bool, optional
         Latent cells that hold brain; default all. The answer is 0 elsewhere, and transformer stages work on the tokens that
         hold brain alone.
+    events : EventTelling, optional
+        For models of runs: what `forward` is told of a window beside labels.
     """
 
     brain_XYZ: Tensor | None
 
     def __init__(
-        self, config: HybridConfig, channels: int, n_labels: Sequence[int], brain_XYZ: Tensor | None = None
+        self,
+        config: HybridConfig,
+        channels: int,
+        n_labels: Sequence[int],
+        brain_XYZ: Tensor | None = None,
+        events: EventTelling | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -142,9 +202,14 @@ class HybridDiT(nn.Module):
         brain_of = [None if brain_XYZ is None else _coarser(brain_XYZ, level) for level in range(len(config.stages))]
         widths = [multiplier * config.base_ch for multiplier in config.width_multipliers]
         has_cross = config.cross_attention and "transformer" in config.stages
-        self.condition = ConditionEmbedding(config.base_ch, n_labels, config.context_tokens if has_cross else None)
+        self.condition: ConditionEmbedding | EventEmbedding
+        if events is None:
+            self.condition = ConditionEmbedding(config.base_ch, n_labels, config.context_tokens if has_cross else None)
+        else:
+            self.condition = EventEmbedding(config.base_ch, n_labels, events, has_cross)
 
         self.conv_in = Conv3x3(channels, widths[0])
+        self.past_in = Conv3x3(events.past_channels, widths[0]) if events is not None and events.past_channels else None
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         self.up, self.merge, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, (width, deeper) in enumerate(pairwise(widths)):
@@ -158,7 +223,14 @@ class HybridDiT(nn.Module):
         self.norm_out = group_norm(widths[0])
         self.conv_out = zero_init(Conv3x3(widths[0], channels))
 
-    def forward(self, stack_BFXYZ: Tensor, time_B: Tensor, labels_BA: Tensor) -> Tensor:
+    def forward(
+        self,
+        stack_BFXYZ: Tensor,
+        time_B: Tensor,
+        labels_BA: Tensor,
+        events_BSK: Tensor | None = None,
+        past_BGXYZ: Tensor | None = None,
+    ) -> Tensor:
         """Predict the objective's target.
 
         Parameters
@@ -169,13 +241,20 @@ class HybridDiT(nn.Module):
             Diffusion time, 0 (clean) to about 1000 (noise).
         labels_BA : Tensor of shape (B, A), int64
             Label index per attribute; ``n_labels[a]`` is "null".
+        events_BSK : Tensor of shape (B, S, K), float32, optional
+            Models of runs: share of each frame, before and in the window, during which a condition is on.
+        past_BGXYZ : Tensor of shape (B, G, X, Y, Z), float32, optional
+            Models of runs: latents of the frames before the window and a channel of ones, or zeros where they are withheld.
 
         Returns
         -------
         Tensor of shape (B, F, X, Y, Z)
         """
-        cond_BE, context_BME = self.condition(time_B, labels_BA)
+        told = (labels_BA,) if events_BSK is None else (labels_BA, events_BSK)
+        cond_BE, context_BME = self.condition(time_B, *told)
         x_BDXYZ = self.conv_in(stack_BFXYZ)  # (B, w, X, Y, Z)
+        if self.past_in is not None:
+            x_BDXYZ = x_BDXYZ + self.past_in(past_BGXYZ)
 
         skips = []
         for stage, down in zip(self.encoder, self.down, strict=True):
