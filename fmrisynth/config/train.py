@@ -1,4 +1,4 @@
-"""Settings of the `train` stage: the network, the objective, the optimiser and the run."""
+"""Settings of the `train` stage: the network, the objective and the condition; those of every run are in `run.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from fmrisynth.config.base import Config, StageConfig
+from fmrisynth.config.base import Config
+from fmrisynth.config.run import RunConfig
 
 StageKind = Literal["conv", "transformer"]
 
@@ -189,26 +190,8 @@ class EventTelling(Config):
     descriptors: tuple[tuple[float, ...], ...] | None = Field(None, description="A row of numbers per condition.")
 
 
-class OptimiserConfig(Config):
-    """AdamW with warmup and gradient clipping."""
-
-    learning_rate: float = Field(1e-4, gt=0, description="After the warmup.")
-    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="Of AdamW.")
-    warmup_steps: int = Field(1000, ge=0, description="Linear warmup of the learning rate.")
-    decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warmup.")
-    grad_clip: float = Field(1.0, gt=0, description="Largest L2 norm of the gradient.")
-
-
-class EmaConfig(Config):
-    """Exponential moving average of the weights (used for sampling and validation)."""
-
-    decay: float = Field(0.9999, ge=0, lt=1, description="Weight of the past per step.")
-    warmup: bool = Field(True, description="Use min(decay, (1 + n) / (10 + n)) after n updates, for short runs.")
-
-
-class TrainConfig(StageConfig):
-    """Everything about one training run."""
+class TrainConfig(RunConfig):
+    """Everything about the training of a denoiser."""
 
     model: ModelConfig = Field(default_factory=HybridConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
@@ -217,60 +200,18 @@ class TrainConfig(StageConfig):
         description="Whiten the C*T numbers of each latent cell by statistics of the training split, as `objective.precondition` assumes.",
     )
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)
-    optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
-    ema: EmaConfig = Field(default_factory=EmaConfig)
-
-    steps: int = Field(400_000, ge=1, description="Optimiser steps.")
-    batch_size: int = Field(16, ge=1, description="Instances per optimiser step, over all ranks.")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="Instances per forward pass and rank; the rest is gradient accumulation."
-    )
-
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N (ignored under torchrun on GPUs).")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto",
-        description="auto: bf16 autocast on CUDA, and on a CPU where a trial step at the start is clearly faster.",
-    )
-    distributed: Literal["ddp", "fsdp"] = Field("ddp", description="Engine when started by torchrun or srun.")
-    compile: bool = Field(False, description="torch.compile the network.")
-    channels_last: bool = Field(False, description="Keep convolution weights in channels-last-3d order.")
-    prefetch: int = Field(2, ge=0, description="Batches prepared ahead by a background thread.")
-
-    log_every: int = Field(50, ge=1, description="Steps between log records.")
-    val_every: int = Field(1000, ge=1, description="Steps between validations.")
-    val_instances: int = Field(256, ge=1, description="Validation instances (the first so many after a fixed shuffle).")
     sample_every: int = Field(
         0, ge=0, description="Draw a small fixed grid of samples every so many steps; 0 is never."
     )
     sample_steps: int = Field(20, ge=1, description="Sampler steps of that grid.")
     samples_per_condition: int = Field(2, ge=1, description="Samples of that grid.")
-    checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
-    keep_last: int = Field(3, ge=1, description="Checkpoints kept, beside the best.")
-    max_hours: float | None = Field(None, gt=0, description="Stop with a checkpoint after this wall time.")
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide by micro_batch_size {self.micro_batch_size}"
-            )
+        if self.conditioning.kind == "events" and self.sample_every:
+            raise ValueError("sample_every draws blocks; it is for conditioning.kind label")
         if self.model.kind == "unet" and (self.conditioning.attributes or self.conditioning.kind == "events"):
             raise ValueError(
                 "the U-Net baseline takes the task condition only; remove the other settings of conditioning"
             )
         return self
-
-
-# Settings that do not change the numbers a run computes: a resumed run may alter them.
-OPERATIONAL = frozenset(
-    {
-        "device",
-        "prefetch",
-        "log_every",
-        "sample_every",
-        "checkpoint_every",
-        "keep_last",
-        "max_hours",
-        "distributed",
-    }
-)

@@ -23,12 +23,12 @@ def train_denoiser(latents: Path, out: Path, config: TrainConfig) -> StageSummar
         Folder of the run: settings, log, checkpoints, best model and a copy of the tokenizer.
     config : TrainConfig
         Settings. A run that is continued must have the same ones, but for those that do not change its
-        numbers (``config.train.OPERATIONAL``).
+        numbers (``config.run.OPERATIONAL``).
 
     Returns
     -------
     StageSummary
     """
-    from fmrisynth.train.loop import run_training
+    from fmrisynth.train.denoiser import run_training
 
     return run_training(latents, out, config)

@@ -34,6 +34,10 @@ class LatentSource(Protocol):
         """Label index per attribute."""
         ...
 
+    def told(self, instance: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        """What else the network is told of an instance; the generator says what is withheld in training."""
+        ...
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -49,6 +53,8 @@ class Batch:
         Labels after dropout.
     instances : tuple of int
         Their numbers in the dataset.
+    told : tuple of Tensor
+        Further inputs of the network, first axis B.
     """
 
     clean_BFXYZ: Tensor
@@ -56,6 +62,7 @@ class Batch:
     time_B: Tensor
     labels_BA: Tensor
     instances: tuple[int, ...]
+    told: tuple[Tensor, ...] = ()
 
 
 def derive_seed(*parts: object) -> int:
@@ -121,7 +128,7 @@ class BatchMaker:
         """The batch of a step (0-based). Every instance has its own generator, keyed by its position."""
         order = batch_order(len(self.instances), self.batch_size, self.seed, step)
         chosen = [self.instances[order[position]] for position in self.positions]
-        clean, noise, uniform, labels = [], [], [], []
+        clean, noise, uniform, labels, told = [], [], [], [], []
         for position, instance in zip(self.positions, chosen, strict=True):
             generator = torch.Generator().manual_seed(derive_seed("batch", self.seed, step, position))
             stack_FXYZ = self.source.read(instance)
@@ -138,12 +145,14 @@ class BatchMaker:
                     for label, null, value, rate in zip(true, self.null_A, drop, self.dropout, strict=True)
                 ]
             )
+            told.append(self.source.told(instance, generator))
         return Batch(
             clean_BFXYZ=torch.stack(clean),
             noise_BFXYZ=torch.stack(noise),
             time_B=self.objective.draw_time(torch.stack(uniform)),
             labels_BA=torch.tensor(labels),
             instances=tuple(chosen),
+            told=tuple(torch.stack(parts) for parts in zip(*told, strict=True)),
         )
 
     def stream(self, first: int, stop: int, ahead: int) -> Iterator[Batch]:

@@ -10,8 +10,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from fmrisynth.config.train import EventTelling
 from fmrisynth.data.latents import LatentDataset, LatentRow
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers.base import read_latent_mask
@@ -40,7 +42,11 @@ class TrainingLatents:
         Latent cells that hold brain.
     whitening : Whitening or None
         What `read` applies to the standardised latents; set by the training run.
+    telling : EventTelling or None
+        What a model of runs is told; None for blocks.
     """
+
+    telling: EventTelling | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
@@ -48,7 +54,7 @@ class TrainingLatents:
         description = (self.dataset.tokenizer_dir / "tokenizer.json").read_bytes()
         self.tokenizer_digest = hashlib.sha256(description).hexdigest()
         total = hashlib.sha256(description)
-        for index in sorted(self.root.glob("sub-*_latents.tsv")):
+        for index in sorted([*self.root.glob("sub-*_latents.tsv"), *self.root.glob("sub-*_latentevents.tsv")]):
             total.update(index.name.encode() + index.read_bytes())
         self.index_digest = total.hexdigest()
         shards = sorted(self.root.glob("sub-*_latents.safetensors"))
@@ -81,6 +87,10 @@ class TrainingLatents:
         if self.whitening is not None:
             stack_FXYZ = self.whitening.apply(stack_FXYZ)
         return stack_FXYZ * self.brain_XYZ
+
+    def told(self, instance: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        """Nothing beside its labels."""
+        return ()
 
     def attribute(self, instance: int, name: str) -> str | None:
         """Value of an attribute; None when it is not known."""
@@ -117,6 +127,10 @@ class TrainingLatents:
             }
             for condition, rows in sorted(by_condition.items())
         }
+
+    def amounts(self, instances: Sequence[int]) -> dict[str, int]:
+        """How many blocks and people some instances are of."""
+        return {"n_instances": len(instances), "n_subjects": len({self.dataset.rows[i].subject for i in instances})}
 
     def describe(self, instance: int) -> str:
         """Where an instance lies, for messages."""

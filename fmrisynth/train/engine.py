@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fmrisynth.config.train import TrainConfig
+from fmrisynth.config.run import RunConfig
 from fmrisynth.models.blocks import FilmConvBlock, TransformerBlock
 from fmrisynth.models.distributed import World
 from fmrisynth.progress import log
@@ -42,11 +42,11 @@ class Engine:
     compiled: Callable[..., Tensor]
     channels_last: bool = False
 
-    def forward(self, noisy: Tensor, time_B: Tensor, labels_BA: Tensor) -> Tensor:
-        """Training-mode prediction."""
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """Training-mode prediction from the network's inputs."""
         if self.channels_last:
-            noisy = noisy.contiguous(memory_format=torch.channels_last_3d)
-        return self.compiled(noisy, time_B, labels_BA)
+            first = first.contiguous(memory_format=torch.channels_last_3d)
+        return self.compiled(first, *others)
 
     @contextmanager
     def synchronise(self, last: bool) -> Iterator[None]:
@@ -66,7 +66,7 @@ class Engine:
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
-def wrap_network(network: nn.Module, config: TrainConfig, world: World) -> Engine:
+def wrap_network(network: nn.Module, config: RunConfig, world: World) -> Engine:
     """Prepare a network for the launcher's world.
 
     DDP averages gradients over equal shares of the batch; FSDP also shards parameters, optimiser state and
@@ -86,20 +86,19 @@ def wrap_network(network: nn.Module, config: TrainConfig, world: World) -> Engin
     return Engine(network, wrapped, torch.compile(wrapped) if config.compile else wrapped, config.channels_last)
 
 
-def faster_precision(engine: Engine, stack_FXYZ: Tensor, n_attributes: int, batch_size: int, world: World) -> str:
+def faster_precision(engine: Engine, inputs: Callable[[], tuple[Tensor, ...]], world: World) -> str:
     """``bf16`` on a GPU; on a CPU, ``bf16`` if a forward and backward pass takes at most `CLEARLY` times as long as in ``fp32``.
 
     Whether bfloat16 pays depends on the processor (AMX, AVX-512) and on the width of the network. Of several processes the slowest decides.
     """
     if world.device.type != "cpu":
         return "bf16"
-    noisy = stack_FXYZ.expand(batch_size, *stack_FXYZ.shape)
-    time_B, labels_BA = torch.full((batch_size,), 500.0), torch.zeros(batch_size, n_attributes, dtype=torch.int64)
+    trial = inputs()
 
     def seconds(half: bool) -> float:
         started = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            answer = engine.network(noisy, time_B, labels_BA)
+            answer = engine.network(*trial)
         answer.float().square().mean().backward()
         return time.process_time() - started
 

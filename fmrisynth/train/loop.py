@@ -1,6 +1,6 @@
-"""The training loop.
+"""The training loop. It knows no objective: what is learnt stands behind `Learning`.
 
-Axis legend: B instances of this rank, F = C*T, X Y Z latent grid, A attributes, K conditions.
+Axis legend: B instances of this rank.
 """
 
 from __future__ import annotations
@@ -9,39 +9,28 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fmrisynth.bids.atomic import write_text
-from fmrisynth.bids.lock import exclusive
-from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.load import dump_yaml
-from fmrisynth.config.train import TrainConfig
-from fmrisynth.data.latents import LatentDataset
+from fmrisynth.config.run import RunConfig
 from fmrisynth.diffusion.ema import Ema
-from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
-from fmrisynth.models.checkpoint import EMA_NAME, ModelCard, list_checkpoints, load_tensors
-from fmrisynth.models.distributed import World, join_world
-from fmrisynth.models.tokenizers import copy_tokenizer
-from fmrisynth.models.tokenizers.base import TOKENIZER_JSON, read_folder
-from fmrisynth.models.whitening import Whitening
-from fmrisynth.parse import read_json
+from fmrisynth.models.build import count_parameters
+from fmrisynth.models.checkpoint import list_checkpoints
+from fmrisynth.models.distributed import World
 from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar
-from fmrisynth.stage import Stage
-from fmrisynth.train.batches import Batch, BatchMaker
-from fmrisynth.train.dataset import TrainingLatents
-from fmrisynth.train.engine import faster_precision, wrap_network
-from fmrisynth.train.moments import ClassMoments, class_moments, fit_whitening
+from fmrisynth.train.engine import Engine, faster_precision, wrap_network
 from fmrisynth.train.runlog import RunLog
 from fmrisynth.train.state import (
+    Card,
     Progress,
     Run,
     check_same_run,
@@ -53,80 +42,113 @@ from fmrisynth.train.state import (
     step_folders,
     tidy,
 )
-from fmrisynth.train.validate import N_BINS, Validation
+
+Forward = Callable[..., Tensor]
 
 
-def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
-    """Train, or continue; see `fmrisynth.train.train_denoiser`."""
-    LatentDataset.open(latents)  # what cannot be used leaves no folder behind
-    lock = exclusive(out, "training", wait=False)
-    with join_world(config.device) as world:
-        stage = None
-        if world.is_main and not list_checkpoints(out):
-            stage = Stage.begin("train", out, config, settings={})  # what must not change is kept with the checkpoints
-        try:
-            with lock if world.is_main else nullcontext():
-                summary = Trainer(latents, out, config, world).run()
-        except FmrisynthError:
-            if stage is not None:
-                stage.withdraw()
-            raise
-        return summary if world.is_main else StageSummary()
+class AnyBatch(Protocol):
+    """What one rank needs for one optimiser step; the rest is between a `Learning` and its batches."""
+
+    @property
+    def instances(self) -> tuple[int, ...]:
+        """Their numbers in the data."""
+        ...
+
+
+B = TypeVar("B", bound=AnyBatch)
+
+
+class Learning(Protocol[B]):
+    """What a run learns, and from what: data, network, loss, validation, and what is written beside the weights.
+
+    Attributes
+    ----------
+    data : str
+        Name of the data in messages: "latents".
+    data_digests : sequence of str
+        Of the data; the first one is kept with checkpoints, earlier versions kept one of the others.
+    data_parts : str
+        What may have changed where the digest did.
+    amount : str
+        How much there is to learn from, in words.
+    best_by : str
+        What the best model does best.
+    groups : str
+        What the instances' groups differ in, for the log.
+    n_groups : int
+        Losses are also logged by group, if there is more than one.
+    extra_tensors : mapping
+        What goes with the averaged weights.
+    """
+
+    data: str
+    data_digests: Sequence[str]
+    data_parts: str
+    amount: str
+    best_by: str
+    groups: str
+    n_groups: int
+
+    @property
+    def extra_tensors(self) -> Mapping[str, Tensor]: ...
+
+    def prepare(self, resume_from: Path | None) -> None:
+        """Fit to the data, or take from a checkpoint, what must be known before the first step."""
+
+    def build(self) -> nn.Module:
+        """The network, freshly initialised."""
+
+    def trial_inputs(self) -> tuple[Tensor, ...]:
+        """Inputs of one pass of the network, for timing."""
+
+    def stream(self, first: int, stop: int) -> Iterator[B]:
+        """Batches of steps ``first`` to ``stop - 1``, a function of the seed and the step."""
+
+    def loss(self, forward: Forward, batch: B, cut: slice) -> Tensor:
+        """Loss of each instance of a part of the batch, (b,), with a graph."""
+
+    def group(self, batch: B) -> Tensor:
+        """Group of each instance, int64 (B,)."""
+
+    def describe(self, instance: int) -> str:
+        """Where an instance lies, for messages."""
+
+    def validate(self, network: nn.Module, autocast: AbstractContextManager[Any]) -> dict[str, Any] | None:
+        """Numbers of a validation with the averaged weights, "loss" among them; None if there is nothing to validate on."""
+
+    def score(self, values: Mapping[str, Any]) -> float:
+        """How good the model of a validation is."""
+
+    def told(self, values: Mapping[str, Any]) -> str:
+        """A validation in words."""
+
+    def look(self, run: Run, out: Path, runlog: RunLog | None) -> None:
+        """After every step: draw what a person may want to look at, if it is time."""
+
+    def card(self, step: int) -> Card:
+        """What ``checkpoint.json`` says."""
+
+    def read_card(self, folder: Path) -> Card:
+        """Read and check ``checkpoint.json``."""
+
+    def mend(self, out: Path, note: Callable[[str], None]) -> None:
+        """Write what else a model needs into the output, or write it again where it is gone or damaged."""
 
 
 class Trainer:
     """One training run on one rank."""
 
-    def __init__(self, latents: Path, out: Path, config: TrainConfig, world: World) -> None:
+    def __init__(self, learning: Learning[Any], out: Path, config: RunConfig, world: World) -> None:
         self._called = time.monotonic()
         self._notes: list[str] = []
-        self.config, self.out, self.world = config, out, world
-        self.micro_batch_size = _micro_batch_size(config, world)
-        self.latents = TrainingLatents(latents)
-        self.train_set, self.val_set = self.latents.select("train"), self.latents.select("val")
-        if not self.train_set:
-            raise FmrisynthError(
-                f"{latents}: expected instances of split 'train', found none; prepare a dataset with a training split and "
-                "tokenize it again."
-            )
-        check_grid(config.model, self.latents.latent_shape[2:])
-        names = ["condition", *config.conditioning.attributes]
-        self.vocabulary = self.latents.vocabulary(self.train_set, names)
-        self.objective = Objective(**config.objective.model_dump())
-        self.brain_share = float(self.latents.brain_XYZ.float().mean())
-
+        self.learning, self.config, self.out, self.world = learning, config, out, world
+        self.micro_batch_size = micro_batch_size(config, world)
         resume_from = self._resume_point()
-        if config.whiten:
-            self.latents.whitening = (
-                fit_whitening(self.latents, self.train_set, world)
-                if resume_from is None
-                else Whitening.taken_from(load_tensors(resume_from / EMA_NAME))
-            )
+        learning.prepare(resume_from)
         self.run_state, self.engine = self._build(resumes=resume_from is not None)
         if resume_from is not None:
             restore_checkpoint(self.run_state, resume_from)
             log.info("Continuing from step %d.", self.run_state.progress.step)
-        self.batches = BatchMaker(
-            self.latents,
-            self.train_set,
-            self.vocabulary,
-            [config.conditioning.dropout, *config.conditioning.attributes.values()],
-            self.objective,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            rank=world.rank,
-            n_ranks=world.size,
-        )
-        self.validation = Validation(
-            self.latents,
-            self.val_set,
-            self.vocabulary,
-            self.objective,
-            self.moments,
-            n=config.val_instances,
-            seed=config.seed,
-            batch_size=self.micro_batch_size,
-        )
 
     def run(self) -> StageSummary:
         """Train to the last step, or until a signal or the time budget asks to stop."""
@@ -146,7 +168,7 @@ class Trainer:
             if progress.step == 0:
                 self._validate(runlog)  # networks start silent: where the loss falls from
             longest_step_s = save_s = 0.0
-            for batch in self.batches.stream(progress.step, config.steps, config.prefetch):
+            for batch in self.learning.stream(progress.step, config.steps):
                 step_started = time.monotonic()
                 loss, grad_norm = self._step(batch)
                 self._train_s += time.monotonic() - step_started
@@ -162,8 +184,7 @@ class Trainer:
                     self._log_window(runlog, loss, grad_norm)
                 if step % config.val_every == 0 or step == config.steps:
                     self._validate(runlog)
-                if config.sample_every and step % config.sample_every == 0:
-                    self._sample(runlog)
+                self.learning.look(self.run_state, self.out, runlog)
                 longest_step_s = max(longest_step_s, time.monotonic() - step_started)
                 late = config.max_hours is not None and (
                     time.monotonic() - self._called + 2 * (longest_step_s + save_s) > 3600 * config.max_hours
@@ -191,9 +212,9 @@ class Trainer:
             return nullcontext()
         return progress_bar("train", self.config.steps, self.run_state.progress.step)
 
-    def _step(self, batch: Batch) -> tuple[float, float]:
+    def _step(self, batch: AnyBatch) -> tuple[float, float]:
         """One optimiser step on this rank's share of the batch; returns global loss and gradient norm."""
-        config, world, optimiser = self.config, self.world, self.run_state.optimiser
+        config, world, optimiser, learning = self.config, self.world, self.run_state.optimiser, self.learning
         self.run_state.network.train()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, self.run_state.progress.step)
@@ -202,26 +223,16 @@ class Trainer:
         starts = range(0, n_rows, self.micro_batch_size)
         losses: list[Tensor] = []
         for start in starts:
-            cut = slice(start, start + self.micro_batch_size)
-            clean = batch.clean_BFXYZ[cut].to(world.device, non_blocking=True)
-            noise = batch.noise_BFXYZ[cut].to(world.device, non_blocking=True)
-            time_B = batch.time_B[cut]
-            noisy = self.objective.add_noise(clean, noise, time_B)
-            told_B = self.objective.path.network_time(time_B).float().to(world.device)
             with self.engine.synchronise(start == starts[-1]):
-                with self._autocast():
-                    prediction = self.engine.forward(noisy, told_B, batch.labels_BA[cut].to(world.device))
-                prediction = self.objective.answer(prediction, noisy, time_B)
-                micro_loss_B = self.objective.loss(prediction, clean, noise, time_B) / self.brain_share
+                micro_loss_B = learning.loss(self._forward, batch, slice(start, start + self.micro_batch_size))
                 (micro_loss_B.sum() / n_rows).backward()
             losses.append(micro_loss_B.detach())
         loss_B = torch.cat(losses).double().cpu()
-        # One exchange: sums per noise level; the loss is their total.
-        sums = torch.zeros(2, N_BINS, dtype=torch.float64)
-        last = 1.0 if self.objective.prediction == "flow" else float(config.objective.n_train_steps)
-        bins = (batch.time_B / last * N_BINS).long().clamp(max=N_BINS - 1)
-        sums[0].index_add_(0, bins, loss_B)
-        sums[1].index_add_(0, bins, torch.ones_like(loss_B))
+        # One exchange: sums per group; the loss is their total.
+        sums = torch.zeros(2, learning.n_groups, dtype=torch.float64)
+        group_B = learning.group(batch)
+        sums[0].index_add_(0, group_B, loss_B)
+        sums[1].index_add_(0, group_B, torch.ones_like(loss_B))
         world.sum(sums)
         loss = float(sums[0].sum() / sums[1].sum())
         grad_norm = self.engine.clip_gradients(config.optimiser.grad_clip)
@@ -230,13 +241,19 @@ class Trainer:
         optimiser.step()
         self.run_state.ema.update(self.run_state.network)
         window = self.run_state.progress.window
-        old = torch.tensor(window.get("by_noise", [[0.0] * N_BINS] * 2), dtype=torch.float64)
-        window["by_noise"] = (old + sums).tolist()
+        name = f"by_{learning.groups}"
+        old = torch.tensor(window.get(name, [[0.0] * learning.n_groups] * 2), dtype=torch.float64)
+        window[name] = (old + sums).tolist()
         return loss, grad_norm
+
+    def _forward(self, *inputs: Tensor) -> Tensor:
+        with self._autocast():
+            return self.engine.forward(*inputs)
 
     def _log_window(self, runlog: RunLog | None, loss: float, grad_norm: float) -> None:
         progress = self.run_state.progress
-        sums, counts = progress.window["by_noise"]
+        groups = self.learning.groups
+        sums, counts = progress.window[f"by_{groups}"]
         n_instances = sum(counts)
         rate = self._n_timed / max(1e-9, self._train_s)
         self._train_s, self._n_timed = 0.0, 0
@@ -245,7 +262,10 @@ class Trainer:
             values: dict[str, Any] = {
                 "loss": loss,
                 "loss_mean": sum(sums) / n_instances,
-                "loss_by_noise": [s / c if c else None for s, c in zip(sums, counts, strict=True)],
+            }
+            if len(sums) > 1:
+                values[f"loss_by_{groups}"] = [s / c if c else None for s, c in zip(sums, counts, strict=True)]
+            values |= {
                 "grad_norm": grad_norm,
                 "learning_rate": learning_rate(self.config, progress.step - 1),
                 "steps_per_s": rate,
@@ -261,60 +281,36 @@ class Trainer:
     _n_timed: int = 0
 
     def _validate(self, runlog: RunLog | None) -> None:
-        if not self.validation.instances:
-            return
         run, progress = self.run_state, self.run_state.progress
         run.network.eval()
         with run.ema.swap(run.network):
-            values = self.validation.run(run.network, self.world, self._autocast())
+            values = self.learning.validate(run.network, self._autocast())
+        if values is None:
+            return
         if runlog is not None:
             runlog.write("val", progress.step, values)
-            log.info(
-                "step %d: validation loss %.4f, gain from the right label %.5f (%s of what is attainable)",
-                progress.step,
-                values["loss"],
-                values["condition_gain"],
-                "n/a" if values["condition_gain_share"] is None else f"{values['condition_gain_share']:.0%}",
-            )
-        # The plain loss hardly sees the condition and prefers models that ignore it; with one condition there is nothing else.
-        # The gain over all noise levels does not serve either: it wavers, because with little noise the latents tell their condition.
-        score = values["condition_gain_share"]
-        score = -values["loss"] if score is None else score
+            log.info("step %d: validation loss %.4f%s", progress.step, values["loss"], self.learning.told(values))
+        score = self.learning.score(values)
         if progress.step and (progress.best_score is None or score > progress.best_score):
             progress.best_score, progress.best_step = score, progress.step
-            save_best(run, self.out, self._card(), self.latents.whitening, self.world)
-
-    def _sample(self, runlog: RunLog | None) -> None:
-        from fmrisynth.train.preview import draw_preview
-
-        self.moments()  # every rank takes part in reading
-        draw_preview(self, runlog)
-
-    def moments(self) -> ClassMoments:
-        """Moments of the training latents per condition (computed once, when first needed; every rank must ask)."""
-        if self._moments is None:
-            self._moments = class_moments(self.latents, self.train_set, self.vocabulary, self.world)
-        return self._moments
-
-    _moments: ClassMoments | None = None
+            save_best(run, self.out, self._card(), self.learning.extra_tensors, self.world)
 
     def _save(self) -> Path:
-        return save_checkpoint(
-            self.run_state, self.out, self._card(), self.latents.whitening, self.config, self.latents.digest, self.world
-        )
+        extra, digest = self.learning.extra_tensors, self.learning.data_digests[0]
+        return save_checkpoint(self.run_state, self.out, self._card(), extra, self.config, digest, self.world)
+
+    def _card(self) -> Card:
+        return self.learning.card(self.run_state.progress.step)
 
     def _autocast(self) -> torch.autocast:
         wanted = self.run_state.progress.precision == "bf16"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=wanted)
 
-    def _build(self, *, resumes: bool) -> tuple[Run, Any]:
+    def _build(self, *, resumes: bool) -> tuple[Run, Engine]:
         config, world = self.config, self.world
-        channels = self.latents.channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network: nn.Module = build_denoiser(
-                config.model, channels, [len(v) for v in self.vocabulary.values()], self.latents.brain_XYZ
-            )
+            network = self.learning.build()
         network.to(world.device)
         if config.channels_last:
             nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -332,8 +328,7 @@ class Trainer:
         ema = Ema(network, config.ema.decay, warmup=config.ema.warmup)
         precision: str = config.precision
         if precision == "auto" and not resumes:  # a run keeps what it began with
-            sample_FXYZ = self.latents.read(self.train_set[0])
-            precision = faster_precision(engine, sample_FXYZ, len(self.vocabulary), self.micro_batch_size, world)
+            precision = faster_precision(engine, self.learning.trial_inputs, world)
         return Run(network, optimiser, ema, Progress(precision=precision)), engine
 
     def _resume_point(self) -> Path | None:
@@ -342,7 +337,7 @@ class Trainer:
         if self.world.is_main:
             tidy(self.out)
             for folder in reversed(step_folders(self.out)):
-                why = damage(folder)
+                why = damage(folder, self.learning.read_card)
                 if why is None:
                     break
                 damaged.append(why)
@@ -358,62 +353,33 @@ class Trainer:
             return None
         for why in damaged:
             self._note(f"{why.rstrip('.')}; training goes on from {whole[-1].name} and makes it again.")
-        check_same_run(whole[-1], self.config, (self.latents.digest, self.latents.index_digest))
+        learning = self.learning
+        check_same_run(
+            whole[-1], self.config, learning.data_digests, f"{learning.data} ({learning.data_parts} changed)"
+        )
         return whole[-1]
 
     def _mend_output(self) -> None:
         """Write what is not there yet, and make again what is gone or damaged."""
         write_text(self.out / "config.yaml", dump_yaml(self.config))
-        self._mend_tokenizer(self.latents.dataset.tokenizer_dir, self.out / "tokenizer")
-        mend_best(self.out, self.run_state.progress)  # if it cannot be, a better model may come yet
+        self.learning.mend(self.out, self._note)
+        self._mend_best()  # if it cannot be, a better model may come yet
 
-    def _mend_tokenizer(self, source: Path, copy: Path) -> None:
-        if copy.exists():
-            if all(
-                (copy / file.name).is_file() and (copy / file.name).read_bytes() == file.read_bytes()
-                for file in source.iterdir()
-            ):
-                return
-            try:
-                if read_folder(copy)[0]["sha256"] == read_json(source / TOKENIZER_JSON).get("sha256"):
-                    return  # it is the source that is not whole
-            except FmrisynthError as error:
-                self._note(f"the copy of the tokenizer was made again: {error}")
-            read_folder(source)
-        copy_tokenizer(source, copy)
+    def _mend_best(self) -> str | None:
+        return mend_best(self.out, self.run_state.progress, self.learning.read_card)
 
     def _note(self, text: str) -> None:
         log.warning("%s", text)
         self._notes.append(text)
 
-    def _card(self) -> ModelCard:
-        return ModelCard(
-            step=self.run_state.progress.step,
-            model=self.config.model.model_dump(mode="json"),
-            objective=self.config.objective.model_dump(mode="json"),
-            labels=self.vocabulary,
-            latent_shape=list(self.latents.latent_shape),
-            latent_mean=self.latents.dataset.latent_mean.tolist(),
-            latent_std=self.latents.dataset.latent_std.tolist(),
-            config_digest=self.config.digest(),
-            tokenizer_digest=self.latents.tokenizer_digest,
-            trained_on={
-                "origin": read_origin(self.latents.root).to_json(),
-                "n_instances": len(self.train_set),
-                "n_subjects": len({self.latents.dataset.rows[i].subject for i in self.train_set}),
-                "index_digest": self.latents.index_digest,
-                "timing": self.latents.timing(self.train_set),
-            },
-        )
-
-    def _non_finite(self, loss: float, grad_norm: float, batch: Batch) -> str:
+    def _non_finite(self, loss: float, grad_norm: float, batch: AnyBatch) -> str:
         step = self.run_state.progress.step + 1
         saved = list_checkpoints(self.out)
-        rows = ", ".join(self.latents.describe(i) for i in batch.instances[:4])
+        rows = ", ".join(self.learning.describe(i) for i in batch.instances[:4])
         rows += ", ..." if len(batch.instances) > 4 else ""
         return (
             f"Step {step}: expected a finite loss and gradient, found loss {loss} and gradient norm {grad_norm} (batch: "
-            f"{rows}); the last good checkpoint is {saved[-1] if saved else 'none'}. Check those latents for "
+            f"{rows}); the last good checkpoint is {saved[-1] if saved else 'none'}. Check those {self.learning.data} for "
             "non-finite values, or lower optimiser.learning_rate and start in another output folder."
         )
 
@@ -421,19 +387,18 @@ class Trainer:
         progress = self.run_state.progress
         lines = [
             first_line,
-            f"{self.n_parameters / 1e6:.1f} M parameters, {len(self.train_set)} training and {len(self.val_set)} "
-            f"validation instances, {progress.hours:.2f} h of training.",
+            f"{self.n_parameters / 1e6:.1f} M parameters, {self.learning.amount}, {progress.hours:.2f} h of training.",
         ]
         if progress.best_score is not None:
-            lines.append(f"Best model: step {progress.best_step} (hears the condition best).")
+            lines.append(f"Best model: step {progress.best_step} ({self.learning.best_by}).")
         saved = list_checkpoints(self.out)
         if saved:
             lines.append(f"Newest checkpoint: {saved[-1]}")
-        why = mend_best(self.out, progress) if self.world.is_main else None
+        why = self._mend_best() if self.world.is_main else None
         return StageSummary(lines=[*lines, *self._notes], failed={} if why is None else {"best": why})
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: RunConfig, step: int) -> float:
     """Learning rate of the optimiser step that follows ``step`` done ones."""
     settings = config.optimiser
     if step < settings.warmup_steps:
@@ -468,7 +433,8 @@ def catch_stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _micro_batch_size(config: TrainConfig, world: World) -> int:
+def micro_batch_size(config: RunConfig, world: World) -> int:
+    """Instances per forward pass of a rank."""
     if config.batch_size % world.size:
         raise UsageError(
             f"batch_size {config.batch_size} does not divide by {world.size} processes; choose a multiple."

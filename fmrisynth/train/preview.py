@@ -26,14 +26,12 @@ from fmrisynth.train.validate import effect_correlation
 
 
 class Training(Protocol):
-    """What a preview needs of a training run (`fmrisynth.train.loop.Trainer`)."""
+    """What a preview needs to know of the denoiser in training (`fmrisynth.train.denoiser.DenoiserLearning`)."""
 
     config: TrainConfig
-    out: Path
     world: World
     latents: TrainingLatents
     vocabulary: dict[str, list[str]]
-    run_state: Run
 
     def moments(self) -> ClassMoments:
         """Statistics of the training latents per condition."""
@@ -52,21 +50,21 @@ class _Model:
     whitening: None = None
 
 
-def draw_preview(trainer: Training, runlog: RunLog | None) -> None:
+def draw_preview(learning: Training, run: Run, out: Path, runlog: RunLog | None) -> None:
     """Sample a few instances per condition with the averaged weights.
 
     Writes ``samples/step-NNNNNNNN.safetensors`` (tensor per condition, (S, C, T, X, Y, Z), tokenizer units)
     and logs ``effect_r``, the mean correlation between the samples' effect maps and the training ones, and
     ``std_ratio``, the samples' standard deviation over that of the training latents (1 by normalisation).
     """
-    config, world, run, latents = trainer.config, trainer.world, trainer.run_state, trainer.latents
+    config, world, latents = learning.config, learning.world, learning.latents
     if not world.is_main and config.distributed == "ddp":
         return  # under FSDP every rank takes part in every forward pass
     n_channels = latents.latent_shape[0]
     model = _Model(
         network=run.network,
         objective=config.objective.model_dump(),
-        labels=trainer.vocabulary,
+        labels=learning.vocabulary,
         latent_shape=latents.latent_shape,
         latent_mean_C=torch.zeros(n_channels),
         latent_std_C=torch.ones(n_channels),
@@ -74,7 +72,7 @@ def draw_preview(trainer: Training, runlog: RunLog | None) -> None:
     run.network.eval()
     drawn: dict[str, Tensor] = {}
     with run.ema.swap(run.network):
-        for condition in trainer.vocabulary["condition"]:
+        for condition in learning.vocabulary["condition"]:
             seeds = [derive_seed("preview", config.seed, condition, i) for i in range(config.samples_per_condition)]
             drawn[condition] = generate_latents(
                 model,
@@ -89,7 +87,7 @@ def draw_preview(trainer: Training, runlog: RunLog | None) -> None:
     sample_mean_KFXYZ = torch.stack([z.mean(0).flatten(0, 1) for z in drawn.values()])
     values = {"std_ratio": float(torch.cat(list(drawn.values())).std())}
     if len(drawn) > 1:
-        values["effect_r"] = effect_correlation(sample_mean_KFXYZ, trainer.moments().mean_KFXYZ)
+        values["effect_r"] = effect_correlation(sample_mean_KFXYZ, learning.moments().mean_KFXYZ)
     runlog.write("sample", run.progress.step, values)
     runlog.image("samples", contact_sheet(torch.stack([z[0] for z in drawn.values()])), run.progress.step)
     shape = (-1, 1, 1, 1, 1)
@@ -101,7 +99,7 @@ def draw_preview(trainer: Training, runlog: RunLog | None) -> None:
             latent_SCTXYZ if whitening is None else whitening.undo(latent_SCTXYZ.flatten(1, 2)).view_as(latent_SCTXYZ)
         )
 
-    with atomic_path(trainer.out / "samples" / f"step-{run.progress.step:08d}.safetensors") as temporary:
+    with atomic_path(out / "samples" / f"step-{run.progress.step:08d}.safetensors") as temporary:
         save_file({condition: (plain(z) * std + mean).contiguous() for condition, z in drawn.items()}, temporary)
 
 

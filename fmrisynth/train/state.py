@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,21 +22,22 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fmrisynth.bids.atomic import apply_umask, remove_temporaries, sync_to_disk, write_json
 from fmrisynth.bids.provenance import sha256_of
-from fmrisynth.config.train import OPERATIONAL, TrainConfig
+from fmrisynth.config.run import OPERATIONAL, RunConfig
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.errors import FmrisynthError, is_out_of_memory
 from fmrisynth.models.checkpoint import (
     CARD_NAME,
     EMA_NAME,
-    ModelCard,
     list_checkpoints,
     load_tensors,
-    read_card,
 )
 from fmrisynth.models.distributed import World
-from fmrisynth.models.whitening import Whitening
 from fmrisynth.progress import log
 from fmrisynth.stage import flat_settings
+
+Card = Any
+"""A frozen dataclass with ``weights_sha256``: what ``checkpoint.json`` says of a model (`models.checkpoint.ModelCard`)."""
+CardReader = Callable[[Path], Card]
 
 STATE_NAME = "state.json"
 MODEL_NAME = "model.safetensors"
@@ -111,13 +112,13 @@ class Run:
 def save_checkpoint(
     run: Run,
     out: Path,
-    card: ModelCard,
-    whitening: Whitening | None,
-    config: TrainConfig,
+    card: Card,
+    extra: Mapping[str, Tensor],
+    config: RunConfig,
     data_digest: str,
     world: World,
 ) -> Path:
-    """Write ``checkpoints/step-NNNNNNNN``; every rank must call, the first one writes."""
+    """Write ``checkpoints/step-NNNNNNNN`` with the ``extra`` tensors beside the average; every rank must call, the first one writes."""
     model = {name: full(p) for name, p in run.named_parameters().items()}
     averaged = run.ema_tensors()
     moments: dict[str, Tensor] = {}
@@ -142,7 +143,7 @@ def save_checkpoint(
                     "torch": torch.__version__,
                 },
             )
-            _write_model_files(temporary, card, averaged, whitening)
+            _write_model_files(temporary, card, averaged | dict(extra))
             _sync(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
@@ -151,20 +152,20 @@ def save_checkpoint(
     return folder
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, read_card: CardReader) -> str | None:
     """What is gone or damaged in a checkpoint, in words; None where it is whole.
 
     Checkpoints of earlier versions have no digests; of those only missing files are seen.
     """
     try:
-        return model_damage(folder) or _changed(
+        return model_damage(folder, read_card) or _changed(
             folder, read_state(folder).get("files", {}), (MODEL_NAME, OPTIMISER_NAME)
         )
     except FmrisynthError as error:
         return str(error)
 
 
-def model_damage(folder: Path) -> str | None:
+def model_damage(folder: Path, read_card: CardReader) -> str | None:
     """The same for a model directory: `damage` without what only training needs."""
     try:
         gone = _changed(folder, {}, (CARD_NAME, EMA_NAME))
@@ -191,20 +192,20 @@ def step_folders(out: Path) -> list[Path]:
     return sorted((out / "checkpoints").glob("step-*"))
 
 
-def mend_best(out: Path, progress: Progress) -> str | None:
+def mend_best(out: Path, progress: Progress, read_card: CardReader) -> str | None:
     """Make ``best/`` again from its step's checkpoint where it is gone or damaged; returns why that cannot be."""
     best = out / BEST_NAME
-    why = model_damage(best) if progress.best_step is not None else None
+    why = model_damage(best, read_card) if progress.best_step is not None else None
     if why is None:
         return None
     source = out / "checkpoints" / f"step-{progress.best_step:08d}"
-    if model_damage(source) is None:
+    if model_damage(source, read_card) is None:
         with _replaced(best, out) as temporary:
             for name in (EMA_NAME, CARD_NAME):
                 shutil.copyfile(source / name, temporary / name)
         log.warning("%s; it was made again from %s.", why.rstrip("."), source)
         return None
-    earlier = [p for p in step_folders(out) if p.name < source.name and damage(p) is None]
+    earlier = [p for p in step_folders(out) if p.name < source.name and damage(p, read_card) is None]
     remedy = "the checkpoints before it are gone; use the newest one, or train anew in another folder"
     if earlier:
         remedy = (
@@ -213,12 +214,12 @@ def mend_best(out: Path, progress: Progress) -> str | None:
     return f"{why.rstrip('.')}; it cannot be made again, because the checkpoint of its step {progress.best_step} is not kept: {remedy}."
 
 
-def save_best(run: Run, out: Path, card: ModelCard, whitening: Whitening | None, world: World) -> None:
+def save_best(run: Run, out: Path, card: Card, extra: Mapping[str, Tensor], world: World) -> None:
     """Write the averaged weights to ``best/``, a model directory of its own."""
     averaged = run.ema_tensors()
     if world.is_main:
         with _replaced(out / BEST_NAME, out) as temporary:
-            _write_model_files(temporary, card, averaged, whitening)
+            _write_model_files(temporary, card, averaged | dict(extra))
     world.barrier()
 
 
@@ -289,14 +290,14 @@ def read_state(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def check_same_run(folder: Path, config: TrainConfig, data_digests: Sequence[str]) -> None:
+def check_same_run(folder: Path, config: RunConfig, data_digests: Sequence[str], data: str) -> None:
     """Refuse to continue a run with other settings or other data.
 
     Settings that an older version did not know have their defaults: that is how it behaved.
     """
     state = read_state(folder)
     try:
-        stored = TrainConfig(**state["config"]).model_dump(mode="json")
+        stored = type(config)(**state["config"]).model_dump(mode="json")
     except ValueError:  # a setting that this version does not know: let the comparison name it
         stored = state["config"]
     old, new = flat_settings(stored), flat_settings(config.model_dump(mode="json"))
@@ -311,7 +312,7 @@ def check_same_run(folder: Path, config: TrainConfig, data_digests: Sequence[str
         )
     if state["data_digest"] not in data_digests:
         raise FmrisynthError(
-            f"{folder.parent.parent}: this run was started on other latents (they, their index or tokenizer changed); "
+            f"{folder.parent.parent}: this run was started on other {data}; "
             "restore them to continue it, or use another output folder to start anew."
         )
 
@@ -327,10 +328,8 @@ def tidy(out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_model_files(
-    folder: Path, card: ModelCard, averaged: Mapping[str, Tensor], whitening: Whitening | None
-) -> None:
-    save_file(dict(averaged) | ({} if whitening is None else whitening.tensors()), folder / EMA_NAME)
+def _write_model_files(folder: Path, card: Card, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, folder / EMA_NAME)
     write_json(folder / CARD_NAME, asdict(replace(card, weights_sha256=sha256_of(folder / EMA_NAME))))
 
 

@@ -37,7 +37,7 @@ class Validation:
         instances: Sequence[int],
         vocabulary: Mapping[str, Sequence[str]],
         objective: Objective,
-        moments: Callable[[], ClassMoments],
+        moments: Callable[[], ClassMoments] | None,
         *,
         n: int,
         seed: int,
@@ -61,12 +61,14 @@ class Validation:
         -------
         dict
             ``loss``: mean over the instances; ``loss_by_noise``: from clean to noisy, fifths of the time axis;
-            ``condition_gain``: mean increase of the loss when the label is replaced by a wrong one (positive
-            when the network uses the condition); ``condition_gain_share``: in the noisiest fifth, as a share of what
-            is attainable there (`ClassMoments.attainable_gain`).
+            ``condition_gain``: mean increase of the loss when the label, or what happens in a run, is replaced by a wrong one (positive
+            when the network uses the condition); ``condition_gain_noisiest``: in the noisiest fifth; ``condition_gain_share``: that
+            as a share of what is attainable there (`ClassMoments.attainable_gain`; labels only).
         """
         n_conditions = len(self.vocabulary["condition"])
-        moments = self.moments() if n_conditions > 1 else None  # every rank takes part in reading
+        moments = (
+            self.moments() if self.moments is not None and n_conditions > 1 else None
+        )  # every rank takes part in reading
         # Columns: loss, loss with a wrong label, count; gain and attainable gain in the noisiest bin; then per bin: loss, count.
         totals = torch.zeros(5 + 2 * N_BINS, dtype=torch.float64)
         n_rounds = -(-len(self.instances) // (self.batch_size * world.size))
@@ -86,15 +88,19 @@ class Validation:
             clean_B, noise_B = torch.stack(clean).to(world.device), torch.stack(noise).to(world.device)
             time_B = self.objective.draw_time(self.uniform[chosen])
             wrong_BA = labels_BA.clone()
-            if n_conditions > 1:
+            told, wrongly_told = self._told(chosen), self._told(chosen)
+            if told:  # a run: the events of a window far away in the list, and what was before left as it is
+                other = [(i + len(self.instances) // 2) % len(self.instances) for i in chosen]
+                wrongly_told = [self._told(other)[0], *told[1:]]
+            elif n_conditions > 1:
                 step = 1 + torch.tensor(chosen) % (n_conditions - 1)
                 wrong_BA[:, 0] = (wrong_BA[:, 0] + step) % n_conditions
             noisy_B = self.objective.add_noise(clean_B, noise_B, time_B)
             told_B = self.objective.path.network_time(time_B).float().to(world.device)
             losses: list[Tensor] = []
-            for answer_BA in (labels_BA, wrong_BA):
+            for inputs in ((labels_BA, *told), (wrong_BA, *wrongly_told)):
                 with autocast:
-                    prediction = network(noisy_B, told_B, answer_BA.to(world.device))
+                    prediction = network(noisy_B, told_B, *(part.to(world.device) for part in inputs))
                 prediction = self.objective.answer(prediction, noisy_B, time_B)
                 loss_B = self.objective.loss(prediction, clean_B, noise_B, time_B) / self.brain_share
                 losses.append(loss_B.double().cpu()[:real])
@@ -102,10 +108,10 @@ class Validation:
             totals[:3] += torch.tensor([right_B.sum(), wrong_B.sum(), real], dtype=torch.float64)
             bins = (self.uniform[chosen][:real] * N_BINS).long()
             noisiest = bins == N_BINS - 1
+            totals[3] += (wrong_B - right_B)[noisiest].sum()
             if moments is not None and bool(noisiest.any()):
-                told = (labels_BA[:real, 0][noisiest], wrong_BA[:real, 0][noisiest])
-                best_B = moments.attainable_gain(self.objective, time_B[:real][noisiest], *told)
-                totals[3] += (wrong_B - right_B)[noisiest].sum()
+                pair = (labels_BA[:real, 0][noisiest], wrong_BA[:real, 0][noisiest])
+                best_B = moments.attainable_gain(self.objective, time_B[:real][noisiest], *pair)
                 totals[4] += best_B.sum() / self.brain_share
             totals[5 : 5 + N_BINS].index_add_(0, bins, right_B)
             totals[5 + N_BINS :].index_add_(0, bins, torch.ones(real, dtype=torch.float64))
@@ -117,7 +123,13 @@ class Validation:
             "loss_by_noise": [None if value != value else value for value in by_noise],
             "condition_gain": float((totals[1] - totals[0]) / count),
             "condition_gain_share": float(totals[3] / totals[4]) if totals[4] > 0 else None,
+            "condition_gain_noisiest": float(totals[3] / totals[-1].clamp_min(1)) if n_conditions > 1 else None,
         }
+
+    def _told(self, chosen: Sequence[int]) -> list[Tensor]:
+        """What the network is told beside labels, nothing withheld."""
+        parts = [self.source.told(self.instances[i], None) for i in chosen]
+        return [torch.stack(part) for part in zip(*parts, strict=True)]
 
 
 def effect_correlation(sample_mean_KFXYZ: Tensor, training_mean_KFXYZ: Tensor) -> float:

@@ -23,7 +23,7 @@ TIMEOUT_S = 600.0
 
 _PRELOAD = [
     "fmrisynth.cli.app", "fmrisynth.prepare.stage", "fmrisynth.simulate.cohort", "fmrisynth.tokenize.stage",
-    "fmrisynth.train.loop", "fmrisynth.sample.run", "fmrisynth.glm.runs", "fmrisynth.evaluate.page",
+    "fmrisynth.train.denoiser", "fmrisynth.sample.run", "fmrisynth.glm.runs", "fmrisynth.evaluate.page",
     "torch._dynamo", "torch.distributed.tensor", "nilearn.image", "nilearn.datasets", "nilearn.glm.first_level", "torch.utils.tensorboard", "sklearn.linear_model",
     "matplotlib.pyplot", "bids.layout",
 ]  # fmt: skip

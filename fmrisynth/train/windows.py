@@ -1,0 +1,158 @@
+"""The training stage's view of whole runs: windows at any offset, what happens in and before them, and the frames before.
+
+Axis legend: C latent channels, T frames of a window, P frames before it, F = C*T, G = C*P + 1, S frames of which events are told,
+K conditions, X Y Z latent grid.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fmrisynth.config.train import ConditioningConfig, EventTelling
+from fmrisynth.data.latents import read_run_events
+from fmrisynth.data.occupancy import occupancy, read_descriptors, window_occupancy
+from fmrisynth.diffusion.rollout import past_channels
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.train.dataset import TrainingLatents
+
+
+class TrainingWindows(TrainingLatents):
+    """Windows of the runs of a latents directory by number: every offset of every run is an instance.
+
+    Parameters
+    ----------
+    root : Path
+        Output of `tokenize`, from a dataset of whole runs.
+    config : ConditioningConfig
+        How far back events are told, and how many frames are seen.
+    """
+
+    telling: EventTelling
+
+    def __init__(self, root: Path, config: ConditioningConfig) -> None:
+        super().__init__(root)
+        rows = self.dataset.rows
+        if not all(row.n_frames for row in rows):
+            raise FmrisynthError(
+                f"{self.root}: expected latents of whole runs for conditioning.kind events, found blocks; make them with "
+                "`fmrisynth prepare --unit run` and `fmrisynth tokenize`."
+            )
+        if len({row.tr_s for row in rows}) > 1:
+            raise FmrisynthError(
+                f"{self.root}: expected runs of one repetition time, found several; prepare them with one tr_s."
+            )
+        self.config, self.tr_s = config, rows[0].tr_s
+        n_channels, self.n_frames = self.latent_shape[:2]
+        counts = [max(0, row.n_frames - self.n_frames + 1) for row in rows]
+        self._starts = [sum(counts[:number]) for number in range(len(counts) + 1)]
+        events = {subject: read_run_events(self.root, subject) for subject in self.dataset.subjects}
+        self._events = [events[row.subject].get(row.row, ()) for row in rows]
+        trained = [number for number, row in enumerate(rows) if row.split == "train"]
+        self.conditions = sorted({event.label for number in trained for event in self._events[number]})
+        if not self.conditions:
+            raise FmrisynthError(
+                f"{self.root}: expected events in the training runs, found none; check the events files."
+            )
+        self.telling = EventTelling(
+            window_frames=self.n_frames,
+            history_frames=math.ceil(config.history_s / self.tr_s),
+            past_frames=config.past_frames,
+            past_channels=config.past_frames * n_channels + 1 if config.past_frames else 0,
+            descriptors=None if config.descriptors is None else self._descriptors(config.descriptors),
+        )
+
+    def _descriptors(self, path: Path) -> tuple[tuple[float, ...], ...]:
+        table = read_descriptors(path)
+        missing = [condition for condition in self.conditions if condition not in table]
+        if missing:
+            raise FmrisynthError(
+                f"{path}: expected a row for {missing[0]!r}, which occurs in the training runs; add it."
+            )
+        return tuple(table[condition] for condition in self.conditions)
+
+    @cached_property
+    def _occupancy(self) -> list[Tensor]:
+        """Events of each run as (frames, K)."""
+        return [
+            torch.from_numpy(
+                occupancy([e for e in events if e.label in self.conditions], self.conditions, row.n_frames, self.tr_s)
+            )
+            for row, events in zip(self.dataset.rows, self._events, strict=True)
+        ]
+
+    def place(self, instance: int) -> tuple[int, int]:
+        """Number of the run, and first frame."""
+        number = bisect_right(self._starts, instance) - 1
+        return number, instance - self._starts[number]
+
+    def select(self, split: str) -> list[int]:
+        """Numbers of the windows of one split."""
+        return [
+            instance
+            for number, row in enumerate(self.dataset.rows)
+            if row.split == split
+            for instance in range(self._starts[number], self._starts[number + 1])
+        ]
+
+    def read(self, instance: int) -> Tensor:
+        """As `TrainingLatents.read`, of one window."""
+        run, first = self.place(instance)
+        stack_FXYZ = self.dataset.standardise(self.dataset.load_frames(run, first, self.n_frames)).flatten(0, 1)
+        if self.whitening is not None:
+            stack_FXYZ = self.whitening.apply(stack_FXYZ)
+        return stack_FXYZ * self.brain_XYZ
+
+    def told(self, instance: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        """Events in and before the window (S, K), and the frames before it (G, X, Y, Z): zeros at the start of a run, and where the generator
+        withholds them."""
+        run, first = self.place(instance)
+        telling = self.telling
+        on_TK = self._occupancy[run].numpy()
+        events_SK = torch.from_numpy(window_occupancy(on_TK, first, self.n_frames, telling.history_frames))
+        if not telling.past_frames:
+            return (events_SK,)
+        withheld = generator is not None and float(torch.rand((), generator=generator)) < self.config.past_dropout
+        past_CPXYZ = None
+        if first >= telling.past_frames and not withheld:
+            frames = self.dataset.load_frames(run, first - telling.past_frames, telling.past_frames)
+            past_CPXYZ = self.dataset.standardise(frames)
+        return events_SK, past_channels(past_CPXYZ, telling, self.brain_XYZ, self.whitening)
+
+    def attribute(self, instance: int, name: str) -> str | None:
+        """Value of an attribute of the window's run; of the condition there is none."""
+        return None if name == "condition" else self.dataset.rows[self.place(instance)[0]].attributes.get(name)
+
+    def vocabulary(self, instances: Sequence[int], names: Sequence[str]) -> dict[str, list[str]]:
+        """As `TrainingLatents.vocabulary`; the conditions are those of the training runs' events."""
+        runs = sorted({self.place(instance)[0] for instance in instances})
+        firsts = [self._starts[run] for run in runs]
+        others = super().vocabulary(firsts, [name for name in names if name != "condition"])
+        return {"condition": self.conditions} | others
+
+    def labels(self, instance: int, vocabulary: Mapping[str, Sequence[str]]) -> list[int]:
+        """As `TrainingLatents.labels`; the first is 0, events are told."""
+        return [
+            0,
+            *super().labels(instance, {name: labels for name, labels in vocabulary.items() if name != "condition"}),
+        ]
+
+    def timing(self, instances: Sequence[int]) -> dict[str, dict[str, float]]:
+        """Events come from the user: nothing to remember."""
+        return {}
+
+    def amounts(self, instances: Sequence[int]) -> dict[str, int]:
+        """How many runs and people some windows are of."""
+        return super().amounts(sorted({self.place(instance)[0] for instance in instances}))
+
+    def describe(self, instance: int) -> str:
+        """Where a window lies, for messages."""
+        run, first = self.place(instance)
+        row = self.dataset.rows[run]
+        return f"sub-{row.subject} run {row.row}, frames from {first}"
