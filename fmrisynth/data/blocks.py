@@ -11,7 +11,7 @@ Axis legend: X, Y, Z voxel axes; T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fmrisynth.bids.events import Event, write_events
 from fmrisynth.bids.origin import Origin
 from fmrisynth.bids.sidecars import bold_sidecar, read_tsv, write_sidecar, write_tsv
 from fmrisynth.data.grid import NATIVE_SPACE, Grid, make_grid
-from fmrisynth.data.nifti import read_image, write_image
+from fmrisynth.data.nifti import read_image, write_frames, write_image
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.parse import read_json
 
@@ -32,6 +32,9 @@ RUN, RUN_DESC = "run", "preproc"
 
 GRAND_MEAN = 10_000.0
 """Mean of a source run over brain voxels and time, in the arbitrary units of HCP."""
+
+HEADROOM = 2.0
+"""Largest value that a run written frame by frame can hold, against the brightest voxel of its reference."""
 
 SCANS_COLUMNS = (
     "filename", "condition", "split", "onset_s", "duration_s", "tr_s", "n_frames",
@@ -190,6 +193,8 @@ def write_block(
     origin: Origin | None = None,
     extension: str = ".nii.gz",
     events: Sequence[Event] = (),
+    frames: Iterable[np.ndarray] | None = None,
+    n_frames: int = 0,
 ) -> Block:
     """Write one block's five files and return its record (list it with `finish_subject`).
 
@@ -211,12 +216,19 @@ def write_block(
         Compressed or plain images.
     events : sequence of Event
         What stands in the events table, seconds from the first frame (for a whole run: from its start); default: the block itself.
+    frames : iterable of arrays of shape (X, Y, Z), optional
+        The `n_frames` frames one by one, in place of ``data.bold_XYZT``; 0 outside the mask.
     """
     bold = naming.block_bold(entities, desc, extension)
-    image = np.where(data.mask_XYZ[..., None], data.bold_XYZT, 0.0)
     mni = not grid.is_native
     voxel_mm = grid.voxel_mm[0] if entities.res else None
-    write_image(root / bold, image, grid.affine, dtype="int16", tr_s=tr_s, mni=mni)
+    if frames is None:
+        n_frames = int(data.bold_XYZT.shape[3])
+        image = np.where(data.mask_XYZ[..., None], data.bold_XYZT, 0.0)
+        write_image(root / bold, image, grid.affine, dtype="int16", tr_s=tr_s, mni=mni)
+    else:
+        largest = HEADROOM * float(data.reference_XYZ.max())
+        write_frames(root / bold, frames, n_frames, grid.affine, largest=largest, tr_s=tr_s, mni=mni)
     write_image(
         root / naming.block_companion(bold, "reference"),
         np.where(data.mask_XYZ, data.reference_XYZ, 0.0), grid.affine, dtype="int16", mni=mni,
@@ -244,7 +256,7 @@ def write_block(
     )
     return Block(
         root=root, subject=entities.sub, condition=condition, bold=bold, onset_s=float(onset_s),
-        duration_s=float(duration_s), tr_s=float(tr_s), n_frames=int(data.bold_XYZT.shape[3]), split=split,
+        duration_s=float(duration_s), tr_s=float(tr_s), n_frames=n_frames, split=split,
         attributes=dict(attributes or {}), source=source, source_onset_s=source_onset_s,
     )  # fmt: skip
 

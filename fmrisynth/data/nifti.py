@@ -9,7 +9,7 @@ Axis legend: X, Y, Z voxel axes; T frames.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from typing import Literal
 import nibabel as nib
 import numpy as np
 
-from fmrisynth.bids.atomic import write_bytes
+from fmrisynth.bids.atomic import atomic_path, write_bytes
 from fmrisynth.bids.headers import HEADER_BYTES, Header, check_header, damage_explained, open_image, read_header
 from fmrisynth.errors import FmrisynthError
 
@@ -190,6 +190,54 @@ def write_image(
         packer = image_packer()
         content = packer.compress(content) + packer.flush()
     write_bytes(path, content)
+
+
+def write_frames(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    n_frames: int,
+    affine: np.ndarray,
+    *,
+    largest: float,
+    tr_s: float,
+    mni: bool = True,
+) -> None:
+    """Write a 4D int16 image frame by frame, without holding it; atomically, and equal input gives equal bytes.
+
+    Parameters
+    ----------
+    path : Path
+        Ends with ``.nii`` or ``.nii.gz``.
+    frames : iterable of arrays of shape (X, Y, Z)
+        At least 0; larger values than `largest` are stored as that.
+    n_frames : int
+        How many there are.
+    largest : float
+        Largest value that can be stored; steps are 1 part in 32,767 of it.
+    """
+    packer = image_packer() if path.name.endswith(".gz") else None
+    slope, n_written = np.float32(largest / 32767), 0
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+
+        def write(content: bytes) -> None:
+            stream.write(content if packer is None else packer.compress(content))
+
+        for frame_XYZ in frames:
+            if not np.isfinite(frame_XYZ).all():
+                raise FmrisynthError(
+                    f"{path}: refused to write voxels that are not finite; the input or the model is broken."
+                )
+            if n_written == 0:
+                header = _make_header((*frame_XYZ.shape, n_frames), "int16", affine, tr_s, mni)
+                header["vox_offset"] = HEADER_BYTES
+                header.set_slope_inter(float(slope), 0.0)
+                write(header.binaryblock + b"\0" * (HEADER_BYTES - len(header.binaryblock)))
+            write(np.rint(frame_XYZ / slope).clip(0, 32767).astype("<i2").tobytes(order="F"))
+            n_written += 1
+        if packer is not None:
+            stream.write(packer.flush())
+        if n_written != n_frames:
+            raise FmrisynthError(f"{path}: expected {n_frames} frames, got {n_written}.")
 
 
 def _truncated(path: Path, expected: int, found: int) -> FmrisynthError:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fmrisynth.diffusion.guidance import guided
 from fmrisynth.diffusion.objectives import Objective
-from fmrisynth.diffusion.samplers import Denoise, check_sampler, sample
+from fmrisynth.diffusion.samplers import check_sampler, sample
 from fmrisynth.errors import UsageError
 
 GPU_GROUP = 8
@@ -142,55 +142,109 @@ def generate_latents(
     -------
     Tensor of shape (B, C, T, X, Y, Z), float32, on the CPU
     """
-    objective = Objective(**model.objective)
-    check_sampler(sampler, objective)
     labels_A = encode_labels(model.labels, condition, attributes)
-    null_A = torch.tensor([len(labels) for labels in model.labels.values()])
-    guidance_A = guidance_scales(model.labels, guidance)
-    device = torch.device(device)
-    network = model.network.to(device)
-    group = group or (1 if device.type == "cpu" else GPU_GROUP)
+    drawing = Drawing(
+        model, labels_A, sampler=sampler, n_steps=n_steps, guidance=guidance, guidance_interval=guidance_interval, eta=eta,
+        device=torch.device(device), on_step=on_step,
+    )  # fmt: skip
+    group = group or drawing.group
+    parts = [drawing.draw(seeds[start : start + group], fill=group) for start in range(0, len(seeds), group)]
     n_channels, n_frames, *grid = model.latent_shape
-    shape = (n_channels * n_frames, *grid)
-    brain_XYZ = torch.ones(grid, dtype=torch.bool) if network.brain_XYZ is None else network.brain_XYZ
-    brain_XYZ = brain_XYZ.to(device)  # cells without brain hold 0 all the way
+    stack_BFXYZ = torch.cat(parts) if parts else torch.empty(0, n_channels * n_frames, *grid)
+    return drawing.raw(drawing.standardised(stack_BFXYZ))
 
-    latents = []
-    with torch.inference_mode():
-        for start in range(0, len(seeds), group):
-            chosen = list(seeds[start : start + group])
-            # The last group is filled with copies, so that every evaluation has the same batch size.
-            generators = [torch.Generator().manual_seed(seed) for seed in chosen]
-            generators += [torch.Generator().manual_seed(chosen[-1]) for _ in range(group - len(chosen))]
 
-            def draw_noise(generators: list[torch.Generator] = generators) -> Tensor:
-                return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device) * brain_XYZ
+class Drawing:
+    """Draws stacks of one set of labels from a model; see `generate_latents` for the parameters."""
 
-            labels_BA = labels_A.expand(group, -1).to(device)
-            predict = guided(network, labels_BA, null_A.to(device), guidance_A, interval=guidance_interval)
+    def __init__(
+        self,
+        model: LatentModel,
+        labels_A: Tensor,
+        *,
+        sampler: str,
+        n_steps: int,
+        guidance: float | Mapping[str, float],
+        guidance_interval: tuple[float, float] | None,
+        eta: float,
+        device: torch.device,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model, self.labels_A = model, labels_A
+        self.objective = Objective(**model.objective)
+        check_sampler(sampler, self.objective)
+        self.guidance_A, self.interval = guidance_scales(model.labels, guidance), guidance_interval
+        self.null_A = torch.tensor([len(labels) for labels in model.labels.values()])
+        self.sampler, self.n_steps, self.eta, self.device, self.on_step = sampler, n_steps, eta, device, on_step
+        self.network = model.network.to(device)
+        n_channels, n_frames, *grid = model.latent_shape
+        self.shape = (n_channels * n_frames, *grid)
+        brain_XYZ = torch.ones(grid, dtype=torch.bool) if self.network.brain_XYZ is None else self.network.brain_XYZ
+        self.brain_XYZ = brain_XYZ.to(device)  # cells without brain hold 0 all the way
 
-            def denoise(x: Tensor, time_B: Tensor, predict: Denoise = predict) -> Tensor:
-                output = predict(x, objective.path.network_time(time_B).to(x.device, torch.float32))
-                return objective.answer(output, x, time_B)
+    @property
+    def group(self) -> int:
+        """Samples to advance together."""
+        return 1 if self.device.type == "cpu" else GPU_GROUP
 
-            def advance(_step: int, _x: Tensor, n_samples: int = len(chosen)) -> None:
-                if on_step is not None:
-                    on_step(n_samples)
+    @torch.inference_mode()
+    def draw(self, seeds: Sequence[int], told: Sequence[Tensor] = (), *, fill: int) -> Tensor:
+        """Draw stacks as the network makes them, (B, F, X, Y, Z) float32 on the CPU, one per seed.
 
-            stack_BFXYZ = sample(
-                sampler,
-                denoise,
-                draw_noise(),
-                objective,
-                n_steps,
-                eta=eta,
-                draw_noise=draw_noise,
-                on_step=advance,
+        Parameters
+        ----------
+        seeds : sequence of int
+        told : sequence of Tensor
+            Further inputs of the network, one row per seed.
+        fill : int
+            The group is filled with copies up to this number, so that every evaluation has the same batch size.
+        """
+        rows = [*range(len(seeds)), *[len(seeds) - 1] * (fill - len(seeds))]
+        generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
+        told = [part[rows].to(self.device) for part in told]
+
+        def draw_noise() -> Tensor:
+            noise = torch.stack([torch.randn(self.shape, generator=g) for g in generators])
+            return noise.to(self.device) * self.brain_XYZ
+
+        def network(noisy: Tensor, time_B: Tensor, labels_BA: Tensor) -> Tensor:
+            n_branches = len(noisy) // len(rows)
+            return self.network(
+                noisy, time_B, labels_BA, *(part.repeat(n_branches, *[1] * (part.ndim - 1)) for part in told)
             )
-            latents.append(stack_BFXYZ[: len(chosen)].float().cpu())
-    stack_BFXYZ = torch.cat(latents) if latents else torch.empty(0, *shape)
-    if model.whitening is not None:
-        stack_BFXYZ = model.whitening.undo(stack_BFXYZ)
-    latent_BCTXYZ = stack_BFXYZ.unflatten(1, (n_channels, n_frames))
-    mean_C11111, std_C11111 = (s.reshape(-1, 1, 1, 1, 1) for s in (model.latent_mean_C, model.latent_std_C))
-    return latent_BCTXYZ * std_C11111 + mean_C11111
+
+        labels_BA = self.labels_A.expand(len(rows), -1).to(self.device)
+        predict = guided(network, labels_BA, self.null_A.to(self.device), self.guidance_A, interval=self.interval)
+
+        def denoise(x: Tensor, time_B: Tensor) -> Tensor:
+            output = predict(x, self.objective.path.network_time(time_B).to(x.device, torch.float32))
+            return self.objective.answer(output, x, time_B)
+
+        def advance(_step: int, _x: Tensor) -> None:
+            if self.on_step is not None:
+                self.on_step(len(seeds))
+
+        stack_BFXYZ = sample(
+            self.sampler,
+            denoise,
+            draw_noise(),
+            self.objective,
+            self.n_steps,
+            eta=self.eta,
+            draw_noise=draw_noise,
+            on_step=advance,
+        )
+        return stack_BFXYZ[: len(seeds)].float().cpu()
+
+    def standardised(self, stack_BFXYZ: Tensor) -> Tensor:
+        """Standardised latents of stacks, (B, C, T, X, Y, Z)."""
+        if self.model.whitening is not None:
+            stack_BFXYZ = self.model.whitening.undo(stack_BFXYZ)
+        return stack_BFXYZ.unflatten(1, self.model.latent_shape[:2])
+
+    def raw(self, latent_BCTXYZ: Tensor) -> Tensor:
+        """Latents in the units of the tokenizer."""
+        mean_C11111, std_C11111 = (
+            s.reshape(-1, 1, 1, 1, 1) for s in (self.model.latent_mean_C, self.model.latent_std_C)
+        )
+        return latent_BCTXYZ * std_C11111 + mean_C11111

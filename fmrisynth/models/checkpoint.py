@@ -138,6 +138,11 @@ class LoadedDenoiser:
         """Task conditions the model knows."""
         return self.labels["condition"]
 
+    @property
+    def event_telling(self) -> EventTelling | None:
+        """What a model of runs is told of a window; None for models of blocks."""
+        return self.card.event_telling
+
 
 def find_model_dir(path: Path) -> Path:
     """A model directory itself, or the newest checkpoint of a training output."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
-from fmrisynth.bids.atomic import atomic_path
-from fmrisynth.data.nifti import image_packer
+from fmrisynth.data.nifti import write_frames
 from fmrisynth.simulate.phantom import PhantomRun
 
 _HEADROOM = 2.0
@@ -31,16 +30,6 @@ def write_run(path: Path, run: PhantomRun) -> np.ndarray:
         Mean signal of the brain, of white matter and of CSF in each frame (for confounds).
     """
     grid = run.subject.phantom.grid
-    header = nib.Nifti1Header()
-    header.set_data_shape((*grid.shape, run.n_frames))
-    header.set_data_dtype(np.int16)
-    header.set_xyzt_units("mm", "sec")
-    header.set_sform(grid.affine, 4)
-    header.set_qform(grid.affine, 4)
-    header.set_zooms((*grid.voxel_mm, run.tr_s))
-    header["vox_offset"] = 352
-    slope = np.float32(run.reference_V.max() * _HEADROOM / 32767)
-    header.set_slope_inter(float(slope), 0.0)
     anatomy = run.subject.anatomy
     white_V = np.clip(1.0 - anatomy.grey_V - anatomy.csf_V, 0, 1)
     tissues = np.stack(
@@ -48,15 +37,12 @@ def write_run(path: Path, run: PhantomRun) -> np.ndarray:
     ).astype(np.float32)
     tissues /= np.maximum(tissues.sum(axis=1, keepdims=True), 1.0)
     signals = np.zeros((run.n_frames, 3), dtype=np.float32)
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "wb") as stream,
-    ):
-        packer = image_packer()
-        stream.write(packer.compress(header.binaryblock + b"\0" * (352 - len(header.binaryblock))))
+
+    def frames() -> Iterator[np.ndarray]:
         for first, frames_FV in run.chunks():
             signals[first : first + len(frames_FV)] = frames_FV @ tissues.T
-            stored_FV = np.rint(frames_FV / slope).clip(0, 32767).astype("<i2")
-            stream.write(packer.compress(run.subject.phantom.space.to_grid(stored_FV).tobytes(order="F")))
-        stream.write(packer.flush())
+            yield from np.moveaxis(run.subject.phantom.space.to_grid(frames_FV), 3, 0)
+
+    largest = float(run.reference_V.max()) * _HEADROOM
+    write_frames(path, frames(), run.n_frames, grid.affine, largest=largest, tr_s=run.tr_s)
     return signals

@@ -123,7 +123,8 @@ class TrainingWindows(TrainingLatents):
         if first >= telling.past_frames and not withheld:
             frames = self.dataset.load_frames(run, first - telling.past_frames, telling.past_frames)
             past_CPXYZ = self.dataset.standardise(frames)
-        return events_SK, past_channels(past_CPXYZ, telling, self.brain_XYZ, self.whitening)
+        scale_CXYZ = None if self.whitening is None else self.whitening.scale_CXYZ
+        return events_SK, past_channels(past_CPXYZ, telling, self.brain_XYZ, scale_CXYZ)
 
     def attribute(self, instance: int, name: str) -> str | None:
         """Value of an attribute of the window's run; of the condition there is none."""

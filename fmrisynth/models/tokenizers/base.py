@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -241,6 +241,23 @@ class Tokenizer(nn.Module, ABC):
             if noise_seeds is not None and self.info.noise is not None:
                 values_XYZT = values_XYZT + self._noise(noise_seeds[number], values_XYZT.shape[-1])
             yield denormalise(values_XYZT, reference, self.info.mask_XYZ, self.info.normalisation)
+
+    def decode_run(self, windows: Iterable[Tensor], *, noise_seed: int | None = None) -> Iterator[np.ndarray]:
+        """Decode a run window by window on the mean reference, yielding BOLD-like frames (X, Y, Z) float32, 0 outside the brain.
+
+        Parameters
+        ----------
+        windows : iterable of tensors of shape (C, T, x, y, z), float32
+            Latents, one window after the other.
+        noise_seed : int, optional
+            Add the tokenizer's observation noise, if it has any, drawn from this seed.
+        """
+        info = self.info
+        noise = None if noise_seed is None or info.noise is None else info.noise.draw_frames(noise_seed, NOISE_STREAM)
+        for latent_CTxyz in windows:
+            for frame in self.decode(latent_CTxyz.transpose(0, 1))[:, 0].cpu().numpy():
+                values_XYZ = frame if noise is None else frame + next(noise)
+                yield denormalise(values_XYZ[..., None], info.reference_XYZ, info.mask_XYZ, info.normalisation)[..., 0]
 
     def _noise(self, seed: int, n_frames: int) -> np.ndarray:
         noise = self.info.noise

@@ -22,7 +22,9 @@ Axis legend: T frames; F = T temporal frequencies; X, Y, Z voxel axes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from scipy.ndimage import correlate1d
@@ -73,6 +75,26 @@ class ObservationNoise:
         mixed_FV *= self.std_FXYZ.reshape(self.n_frames, -1)
         noise_TV = cosines(self.n_frames).astype(np.float32).T @ mixed_FV
         return np.ascontiguousarray(np.moveaxis(noise_TV.reshape(self.std_FXYZ.shape), 0, -1))
+
+    def draw_frames(self, *seed: int) -> Iterator[np.ndarray]:
+        """Endless noise of a run, frame by frame, (X, Y, Z) float32.
+
+        Blocks of noise overlap by half, under sine windows whose squares add up to one: every frame has the block's variance, and frames k
+        apart the block's correlation times cos(pi k / T), wherever they lie, so that no border shows.
+
+        Parameters
+        ----------
+        *seed : int
+            Names the run; frame t is a function of it and t alone.
+        """
+        half = self.n_frames // 2
+        rising = np.sin(np.pi * (np.arange(half) + 0.5) / (2 * half)).astype(np.float32)
+        previous = self.draw(np.random.default_rng([*seed, 0]))
+        for number in count(1):
+            block = self.draw(np.random.default_rng([*seed, number]))
+            mixed_XYZT = rising[::-1] * previous[..., half : 2 * half] + rising * block[..., :half]
+            yield from np.moveaxis(mixed_XYZT, 3, 0)
+            previous = block
 
     def is_sound(self) -> bool:
         """Whether all parts are finite and fit together."""
