@@ -273,7 +273,18 @@ def sample(
         bool | None,
         setting(SampleConfig, "all_conditions", "--all-conditions", help="Every condition the model knows."),
     ] = None,
-    n: Annotated[int | None, setting(SampleConfig, "n", "--n", "-n", min=1, help="Samples per condition.")] = None,
+    events: Annotated[
+        list[Path] | None,
+        setting(
+            SampleConfig, "events", help="Whole runs of a model of runs: events.tsv, or a folder of them (repeat)."
+        ),
+    ] = None,
+    duration: Annotated[
+        float | None, setting(SampleConfig, "duration_s", "--duration", min=1, help="Length of those runs, s.")
+    ] = None,
+    n: Annotated[
+        int | None, setting(SampleConfig, "n", "--n", "-n", min=1, help="Samples per condition; with --events, people.")
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Your own model.", show_default="the bundled one, trained on phantom data")
     ] = None,
@@ -308,7 +319,7 @@ def sample(
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
-    """Write synthetic subjects, one sample of one task condition each.
+    """Write synthetic subjects: one sample of one task condition each, or with --events people who do whole runs.
 
     Start with torchrun or srun to share the samples among many GPUs.
     """
@@ -318,7 +329,7 @@ def sample(
     overrides = [f"attributes.{item}" if item.partition("=")[0] in ATTRIBUTES else item for item in set_ or []]
     resolved = options.resolve(
         SampleConfig, "sample", file=config, overrides=overrides, seed=seed, conditions=condition,
-        all_conditions=all_conditions, n=n, sampler=sampler, steps=steps, guidance=guidance, batch_size=batch_size,
+        all_conditions=all_conditions, events=events, duration_s=duration, n=n, sampler=sampler, steps=steps, guidance=guidance, batch_size=batch_size,
         start_index=start_index, shard=_parse_shard(shard), save_latents=save_latents, report=report,
         format=format_, device=device,
     )  # fmt: skip

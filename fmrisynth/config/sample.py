@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -16,7 +17,18 @@ class SampleConfig(StageConfig):
 
     conditions: tuple[str, ...] = Field((), description="Condition labels, for example gambling_loss.")
     all_conditions: bool = Field(False, description="Sample every condition that the model knows.")
-    n: int = Field(1, ge=1, le=1_000_000, description="Samples per condition.")
+    events: tuple[Path, ...] = Field(
+        (),
+        description="In place of conditions, for a model of runs: events.tsv files (or a folder of them) of the runs that each synthetic person does.",
+    )
+    duration_s: float | None = Field(
+        None, gt=0, description="Length of those runs, s; default: 16 s after the last event."
+    )
+    descriptors: Path | None = Field(
+        None,
+        description="Descriptors of conditions, for a model that was trained on them; those it never saw can be asked for, too.",
+    )
+    n: int = Field(1, ge=1, le=1_000_000, description="Samples per condition; with events, people.")
     start_index: int = Field(0, ge=0, description="Number of the first sample (0 is sample 1).")
     shard: tuple[int, int] = Field(
         (1, 1), description="(k, n): of all samples, make the k-th of n interleaved shares; for job arrays."
@@ -55,8 +67,14 @@ class SampleConfig(StageConfig):
         k, n = self.shard
         if not 1 <= k <= n:
             raise ValueError(f"shard must be k/n with 1 <= k <= n, found {k}/{n}")
-        if not self.conditions and not self.all_conditions:
+        if self.events and (self.conditions or self.all_conditions):
+            raise ValueError("events say what happens in a run; leave conditions out")
+        if self.events and (self.report or self.save_latents):
+            raise ValueError("report and save_latents are for blocks; look at runs with `fmrisynth glm --unit run`")
+        if not self.events and (self.duration_s is not None or self.descriptors is not None):
+            raise ValueError("duration_s and descriptors go with events")
+        if not self.events and not self.conditions and not self.all_conditions:
             raise ValueError(
-                "name at least one condition (--condition LABEL; `fmrisynth conditions` lists them), or --all-conditions for all"
+                "name at least one condition (--condition LABEL; `fmrisynth conditions` lists them), or --all-conditions for all, or --events FILE"
             )
         return self

@@ -25,8 +25,9 @@ from fmrisynth.bids.atomic import settle, write_bytes
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.blocks import BlockData, finish_subject, write_block
+from fmrisynth.data.occupancy import occupancy
 from fmrisynth.diffusion.generate import generate_latents
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.bundled import bundled_model_dir
 from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
 from fmrisynth.models.device import usable_cores
@@ -37,6 +38,7 @@ from fmrisynth.progress import StageSummary, log, progress_bar
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import write_preview
 from fmrisynth.sample.report import write_report
+from fmrisynth.sample.runs import PersonRequest, RunMaker, make_people, tell_descriptors
 from fmrisynth.stage import Stage, Unit
 
 A = TypeVar("A")
@@ -46,8 +48,8 @@ DEFAULT_STEPS = 20
 PARTICIPANTS_COLUMNS = ("participant_id", "condition", "seed", "synthetic")
 
 _README = """Every subject of this dataset is synthetic: made by a generative model, measured on no one.
-One subject is one sample of one task condition: 12 frames from the onset of a block. `participants.tsv` says which
-condition and seed; each image's sidecar says which model, sampler and guidance. Intensities are BOLD-like, arbitrary units.
+One subject is one sample of one task condition (12 frames from the onset of a block), or a person who does whole runs.
+`participants.tsv` says which and the seed; each image's sidecar says which model, sampler and guidance. Intensities are BOLD-like, arbitrary units.
 """
 
 
@@ -80,7 +82,52 @@ def sample_dataset(
         No usable model; the folder holds samples made with other settings; too little disk space.
     """
     with join_world(config.device) as world:
-        return _sample(out, config, Drawer(config, *load_model(checkpoint)), world, force)
+        drawer = _drawer(config, checkpoint)
+        return (_sample_runs if config.events else _sample)(out, config, drawer, world, force)
+
+
+def _drawer(config: SampleConfig, checkpoint: Path | None) -> Drawer:
+    """The model and settings of a call, which must fit what is asked for."""
+    model, tokenizer = load_model(checkpoint)
+    if config.events and model.event_telling is None:
+        raise UsageError(
+            f"{model.path}: this model makes blocks of one condition; for --events give one that was trained on whole runs "
+            "(`fmrisynth train --preset runs`)."
+        )
+    if not config.events and model.event_telling is not None:
+        raise UsageError(f"{model.path}: this model makes whole runs; say with --events FILE what happens in them.")
+    return Drawer(config, tell_descriptors(model, config), tokenizer)
+
+
+def _sample_runs(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
+    people = make_people(config, drawer.model.conditions, drawer.tokenizer.info.tr_s)
+    n_frames = sum(design.n_frames for person in people for design in person.designs)
+    for design in people[0].designs if people else ():  # before anything is written
+        occupancy(design.events, drawer.model.conditions, design.n_frames, drawer.tokenizer.info.tr_s)
+    stage = _begin(out, drawer, n_frames, force=force, write=world.is_main)
+    world.barrier()
+    drawer.tokenizer.to(world.device)
+    make = RunMaker(out, drawer, world.device)
+    todo = [person for person in people if force or not stage.is_finished(make.unit(person))]
+    world.barrier()
+    mine = todo[world.rank :: world.size]
+    with progress_bar("sampling", len(mine)) as bar:
+
+        def work(person: PersonRequest) -> str:
+            stage.do(make.unit(person))
+            return person.subject
+
+        for subject in drawer.side_by_side(work, mine) if world.device.type == "cpu" else map(work, mine):
+            bar.update(1, note=subject)
+    world.barrier()
+    if not world.is_main:
+        return StageSummary()
+    write_participants(out)
+    n_runs = sum(len(person.designs) for person in people)
+    lines = [
+        f"{n_runs} runs of {len(people)} synthetic people in {out} ({len(people) - len(todo)} people were there already)."
+    ]
+    return stage.summary([*lines, drawer.model.card.origin.statement])
 
 
 def save_samples(out: Path, drawer: Drawer, drawn: Mapping[SampleRequest, np.ndarray], *, force: bool = False) -> None:
@@ -97,17 +144,17 @@ def save_samples(out: Path, drawer: Drawer, drawn: Mapping[SampleRequest, np.nda
     force : bool
         As in `sample_dataset`.
     """
-    make = SampleMaker(_begin(out, drawer, len(drawn), force=force), drawer)
+    make = SampleMaker(_begin(out, drawer, len(drawn) * drawer.tokenizer.info.n_frames, force=force), drawer)
     for request, bold_XYZT in drawn.items():
         make.stage.do(make.unit(request, bold_XYZT=bold_XYZT))
     _finish(out, drawer.config, list(drawn))
 
 
-def _begin(out: Path, drawer: Drawer, n_asked: int, *, force: bool, write: bool = True) -> Stage:
+def _begin(out: Path, drawer: Drawer, n_frames: int, *, force: bool, write: bool = True) -> Stage:
     config = drawer.config
     fixed = drawer.settings | {"Seed": config.seed, "Format": config.format, "SaveLatents": config.save_latents}
     if not out.exists():  # a model that needs more than there is must not leave a folder
-        _check_space(out, n_asked, drawer.tokenizer)
+        _check_space(out, n_frames, drawer.tokenizer)
     return Stage.begin(
         "sample", out, config, settings=fixed, force=force, title="Synthetic task-fMRI by fmrisynth", readme=_README,
         origin=drawer.model.card.origin, write=write,
@@ -125,12 +172,12 @@ def _finish(out: Path, config: SampleConfig, asked: Sequence[SampleRequest]) -> 
 def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
     model, tokenizer = drawer.model, drawer.tokenizer
     asked = make_requests(config, model.conditions)
-    stage = _begin(out, drawer, len(asked), force=force, write=world.is_main)
+    stage = _begin(out, drawer, len(asked) * drawer.tokenizer.info.n_frames, force=force, write=world.is_main)
     world.barrier()  # the folder is begun
     tokenizer.to(world.device)
     make = SampleMaker(stage, drawer)
     todo = [request for request in asked if force or not stage.is_finished(make.unit(request))]
-    _check_space(out, len(todo), tokenizer)
+    _check_space(out, len(todo) * tokenizer.info.n_frames, tokenizer)
     world.barrier()  # every process has seen the same samples on disk
     mine = todo[world.rank :: world.size]
     with progress_bar("sampling", len(mine)) as bar:
@@ -153,10 +200,19 @@ def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force
 
 def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = None) -> list[str]:
     """Lines for ``--dry-run``: what would be made."""
-    drawer = Drawer(config, *load_model(checkpoint))
-    requests, settings = make_requests(config, drawer.model.conditions), drawer.settings
-    make = SampleMaker(Stage("sample", out), drawer)
+    drawer = _drawer(config, checkpoint)
+    settings = drawer.settings
     lines = [f"# model {drawer.model.path}, {settings['Sampler']} with {settings['SamplerSteps']} steps"]
+    if config.events:
+        tr_s = drawer.tokenizer.info.tr_s
+        stage, runs = Stage("sample", out), RunMaker(out, drawer, torch.device("cpu"))
+        for person in make_people(config, drawer.model.conditions, tr_s):
+            state = "done" if stage.is_finished(runs.unit(person)) else "to do"
+            what = ", ".join(f"{d.name} {d.n_frames * tr_s:.0f} s" for d in person.designs)
+            lines.append(f"# sub-{person.subject}  {what}  seed {person.seed}  {state}")
+        return lines
+    requests = make_requests(config, drawer.model.conditions)
+    make = SampleMaker(Stage("sample", out), drawer)
     for request in requests:
         state = "done" if make.stage.is_finished(make.unit(request)) else "to do"
         lines.append(f"# sub-{request.subject}  {request.condition.label}  seed {request.seed}  {state}")
@@ -258,7 +314,7 @@ class Drawer:
             for batch in self.batches(requests, device):
                 yield from ((request, self.volumes(request, latent)) for request, latent in batch)
 
-    def side_by_side(self, work: Callable[[SampleRequest], B], requests: Sequence[SampleRequest]) -> Iterator[B]:
+    def side_by_side(self, work: Callable[[A], B], requests: Sequence[A]) -> Iterator[B]:
         """Do something with each request on the cores of this machine; results in order."""
         n_workers = max(1, min(self.config.batch_size, usable_cores()))
         one_thread = ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -389,15 +445,15 @@ def _batches(requests: Sequence[SampleRequest], size: int) -> Iterator[list[Samp
             yield same[start : start + size]
 
 
-def _check_space(out: Path, n_samples: int, tokenizer: Tokenizer) -> None:
+def _check_space(out: Path, n_frames: int, tokenizer: Tokenizer) -> None:
     info = tokenizer.info
-    need = n_samples * int(np.prod(info.grid.shape)) * (info.n_frames + 1) * 2
+    need = n_frames * int(np.prod(info.grid.shape)) * 2
     place = out
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if need > free:
         raise FmrisynthError(
-            f"{out}: {n_samples} samples may need {need / 1e9:.2g} GB, the disk has {free / 1e9:.2g} GB free; "
-            "free space, or ask for fewer samples."
+            f"{out}: what was asked for may need {need / 1e9:.2g} GB, the disk has {free / 1e9:.2g} GB free; free space, or ask "
+            "for less."
         )

@@ -1,0 +1,236 @@
+"""Whole runs of synthetic people who do a given experiment: the virtual experiment.
+
+Axis legend: T frames; K conditions, D descriptors; C latent channels; X, Y, Z voxel axes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmrisynth.bids import naming
+from fmrisynth.bids.atomic import write_bytes
+from fmrisynth.bids.digests import files_of
+from fmrisynth.bids.events import Event, read_events
+from fmrisynth.bids.sources import clean_label
+from fmrisynth.conditions import load_table
+from fmrisynth.config.sample import SampleConfig
+from fmrisynth.data.blocks import RUN, RUN_DESC, BlockData, finish_subject, write_block
+from fmrisynth.data.occupancy import occupancy, read_descriptors
+from fmrisynth.diffusion.generate import Drawing, encode_labels
+from fmrisynth.diffusion.rollout import roll_out
+from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.models.checkpoint import LoadedDenoiser
+from fmrisynth.sample.plan import sample_seed
+from fmrisynth.stage import Unit
+
+AFTER_LAST_EVENT_S = 16.0
+"""A run goes on for so long, unless its duration is given: until the last response is over."""
+
+MAX_RUN_S = 4 * 3600.0
+
+
+@dataclass(frozen=True)
+class Design:
+    """One run that people shall do.
+
+    Attributes
+    ----------
+    path : Path
+        Its events file.
+    entities : mapping
+        BIDS entities of the file's name.
+    events : tuple of Event
+        Its rows, trial types as the model names them.
+    n_frames : int
+        Length of the run.
+    """
+
+    path: Path
+    entities: dict[str, str]
+    events: tuple[Event, ...]
+    n_frames: int
+
+    @property
+    def name(self) -> str:
+        """What tells the run from others of one person."""
+        return "_".join(
+            f"{key}-{self.entities[key]}" for key in ("ses", "task", "acq", "dir", "run") if key in self.entities
+        )
+
+
+@dataclass(frozen=True)
+class PersonRequest:
+    """One synthetic person and the runs to be made of them."""
+
+    subject: str
+    seed: int
+    designs: tuple[Design, ...]
+
+    def run_seed(self, design: Design) -> int:
+        """Seed of one run; the events do not enter, so that two designs can be compared in one noise."""
+        text = f"fmrisynth run {self.seed} {design.name}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def tell_descriptors(model: LoadedDenoiser, config: SampleConfig) -> LoadedDenoiser:
+    """The model with the user's conditions in place of those it was trained on, where it listens to descriptors.
+
+    Raises
+    ------
+    UsageError
+        The model does not listen to descriptors, or to other ones.
+    """
+    if config.descriptors is None:
+        return model
+    known = None if model.event_telling is None else model.event_telling.descriptors
+    if known is None:
+        raise UsageError(
+            f"{model.path}: this model was trained on the names of conditions; --descriptors needs one trained on descriptors."
+        )
+    table = read_descriptors(config.descriptors)
+    width = len(next(iter(table.values())))
+    if width != len(known[0]):
+        raise FmrisynthError(
+            f"{config.descriptors}: expected {len(known[0])} numbers per condition, as the model was trained on, found {width}."
+        )
+    model.network.condition.descriptors_KD = torch.tensor(list(table.values()))  # type: ignore[union-attr]
+    return replace(model, labels={**model.labels, "condition": tuple(table)})
+
+
+def make_people(config: SampleConfig, conditions: Sequence[str], tr_s: float) -> list[PersonRequest]:
+    """Who is to be made, in order, after sharding.
+
+    An events file without a subject in its name is done by all ``n`` people; those of a BIDS tree by ``n`` people for each of its subjects.
+
+    Raises
+    ------
+    FmrisynthError
+        An events file cannot be used.
+    UsageError
+        A condition that the model does not know, or two files for one run.
+    """
+    designs = [_read_design(path, config, conditions, tr_s) for path in _event_files(config.events)]
+    people = []
+    for owner in dict.fromkeys(design.entities.get("sub") for design in designs):
+        own = tuple(design for design in designs if design.entities.get("sub") == owner)
+        if len({design.name for design in own}) < len(own):
+            raise UsageError(
+                f"{own[0].path.parent}: two events files name one run; tell them apart by task-, run- or ses- in their names."
+            )
+        stem = "synth" if owner is None else f"synth{clean_label(owner)}x"
+        for index in range(config.start_index, config.start_index + config.n):
+            seed = sample_seed(config.seed, f"{RUN} {owner or ''}", index)
+            people.append(PersonRequest(f"{stem}{index + 1:04d}", seed, own))
+    k, n = config.shard
+    return people[k - 1 :: n]
+
+
+def _event_files(paths: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.rglob("*_events.tsv")) if path.is_dir() else [path]
+        if not inside:
+            raise FmrisynthError(f"{path}: expected files *_events.tsv in this folder, found none.")
+        found += inside
+    return found
+
+
+def _read_design(path: Path, config: SampleConfig, conditions: Sequence[str], tr_s: float) -> Design:
+    entities = naming.parse_entities(path.name)
+    if "task" not in entities:
+        raise UsageError(f"{path}: expected a name like task-faces_events.tsv, found no task- in it; rename the file.")
+    table = read_events(path)
+    if not table.events:
+        raise FmrisynthError(f"{path}: expected events with a trial_type, found none.")
+    if table.several_runs or table.n_restarts:
+        raise FmrisynthError(
+            f"{path}: expected the events of one run, found onsets that start again; give one file per run."
+        )
+    events = tuple(
+        event._replace(label=_known_label(event.label, entities["task"], conditions)) for event in table.events
+    )
+    last_s = max(event.onset_s + event.duration_s for event in events)
+    length_s = config.duration_s or last_s + AFTER_LAST_EVENT_S
+    if length_s > MAX_RUN_S:
+        raise FmrisynthError(
+            f"{path}: expected a run of at most {MAX_RUN_S / 3600:g} h, found events until {last_s:g} s; are onsets in seconds?"
+        )
+    if config.duration_s is not None and last_s > length_s:
+        raise UsageError(
+            f"{path}: its events go on until {last_s:g} s, the run ends after {length_s:g} s; give a longer --duration."
+        )
+    return Design(path, entities, events, math.ceil(length_s / tr_s - 1e-6))
+
+
+def _known_label(trial_type: str, task: str, conditions: Sequence[str]) -> str:
+    """The model's name of a trial type: the same, or what the condition table makes of it."""
+    if trial_type in conditions:
+        return trial_type
+    condition = load_table().match(task, trial_type)
+    return trial_type if condition is None else condition.label
+
+
+class RunMaker:
+    """Makes and writes the runs of synthetic people; a `Drawer` says with which model and settings."""
+
+    def __init__(self, out: Path, drawer: Any, device: torch.device) -> None:
+        self.out, self.drawer, self.device = out, drawer, device
+
+    def unit(self, person: PersonRequest) -> Unit:
+        """One person as a unit of work."""
+        about = {
+            "seed": person.seed, "runs": [[design.name, design.n_frames] for design in person.designs],
+            "events": files_of([design.path for design in person.designs]),
+        }  # fmt: skip
+        return Unit(
+            f"sub-{person.subject}", about, lambda: self._write(person), naming.subject_scans(person.subject),
+            Path(f"sub-{person.subject}"),
+        )  # fmt: skip
+
+    def windows(self, design: Design, seed: int) -> Iterator[torch.Tensor]:
+        """Latents of a run, window by window, (C, n, x, y, z)."""
+        drawer, config, model = self.drawer, self.drawer.config, self.drawer.model
+        labels_A = encode_labels(model.labels, model.conditions[0], config.attributes)  # any condition: events are told
+        labels_A[0] = 0
+        drawing = Drawing(
+            model, labels_A, sampler=drawer.settings["Sampler"], n_steps=drawer.settings["SamplerSteps"],
+            guidance=config.guidance, guidance_interval=config.guidance_interval, eta=config.eta, device=self.device,
+        )  # fmt: skip
+        on_TK = occupancy(design.events, model.conditions, design.n_frames, drawer.tokenizer.info.tr_s)
+        for latent_BCTXYZ in roll_out(drawing, model.event_telling, on_TK[None], [seed]):
+            yield latent_BCTXYZ[0]
+
+    def frames(self, design: Design, seed: int) -> Iterator[np.ndarray]:
+        """Volumes of a run one by one, (X, Y, Z) float32."""
+        noise_seed = seed if self.drawer.config.observation_noise else None
+        return self.drawer.tokenizer.decode_run(self.windows(design, seed), noise_seed=noise_seed)
+
+    def _write(self, person: PersonRequest) -> None:
+        drawer, info = self.drawer, self.drawer.tokenizer.info
+        empty_XYZT = np.zeros((*info.grid.shape, 0), dtype=np.float32)
+        runs = []
+        for design in person.designs:
+            seed, found = person.run_seed(design), design.entities
+            entities = naming.Entities(
+                sub=person.subject, ses=found.get("ses"), task=found["task"], acq=found.get("acq"), dir=found.get("dir"),
+                run=int(found["run"]) if "run" in found else None, space=info.grid.space, res=info.grid.resolution,
+            )  # fmt: skip
+            run = write_block(
+                self.out, entities, RUN_DESC, BlockData(empty_XYZT, info.reference_XYZ, info.mask_XYZ), info.grid,
+                condition=RUN, onset_s=-info.tr_s / 2, duration_s=design.n_frames * info.tr_s, tr_s=info.tr_s,
+                attributes=drawer.config.attributes, events=design.events,
+                sidecar={"StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed, **drawer.settings},
+                origin=drawer.model.card.origin, extension=f".{drawer.config.format}",
+                frames=self.frames(design, seed), n_frames=design.n_frames,
+            )  # fmt: skip
+            write_bytes(run.events_path, design.path.read_bytes())  # the user's own, with all its columns
+            runs.append(run)
+        finish_subject(self.out, person.subject, runs)
