@@ -19,7 +19,7 @@ from typing import Literal
 
 from fmrisynth.bids.atomic import temporary_name
 from fmrisynth.bids.hcp import HcpSource, is_hcp_tree
-from fmrisynth.bids.naming import parse_entities
+from fmrisynth.bids.naming import RUN_DESC, parse_entities
 from fmrisynth.bids.runs import Problem, Run, read_run
 from fmrisynth.bids.sources import Source, clean_label, read_json
 from fmrisynth.conditions import ConditionTable
@@ -67,7 +67,7 @@ def open_source(
     """
     if not root.is_dir():
         raise UsageError(f"{root}: there is no such folder; check the path of the input.")
-    layout = _recognise(root) if config.layout == "auto" else config.layout
+    layout = _recognise(root, images) if config.layout == "auto" else config.layout
     if layout == "hcp":
         if images == "native":
             raise UsageError("--native is for BIDS input in scanner space; HCP runs are in MNI space already.")
@@ -81,16 +81,17 @@ def open_source(
     return BidsSource(root, config, images)
 
 
-def _recognise(root: Path) -> str:
+def _recognise(root: Path, images: Images) -> str:
     if (root / "MNINonLinear").is_dir():
         raise UsageError(f"{root}: this is one HCP subject; give the folder above it, with --participant-label.")
     if is_hcp_tree(root):
         return "hcp"
     if (root / "dataset_description.json").exists() or any(root.glob("sub-*")):
         table = next(root.glob("sub-*/sub-*_scans.tsv"), None)
-        if table is not None and "n_frames" in table.read_text(encoding="utf-8", errors="replace"):
+        text = "" if table is None else table.read_text(encoding="utf-8", errors="replace")
+        if "n_frames" in text and not (images == "any" and f"_desc-{RUN_DESC}_bold" in text):
             raise UsageError(
-                f"{root}: this is a block dataset already; give it to `fmrisynth tokenize` or `fmrisynth glm --unit block`."
+                f"{root}: this was prepared already; give it to `fmrisynth tokenize` or `fmrisynth glm --unit block`."
             )
         return "bids"
     raise UsageError(

@@ -25,6 +25,9 @@ IGNORED_PATTERNS = (
 )  # fmt: skip
 """Lines of ``.bidsignore``; folders without a trailing slash, which the schema validator needs."""
 
+RUN_DESC = "preproc"
+"""`desc` of whole runs, as in fMRIPrep's output; blocks have their condition there."""
+
 _VALUE = re.compile(r"[0-9A-Za-z+]+")
 
 

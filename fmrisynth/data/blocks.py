@@ -24,11 +24,11 @@ from fmrisynth.bids.origin import Origin
 from fmrisynth.bids.sidecars import bold_sidecar, read_tsv, write_sidecar, write_tsv
 from fmrisynth.data.grid import NATIVE_SPACE, Grid, make_grid
 from fmrisynth.data.nifti import read_image, write_frames, write_image
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.parse import read_json
 
-RUN, RUN_DESC = "run", "preproc"
-"""What stands in place of a condition, and in `desc`, where an instance is a whole run: what happens in it is in its events file."""
+RUN = "run"
+"""What stands in place of a condition where an instance is a whole run: what happens in it is in its events file."""
 
 GRAND_MEAN = 10_000.0
 """Mean of a source run over brain voxels and time, in the arbitrary units of HCP."""
@@ -283,6 +283,19 @@ def table_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
         }
         for block in blocks
     ]
+
+
+def refuse_runs(blocks: Iterable[Block], remedy: str) -> None:
+    """Refuse whole runs where blocks are wanted: their mean over windows would say nothing.
+
+    Raises
+    ------
+    UsageError
+        With what to do instead.
+    """
+    run = next((block for block in blocks if block.is_run), None)
+    if run is not None:
+        raise UsageError(f"{run.root}: holds whole runs, not blocks; {remedy}.")
 
 
 def block_files(blocks: Sequence[Block]) -> list[Path]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fmrisynth.bids import naming
 from fmrisynth.bids.events import Event, FoundBlock
 from fmrisynth.bids.runs import Timing
 from fmrisynth.conditions import Condition
 from fmrisynth.config.prepare import BlocksConfig, WindowConfig
-from fmrisynth.data.blocks import RUN, RUN_DESC
+from fmrisynth.data.blocks import RUN
 
 NEGATIVE_ONSET = "starts before the run"
 PAST_END = "runs past the end"
@@ -93,7 +94,7 @@ def events_of_window(window: Window, blocks: Iterable[FoundBlock]) -> tuple[Even
 def run_window(timing: Timing, task: str, tr_s: float) -> Window:
     """A whole run as one window; its frames stand for the middle of their repetition time, as those of most runs do."""
     n_frames = int(timing.end_s / tr_s + _TOLERANCE_S)
-    whole = Condition(RUN, task, RUN_DESC, (), ())
+    whole = Condition(RUN, task, naming.RUN_DESC, (), ())
     return Window(FoundBlock(whole, 0.0, timing.end_s), tr_s / 2, n_frames, tr_s)
 
 

@@ -14,7 +14,16 @@ from fmrisynth.bids import naming
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.bids.sources import choose_subjects, read_json
 from fmrisynth.config.glm import GlmConfig
-from fmrisynth.data.blocks import Block, block_files, common_grid, is_synthetic, read_subject, subjects_of, table_rows
+from fmrisynth.data.blocks import (
+    Block,
+    block_files,
+    common_grid,
+    is_synthetic,
+    read_subject,
+    refuse_runs,
+    subjects_of,
+    table_rows,
+)
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import Contrast, condition_contrasts, contrast_task
 from fmrisynth.glm.effects import combine_conditions, fit_subject
@@ -104,6 +113,7 @@ def _block_units(
         except FmrisynthError as error:
             broken[subject] = str(error)
             continue
+        refuse_runs(blocks, "use --unit run")
         if blocks:
             found[subject] = blocks
     if not found and not broken:

@@ -22,7 +22,7 @@ from fmrisynth.bids.events import Event, read_events
 from fmrisynth.bids.sources import clean_label
 from fmrisynth.conditions import load_table
 from fmrisynth.config.sample import SampleConfig
-from fmrisynth.data.blocks import RUN, RUN_DESC, BlockData, finish_subject, write_block
+from fmrisynth.data.blocks import RUN, BlockData, finish_subject, write_block
 from fmrisynth.data.occupancy import occupancy, read_descriptors
 from fmrisynth.diffusion.generate import Drawing, encode_labels
 from fmrisynth.diffusion.rollout import roll_out
@@ -224,7 +224,7 @@ class RunMaker:
                 run=int(found["run"]) if "run" in found else None, space=info.grid.space, res=info.grid.resolution,
             )  # fmt: skip
             run = write_block(
-                self.out, entities, RUN_DESC, BlockData(empty_XYZT, info.reference_XYZ, info.mask_XYZ), info.grid,
+                self.out, entities, naming.RUN_DESC, BlockData(empty_XYZT, info.reference_XYZ, info.mask_XYZ), info.grid,
                 condition=RUN, onset_s=-info.tr_s / 2, duration_s=design.n_frames * info.tr_s, tr_s=info.tr_s,
                 attributes=drawer.config.attributes, events=design.events,
                 sidecar={"StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed, **drawer.settings},

@@ -17,7 +17,7 @@ from fmrisynth.bids.origin import PHANTOM
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.conditions import load_table
 from fmrisynth.config.simulate import SimulateConfig
-from fmrisynth.data.blocks import RUN, RUN_DESC, Block, BlockData, finish_subject, write_block
+from fmrisynth.data.blocks import RUN, Block, BlockData, finish_subject, write_block
 from fmrisynth.data.splits import split_of
 from fmrisynth.data.windows import RESPONSE_S
 from fmrisynth.progress import StageSummary
@@ -149,7 +149,7 @@ def _write_runs(out: Path, subject: PhantomSubject, config: SimulateConfig) -> i
         events = [Event(e.onset_s, e.duration_s, e.condition, e.modulation) for e in run.paradigm.events]
         runs.append(
             _write_instance(
-                out, run, run.task.lower(), None, data, RUN_DESC, condition=RUN, onset_s=-BLOCK_TR_S / 2,
+                out, run, run.task.lower(), None, data, naming.RUN_DESC, condition=RUN, onset_s=-BLOCK_TR_S / 2,
                 duration_s=run.n_frames * run.tr_s, events=events, extra={"StartTime": BLOCK_TR_S / 2},
             )
         )  # fmt: skip

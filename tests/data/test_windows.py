@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmrisynth.bids.events import FoundBlock
+from fmrisynth.bids.events import Event, FoundBlock
 from fmrisynth.bids.runs import Timing
 from fmrisynth.conditions import condition_from_label
 from fmrisynth.config.prepare import BlocksConfig, WindowConfig
@@ -21,7 +21,7 @@ from fmrisynth.data.windows import (
     OVERLAPPING,
     PAST_END,
     TOO_SHORT,
-    neighbours,
+    events_of_window,
     plan_windows,
 )
 
@@ -48,7 +48,9 @@ def test_neighbours_are_what_reaches_into_the_window() -> None:
     blocks = [block(10.0), block(80.0), neutral, longer, block(108.0)]
     (window,), _ = plan([blocks[4]])
     # The first ends too early; the longer one covers the neutral block and the window's own.
-    assert neighbours(window, blocks) == (("emotion_fear", -28.0, 18.0), ("emotion_neutral", -10.0, 10.0))
+    assert events_of_window(window, blocks) == (
+        Event(-28.0, 18.0, "emotion_fear"), Event(-10.0, 10.0, "emotion_neutral"), Event(0.0, 18.0, "emotion_fear"),
+    )  # fmt: skip
 
 
 def test_exact_end() -> None:
