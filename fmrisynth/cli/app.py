@@ -400,8 +400,11 @@ def glm(
 )
 def evaluate(
     out: Out,
-    real: Annotated[Path, typer.Option(help="Block dataset of real (or phantom) blocks.")],
-    synthetic: Annotated[Path, typer.Option(help="Block dataset of synthetic blocks.")],
+    real: Annotated[Path, typer.Option(help="Block dataset of real (or phantom) blocks, or of runs with --unit run.")],
+    synthetic: Annotated[Path, typer.Option(help="Block dataset of synthetic blocks or runs.")],
+    unit: Annotated[
+        str | None, setting(EvaluateConfig, "unit", help="Compare windows of blocks, or whole runs")
+    ] = None,
     tokenizer: Annotated[
         Path | None, setting(EvaluateConfig, "tokenizer", help="Tokenizer folder, for the ceiling it sets.")
     ] = None,
@@ -419,7 +422,7 @@ def evaluate(
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
-        EvaluateConfig, "evaluate", file=config, overrides=set_, seed=seed, tokenizer=tokenizer, truth=truth
+        EvaluateConfig, "evaluate", file=config, overrides=set_, seed=seed, unit=unit, tokenizer=tokenizer, truth=truth
     )
     options.check_in(real, "a block dataset")
     options.check_in(synthetic, "a block dataset")

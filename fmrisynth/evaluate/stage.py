@@ -59,6 +59,15 @@ def _content(path: Path) -> list[Path]:
 
 def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig) -> list[str]:
     out = stage.out
+    if config.unit == "run":
+        from fmrisynth.evaluate.run_stage import evaluate_runs
+
+        metrics, report, lines = evaluate_runs(real, synthetic, config)
+        write_text(out / REPORT, report)
+        write_json(
+            out / METRICS, without_nan(metrics | {"schema_version": SCHEMA_VERSION, "fmrisynth_version": __version__})
+        )
+        return [*lines, f"Report: {out / REPORT}"]
     with TemporaryDirectory(prefix="fmrisynth-evaluate-") as work:
         analysis = analyse(choose_cohorts(real, synthetic, config, Path(work)), config, stage)
     lines = judge(analysis)
@@ -148,6 +157,8 @@ def without_nan(value: Any) -> Any:
         return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return without_nan(value.tolist())
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -227,7 +227,8 @@ class RunMaker:
                 self.out, entities, naming.RUN_DESC, BlockData(empty_XYZT, info.reference_XYZ, info.mask_XYZ), info.grid,
                 condition=RUN, onset_s=-info.tr_s / 2, duration_s=design.n_frames * info.tr_s, tr_s=info.tr_s,
                 attributes=drawer.config.attributes, events=design.events,
-                sidecar={"StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed, **drawer.settings},
+                sidecar={"StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed,
+                         "WindowFrames": drawer.model.event_telling.window_frames, **drawer.settings},
                 origin=drawer.model.card.origin, extension=f".{drawer.config.format}",
                 frames=self.frames(design, seed), n_frames=design.n_frames,
             )  # fmt: skip
