@@ -116,6 +116,9 @@ def prepare(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="HCP tree, BIDS dataset or fMRIPrep derivatives.")],
     out: Out,
     layout: Annotated[str | None, setting(PrepareConfig, "layout", help="Layout of INPUT.")] = None,
+    unit: Annotated[
+        str | None, setting(PrepareConfig, "unit", help="A window from every block's onset, or whole runs")
+    ] = None,
     native: Annotated[
         bool | None, setting(PrepareConfig, "native", "--native", help="Keep each subject's own space (no MNI needed).")
     ] = None,
@@ -144,11 +147,11 @@ def prepare(
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
-    """Cut runs into a block dataset: 3 mm, 1.44 s, 12 frames from every block onset."""
+    """Cut runs into a block dataset (3 mm, 1.44 s, 12 frames from every block onset), or take them whole with --unit run."""
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
-        PrepareConfig, "prepare", file=config, overrides=set_, seed=seed, layout=layout, native=native,
+        PrepareConfig, "prepare", file=config, overrides=set_, seed=seed, layout=layout, unit=unit, native=native,
         conditions=condition, condition_table=condition_table, bids_database_dir=bids_database_dir,
     )  # fmt: skip
     options.check_in(source, "an HCP release, a BIDS dataset or fMRIPrep derivatives")

@@ -6,6 +6,7 @@ Axis legend: K conditions, V voxels of the common mask.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def evaluate_runs(
         subtitle=head,
         banner=banner_of(read_origin(real_root), read_origin(synthetic_root)),
         facts=(
-            ("real", f"{real_root.name}: {count(len(real.people), 'person', 'people')}, {count(len(real.runs), 'run')}"),
-            ("synthetic", f"{synthetic_root.name}: {count(len(synthetic.people), 'person', 'people')}, {count(len(synthetic.runs), 'run')}"),
+            ("real", f"{real_root.name}: {len(real.people)} people, {count(len(real.runs), 'run')}"),
+            ("synthetic", f"{synthetic_root.name}: {len(synthetic.people)} people, {count(len(synthetic.runs), 'run')}"),
             ("conditions", ", ".join(plan.conditions)),
         ),
         sections=[
@@ -175,13 +176,9 @@ def _responses(plan: Plan, people: tuple[Sequence[RunNumbers], Sequence[RunNumbe
 
 def _slopes(plan: Plan, slopes_KK: np.ndarray, truth: Mapping[str, Any] | None) -> list[Element]:
     columns = ["synthetic map of", *plan.conditions]
-    elements: list[Element] = [
-        Table(
-            columns,
-            [[c, *map(float, row)] for c, row in zip(plan.conditions, slopes_KK, strict=True)],
-            "How much of each real map (columns) is in each synthetic one: 1 on the diagonal and 0 elsewhere would be perfect.",
-        )  # fmt: skip
-    ]
+    rows = [[c, *map(float, row)] for c, row in zip(plan.conditions, slopes_KK, strict=True)]
+    said = "How much of each real map (columns) is in each synthetic one: 1 on the diagonal and 0 elsewhere would be perfect."
+    elements: list[Element] = [Table(columns, rows, said)]
     for name, found in (truth or {}).items():
         rows = [
             [c, r, *map(float, row)] for c, r, row in zip(plan.conditions, found["r"], found["slopes"], strict=True)
@@ -198,7 +195,7 @@ def _slopes(plan: Plan, slopes_KK: np.ndarray, truth: Mapping[str, Any] | None) 
 
 def _spectrum(people: tuple[Sequence[RunNumbers], Sequence[RunNumbers]]) -> list[Element]:
     power = [np.mean([person.power_B for person in own], axis=0) for own in people]
-    bands = [f"{low:g} to {high:g}" for low, high in zip(BANDS_HZ[:-1], BANDS_HZ[1:], strict=True)]
+    bands = [f"{low:g} to {high:g}" for low, high in pairwise(BANDS_HZ)]
     rows = [[band, float(r), float(s)] for band, r, s in zip(bands, *power, strict=True)]
     return [
         Table(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -420,7 +421,7 @@ class RunVerdict:
 def run_checks(tr_s: float) -> list[RunCheck]:
     """All checks; limits as stated in docs/runs.md."""
     third = math.log(4 / 3)
-    bands = [f"{low:g} to {high:g} Hz" for low, high in zip(BANDS_HZ[:-1], BANDS_HZ[1:], strict=True)]
+    bands = [f"{low:g} to {high:g} Hz" for low, high in pairwise(BANDS_HZ)]
 
     def band(b: int, real: Sequence[RunNumbers], synthetic: Sequence[RunNumbers]) -> np.ndarray:
         return ratio("power_B", real, synthetic)[b : b + 1]

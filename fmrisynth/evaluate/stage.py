@@ -62,12 +62,12 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
     if config.unit == "run":
         from fmrisynth.evaluate.run_stage import evaluate_runs
 
-        metrics, report, lines = evaluate_runs(real, synthetic, config)
+        metrics, report, told = evaluate_runs(real, synthetic, config)
         write_text(out / REPORT, report)
         write_json(
             out / METRICS, without_nan(metrics | {"schema_version": SCHEMA_VERSION, "fmrisynth_version": __version__})
         )
-        return [*lines, f"Report: {out / REPORT}"]
+        return [*told, f"Report: {out / REPORT}"]
     with TemporaryDirectory(prefix="fmrisynth-evaluate-") as work:
         analysis = analyse(choose_cohorts(real, synthetic, config, Path(work)), config, stage)
     lines = judge(analysis)
