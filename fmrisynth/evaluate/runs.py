@@ -39,6 +39,9 @@ REGION_VOXELS = 150
 AFTER_S = 20.0
 """Finite impulse responses end so long after the longest event of a condition."""
 
+MIN_PEOPLE = 5
+"""Fewer people give no interval, and no answer."""
+
 CELL_VOXELS = 4
 WINDOW_FRAMES = 12
 """Where borders are looked for in runs that no model made."""
@@ -317,6 +320,8 @@ def slopes(real: Sequence[RunNumbers], synthetic: Sequence[RunNumbers]) -> np.nd
     as signal.
     """
     group_KV, n = _group(real), len(real)
+    if n < 2:
+        return np.full((len(group_KV),) * 2, np.nan)
     own_KK = np.zeros((len(group_KV),) * 2)
     for person in real:
         effects_KV = np.nan_to_num(person.effects_KV - person.effects_KV.mean(axis=1, keepdims=True))
@@ -361,8 +366,9 @@ def connectivity_correlation(real: Sequence[RunNumbers], synthetic: Sequence[Run
 
 def ratio(name: str, real: Sequence[RunNumbers], synthetic: Sequence[RunNumbers]) -> np.ndarray:
     """Log of a positive number of synthetic people over that of real ones, geometric means."""
-    one, other = (np.mean([np.log(getattr(p, name)) for p in people], axis=0) for people in (real, synthetic))
-    return np.atleast_1d(other - one)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a short run has no frequency in the lowest band
+        one, other = (np.mean([np.log(getattr(p, name)) for p in people], axis=0) for people in (real, synthetic))
+        return np.atleast_1d(other - one)
 
 
 def difference(name: str, real: Sequence[RunNumbers], synthetic: Sequence[RunNumbers]) -> np.ndarray:
@@ -456,14 +462,15 @@ def judge(checks: Sequence[RunCheck], real: Sequence[RunNumbers], synthetic: Seq
     for check in track(list(checks), "Checks"):
         values_K = check.compute(real, synthetic)
         value, spread = float(np.mean(values_K)), 0.0
-        for people, left_out in ((real, 0), (synthetic, 1)):
-            parts = []
-            for number in range(len(people)):
-                rest = [*people[:number], *people[number + 1 :]]
-                parts.append(
-                    float(np.mean(check.compute(rest, synthetic) if left_out == 0 else check.compute(real, rest)))
-                )
-            spread += (len(people) - 1) * float(np.var(parts)) if len(people) > 2 else math.inf
+        if not math.isfinite(value) or min(len(real), len(synthetic)) < MIN_PEOPLE:
+            verdicts.append(
+                RunVerdict(check, value, math.nan, math.nan, tuple(float(v) for v in values_K), "cannot tell")
+            )
+            continue
+        for people, swap in ((real, False), (synthetic, True)):
+            rests = [[*people[:number], *people[number + 1 :]] for number in range(len(people))]
+            parts = [float(np.mean(check.compute(*((real, rest) if swap else (rest, synthetic))))) for rest in rests]
+            spread += (len(people) - 1) * float(np.var(parts))
         half = float(stdtrit(max(1, min(len(real), len(synthetic)) - 1), 0.975)) * math.sqrt(spread)
         low, high = value - half, value + half
         inside, apart = check.least <= low and high <= check.most, high < check.least or low > check.most

@@ -60,6 +60,10 @@ class TrainingLatents:
         shards = sorted(self.root.glob("sub-*_latents.safetensors"))
         self.digest = hashlib.sha256(f"{self.index_digest} {content_digest(self.root, shards)}".encode()).hexdigest()
         self.whitening: Whitening | None = None
+        if type(self) is TrainingLatents and any(row.n_frames for row in self.dataset.rows):
+            raise FmrisynthError(
+                f"{self.root}: holds whole runs; train a model of them with `--preset runs` or `--set conditioning.kind=events`."
+            )
         self.brain_XYZ = read_latent_mask(self.dataset.tokenizer_dir)
         if tuple(self.brain_XYZ.shape) != self.latent_shape[2:] or not bool(self.brain_XYZ.any()):
             raise FmrisynthError(

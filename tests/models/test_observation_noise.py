@@ -32,7 +32,7 @@ def test_drawn_noise_has_the_statistics_of_what_is_lacking():
     assert noise is not None
     assert noise.is_sound()
     again = NoiseMoments(mask_XYZ)
-    for _ in range(60):
+    for _ in range(120):
         drawn_TXYZ = np.moveaxis(noise.draw(rng), -1, 0) * mask_XYZ
         again.add(drawn_TXYZ, np.zeros_like(drawn_TXYZ))
     drawn = again.finish()
@@ -133,3 +133,22 @@ def test_decoded_frames_and_noise_vary_as_the_originals():
     np.testing.assert_allclose(border(synthetic.var(axis=(0, 1))), 0, atol=0.02)
     by_residuals = border((blocks - residual).var(axis=(0, 1)) + residual.var(axis=(0, 1)))
     assert (np.abs(by_residuals) > 0.06).all()
+
+
+def test_noise_of_a_run_has_no_borders():
+    """Its variance is the same in every frame, and neighbours are correlated alike wherever they lie."""
+    n_frames, shape = 12, (10, 10, 10)
+    std_FXYZ = np.ones((n_frames, *shape), np.float32)
+    noise = ObservationNoise(std_FXYZ, np.eye(n_frames), np.zeros((n_frames, 3)))  # white
+    frames = np.stack([frame.ravel() for frame, _ in zip(noise.draw_frames(3), range(120), strict=False)])
+    variance_T = frames.var(axis=1)
+    assert np.abs(variance_T - 1).max() < 0.2
+    at = np.arange(120) % 6
+    assert np.abs([variance_T[at == k].mean() - 1 for k in range(6)]).max() < 0.05
+    slow = ObservationNoise(np.zeros_like(std_FXYZ), np.eye(n_frames), np.zeros((n_frames, 3)))
+    slow.std_FXYZ[0] = 1.0  # constant over a block
+    frames = np.stack([frame.ravel() for frame, _ in zip(slow.draw_frames(3), range(120), strict=False)])
+    r_T = [np.corrcoef(frames[t], frames[t + 1])[0, 1] for t in range(118)]
+    assert np.abs(np.array(r_T) - np.cos(np.pi / n_frames)).max() < 0.03
+    again = [frame for frame, _ in zip(slow.draw_frames(3), range(5), strict=False)]
+    assert np.array_equal(again[4].ravel(), frames[4])
