@@ -211,6 +211,15 @@ def write_bytes(path: Path, content: bytes, *, last: bool = False) -> None:
         temporary.write_bytes(content)
 
 
+def write_again(path: Path, source: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links; atomically."""
+    with atomic_path(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            temporary.write_bytes(source.read_bytes())
+
+
 def write_text(path: Path, content: str, *, last: bool = False) -> None:
     """Write a UTF-8 text file atomically; `last` as in `atomic_path`."""
     write_bytes(path, content.encode("utf-8"), last=last)

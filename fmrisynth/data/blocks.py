@@ -1,8 +1,8 @@
 """The block dataset: what `prepare` and `sample` write, and everything else reads.
 
-A block dataset is a BIDS derivative in which every block instance is a short run of its own with five
-files: the 4D image, its sidecar, the reference volume (temporal mean of the source run), the brain mask and
-the events. The subject's ``scans.tsv`` lists the blocks and is written last, so that its presence means that
+A block dataset is a BIDS derivative in which every block instance is a short run of its own: the 4D image, its
+sidecar, the reference volume (temporal mean of the source run), the brain mask (both stored once per source run, under the
+names of all its blocks) and the events. The subject's ``scans.tsv`` lists the blocks and is written last, so that its presence means that
 the subject is complete. A whole run is such an instance, too: its `condition` is ``run``, its frames stand for the middle of their
 repetition time (``StartTime``), and its events file holds everything that happens in it.
 
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids import naming
+from fmrisynth.bids.atomic import write_again
 from fmrisynth.bids.events import Event, write_events
 from fmrisynth.bids.origin import Origin
 from fmrisynth.bids.sidecars import bold_sidecar, read_tsv, write_sidecar, write_tsv
@@ -195,8 +196,9 @@ def write_block(
     events: Sequence[Event] = (),
     frames: Iterable[np.ndarray] | None = None,
     n_frames: int = 0,
+    same_run: Block | None = None,
 ) -> Block:
-    """Write one block's five files and return its record (list it with `finish_subject`).
+    """Write one block's files and return its record (list it with `finish_subject`).
 
     Parameters
     ----------
@@ -218,6 +220,9 @@ def write_block(
         What stands in the events table, seconds from the first frame (for a whole run: from its start); default: the block itself.
     frames : iterable of arrays of shape (X, Y, Z), optional
         The `n_frames` frames one by one, in place of ``data.bold_XYZT``; 0 outside the mask.
+    same_run : Block, optional
+        A block that was written before, of the same source run and with the same name but for ``run`` and ``desc``: reference and mask
+        are stored once, under the names of both.
     """
     bold = naming.block_bold(entities, desc, extension)
     mni = not grid.is_native
@@ -229,24 +234,16 @@ def write_block(
     else:
         largest = HEADROOM * float(data.reference_XYZ.max())
         write_frames(root / bold, frames, n_frames, grid.affine, largest=largest, tr_s=tr_s, mni=mni)
-    write_image(
-        root / naming.block_companion(bold, "reference"),
-        np.where(data.mask_XYZ, data.reference_XYZ, 0.0), grid.affine, dtype="int16", mni=mni,
-    )  # fmt: skip
-    mask = naming.block_companion(bold, "mask")
-    write_image(root / mask, data.mask_XYZ, grid.affine, dtype="uint8", mni=mni)
-    resolution = bold_sidecar("", 0, voxel_mm=voxel_mm)
     # BIDS wants every space label outside its list of templates to be explained.
     reference = {"SpatialReference": "the participant's own scanner space"} if grid.is_native else {}
     declared = origin.sidecar() if origin is not None else {}
-    mask_keys = {"Type": "Brain"} | reference | declared | {k: v for k, v in resolution.items() if k == "Resolution"}
-    write_sidecar(root / naming.image_sidecar(mask), mask_keys)
-    write_sidecar(
-        root / naming.image_sidecar(naming.block_companion(bold, "reference")),
-        {k: v for k, v in resolution.items() if k in ("Resolution", "SkullStripped")}
-        | {"Description": "Temporal mean of the run the block belongs to"}
-        | declared,
-    )
+    if same_run is None:
+        _write_anatomy(root, bold, data, grid, voxel_mm, reference, declared)
+    else:
+        for kind in ("reference", "mask"):
+            one, other = (naming.block_companion(path, kind) for path in (same_run.bold, bold))
+            write_again(root / other, root / one)
+            write_again(root / naming.image_sidecar(other), root / naming.image_sidecar(one))
     write_events(root / naming.block_companion(bold, "events"), events or [Event(onset_s, duration_s, condition)])
     keys: dict[str, Any] = {"Condition": condition, "IntensityUnits": f"arbitrary, grand mean {GRAND_MEAN:g}"}
     keys |= reference | declared
@@ -259,6 +256,31 @@ def write_block(
         duration_s=float(duration_s), tr_s=float(tr_s), n_frames=n_frames, split=split,
         attributes=dict(attributes or {}), source=source, source_onset_s=source_onset_s,
     )  # fmt: skip
+
+
+def _write_anatomy(
+    root: Path, bold: Path, data: BlockData, grid: Grid, voxel_mm: float | None, reference: Mapping[str, Any],
+    declared: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Reference volume and mask, with their sidecars."""
+    mni = not grid.is_native
+    write_image(
+        root / naming.block_companion(bold, "reference"),
+        np.where(data.mask_XYZ, data.reference_XYZ, 0.0), grid.affine, dtype="int16", mni=mni,
+    )  # fmt: skip
+    mask = naming.block_companion(bold, "mask")
+    write_image(root / mask, data.mask_XYZ, grid.affine, dtype="uint8", mni=mni)
+    resolution = bold_sidecar("", 0, voxel_mm=voxel_mm)
+    mask_keys = (
+        {"Type": "Brain"} | {**reference, **declared} | {k: v for k, v in resolution.items() if k == "Resolution"}
+    )
+    write_sidecar(root / naming.image_sidecar(mask), mask_keys)
+    write_sidecar(
+        root / naming.image_sidecar(naming.block_companion(bold, "reference")),
+        {k: v for k, v in resolution.items() if k in ("Resolution", "SkullStripped")}
+        | {"Description": "Temporal mean of the run the block belongs to"}
+        | dict(declared),
+    )
 
 
 def finish_subject(root: Path, subject: str, blocks: Sequence[Block]) -> None:

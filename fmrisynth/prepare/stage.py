@@ -193,7 +193,7 @@ def _write_run(
     attributes: Mapping[str, str],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Write the blocks of a run; returns their records without the dataset's folder."""
-    rows = []
+    rows, written = [], None
     cut = cut_run(run, grid, mask_XYZ)
     for planned, data in cut.blocks():
         block, window = planned.window.block, planned.window
@@ -216,7 +216,7 @@ def _write_run(
                 "PhaseEncoding": run.source.phase_encoding or "n/a",
                 "ConfigHash": job.config.digest(),
             },
-            origin=job.origin,
+            origin=job.origin, same_run=written,
         )  # fmt: skip
         rows.append(asdict(replace(written, root=Path())) | {"root": "", "bold": written.bold.as_posix()})
     return rows

@@ -129,14 +129,14 @@ def _write_blocks(out: Path, subject: PhantomSubject, labels: list[str], config:
     blocks: list[Block] = []
     for run in subject.runs():
         wanted = [label for label in CONDITIONS_BY_TASK[run.task] if label in labels]
+        before: Block | None = None
         for number, data in enumerate(run.blocks(*wanted) if wanted else (), start=1):
             condition = load_table().conditions[data.condition]
-            blocks.append(
-                _write_instance(
-                    out, run, condition.task, number, data, condition.camel, condition=data.condition, onset_s=data.onset_s,
-                    duration_s=data.duration_s, source_onset_s=data.source_onset_s, events=_events(run, data),
-                )
+            before = _write_instance(
+                out, run, condition.task, number, data, condition.camel, condition=data.condition, onset_s=data.onset_s,
+                duration_s=data.duration_s, source_onset_s=data.source_onset_s, events=_events(run, data), same_run=before,
             )  # fmt: skip
+            blocks.append(before)
     finish_subject(out, subject.label, blocks)
     return len(blocks)
 
