@@ -228,10 +228,13 @@ def measure_run(run: Block, plan: Plan, regions_RV: np.ndarray | None) -> RunNum
     y_TV = percent_of(run, plan.mask_XYZ)
     times_s = (np.arange(len(y_TV)) + 0.5) * plan.tr_s
     events = events_of(run)
-    table = pd.DataFrame(
+    rows = [
         {"onset": e.onset_s, "duration": e.duration_s, "trial_type": e.label, "modulation": e.modulation}
         for e in events
-    )
+    ]
+    table = pd.DataFrame(rows)
+    if (table["modulation"] == 1).all():
+        table = table.drop(columns="modulation")  # nilearn says each time that it is used
     design = make_first_level_design_matrix(
         times_s, table, hrf_model="spm", drift_model="cosine", high_pass=HIGH_PASS_HZ
     )
