@@ -29,7 +29,7 @@ from fmrisynth.progress import progress_bar
 from fmrisynth.report.landing import write_index
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import preview_figure
-from fmrisynth.sample.run import Drawer, load_model, save_samples
+from fmrisynth.sample.run import Drawer, check_kind, load_model, save_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,6 +119,7 @@ class Model:
         """
         conditions = [condition] if isinstance(condition, str) else list(condition)
         config = settings_of(SampleConfig, "sample", {**settings, "conditions": conditions, "n": n, "seed": seed})
+        check_kind(config, self.denoiser)
         requests = make_requests(config, self.conditions)
         drawer = Drawer(config, self.denoiser, self.tokenizer)
         info = self.tokenizer.info

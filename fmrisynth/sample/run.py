@@ -87,16 +87,29 @@ def sample_dataset(
 
 
 def _drawer(config: SampleConfig, checkpoint: Path | None) -> Drawer:
-    """The model and settings of a call, which must fit what is asked for."""
     model, tokenizer = load_model(checkpoint)
+    check_kind(config, model)
+    return Drawer(config, tell_descriptors(model, config), tokenizer)
+
+
+def check_kind(config: SampleConfig, model: LoadedDenoiser) -> None:
+    """Refuse to ask a model of blocks for runs, or a model of runs for blocks.
+
+    Raises
+    ------
+    UsageError
+        With what to ask for instead.
+    """
     if config.events and model.event_telling is None:
         raise UsageError(
             f"{model.path}: this model makes blocks of one condition; for --events give one that was trained on whole runs "
             "(`fmrisynth train --preset runs`)."
         )
     if not config.events and model.event_telling is not None:
-        raise UsageError(f"{model.path}: this model makes whole runs; say with --events FILE what happens in them.")
-    return Drawer(config, tell_descriptors(model, config), tokenizer)
+        raise UsageError(
+            f"{model.path}: this model makes whole runs; say with --events FILE (in Python: fmrisynth.sample(out, events=[FILE])) what "
+            "happens in them."
+        )
 
 
 def _sample_runs(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
