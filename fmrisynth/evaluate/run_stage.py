@@ -151,7 +151,7 @@ def _maps(plan: Plan, people: tuple[Sequence[RunNumbers], Sequence[RunNumbers]],
     for k, condition in enumerate(plan.conditions):
         limit = float(np.percentile(np.abs(groups[0][k]), 99.5))
         for name, group_KV in zip(("real", "synthetic"), groups, strict=True):
-            rows.append((f"{condition}\n{name}", to_volume(group_KV[k], plan.mask_XYZ)))
+            rows.append((f"{condition}, {name}", to_volume(group_KV[k], plan.mask_XYZ)))
             limits.append(limit)
     figure = mosaic(
         rows, background, plan.mask_XYZ, plan.grid, threshold=0.33, relative_threshold=True, limits=limits, unit="%"
@@ -170,7 +170,7 @@ def _responses(plan: Plan, people: tuple[Sequence[RunNumbers], Sequence[RunNumbe
             courses_NL = np.stack([person.fir_KLR[k, : plan.n_lags_K[k], k] for person in own])
             lines[name] = (courses_NL.mean(axis=0), courses_NL.std(axis=0, ddof=1) / np.sqrt(len(own)), name)
         panels.append({"title": condition, "lines": lines})
-    return [Figure.of(draw.courses_figure(panels, plan.tr_s), "Finite impulse responses in each condition's own region (where real people respond most), "
+    return [Figure.of(draw.courses_figure(panels, plan.tr_s, xlabel="time from the onset (s)"), "Finite impulse responses in each condition's own region (where real people respond most), "
                       "from the onset of its events; bands: standard error over people.", vector=True)]  # fmt: skip
 
 

@@ -119,7 +119,9 @@ def scatter_figure(real_KV: np.ndarray, synthetic_KV: np.ndarray, names: Sequenc
 
 
 @styled
-def courses_figure(panels: Sequence[Mapping[str, object]], tr_s: float):
+def courses_figure(
+    panels: Sequence[Mapping[str, object]], tr_s: float, *, xlabel: str = "time from the window's first frame (s)"
+):
     """Mean and SEM over instances of ROI time courses, one panel per ROI.
 
     Each panel has ``title`` and ``lines``: name -> (mean_T, sem_T, colour role ``real`` or ``synthetic``).
@@ -140,7 +142,7 @@ def courses_figure(panels: Sequence[Mapping[str, object]], tr_s: float):
     for axis in axes[n:]:
         axis.set_axis_off()
     axes[0].legend(fontsize=8)
-    figure.supxlabel("time from the window's first frame (s)", fontsize=9)
+    figure.supxlabel(xlabel, fontsize=9)
     figure.supylabel("% signal change", fontsize=9)
     return figure
 
