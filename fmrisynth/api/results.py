@@ -82,11 +82,10 @@ class BlockResult(Result):
     def plot(self, number: int = 0) -> Figure:
         """One block over time, in percent signal change; `number` is a row of `to_frame`."""
         from fmrisynth.data.blocks import read_blocks
-        from fmrisynth.sample.preview import preview_figure
+        from fmrisynth.sample.preview import preview_figure, scene_of
 
         block = read_blocks(self.out)[number]
-        title = f"sub-{block.subject}: {block.condition}"
-        return shown(preview_figure(block.load(), title, block.tr_s, block.onset_s))
+        return shown(preview_figure(scene_of(block), f"sub-{block.subject}: {block.condition}"))
 
 
 @dataclass(frozen=True)

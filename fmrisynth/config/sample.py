@@ -57,7 +57,7 @@ class SampleConfig(StageConfig):
         8, ge=1, description="Samples in the making at a time (on a CPU at most one per core); never changes a sample."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:0.")
-    preview: bool = Field(True, description="Write one preview PNG per condition under figures/.")
+    preview: bool = Field(True, description="Write pictures of one sample per condition under figures/: PNG and GIF.")
     report: bool = Field(False, description="Write report.html: maps, time courses, settings and provenance.")
     format: Literal["nii.gz", "nii"] = Field("nii.gz", description="Compressed images, or plain ones (no gzip).")
     save_latents: bool = Field(False, description="Keep the latents beside the images.")

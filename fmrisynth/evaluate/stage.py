@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmrisynth import __version__
-from fmrisynth.bids.atomic import write_json, write_text
+from fmrisynth.bids.atomic import write_json
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, Judged, analyse
@@ -72,9 +72,9 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
         analysis = analyse(choose_cohorts(real, synthetic, config, Path(work)), config, stage)
     lines = judge(analysis)
 
-    from fmrisynth.evaluate.page import render_report
+    from fmrisynth.evaluate.page import write_report
 
-    write_text(out / REPORT, render_report(analysis, lines, config, real, synthetic))
+    write_report(out / REPORT, analysis, lines, config, real, synthetic)
     write_json(out / METRICS, without_nan(metrics_of(analysis, config, real, synthetic)))
     told = [headline(lines)]
     for name, title in SCORE_TITLES.items():

@@ -158,10 +158,11 @@ def _child(arguments: list[str], output: Connection, fault: Fault) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server of forks ignores it
     sys.argv = ["fmrisynth", *arguments]
     import fmrisynth.evaluate.page
+    from fmrisynth.bids.atomic import write_text
     from fmrisynth.cli.main import run
 
     # The pictures cost ten times more than the evaluation; they are drawn in memory and written as one file.
-    fmrisynth.evaluate.page.render_report = lambda *_: "<p>report</p>"
+    fmrisynth.evaluate.page.write_report = lambda path, *_: write_text(path, "<p>report</p>")
     fault.arrange()
     status = run(arguments)
     sys.stdout.flush()

@@ -70,7 +70,7 @@ class Disk:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_files_are_on_the_disk_before_they_count(command, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(fmrisynth.evaluate.page, "render_report", lambda *_: "<p>report</p>")
+    monkeypatch.setattr(fmrisynth.evaluate.page, "write_report", lambda path, *_: write_text(path, "<p>report</p>"))
     out = tmp_path / "out"
     disk = Disk(out, monkeypatch)
     assert run(world.arguments(command, out)) == 0
