@@ -15,14 +15,16 @@ HEADER = """# The study
 {reading}
 ## How it was made
 
-`python benchmarks/study/run.py FOLDER --page docs/study.md` made this page but for the text above; what it does is in `benchmarks/study/study.yaml`.
-**All tables: a small model family on one CPU core**, phantom data. They say which choices matter at this scale, not what the paper's sizes would do.
-Every arm with one seed saw the same batches, and its samples start from the same seeds: {n} per condition ({sampler}, {steps} steps) against the group
-z maps of the test subjects. *CPU* is minutes of processor time of training until then; *variance* that of single-block effects, synthetic / real.
-Several seeds: mean and range. These test subjects have been looked at while the study was designed: a last word wants fresh ones.
+`python benchmarks/study/run.py FOLDER --page docs/study.md` made this page but for the text above; what it does is
+in `benchmarks/study/study.yaml`. **All tables: a small model family on one CPU core**, phantom data. They say which choices
+matter at this scale, not what the paper's sizes would do.
+Every arm with one seed saw the same batches, and its samples start from the same seeds: {n} per condition ({sampler},
+{steps} steps) against the group z maps of the test subjects. *CPU* is minutes of processor time of training until then;
+*variance* that of single-block effects, synthetic / real. Several seeds: mean and range. These test subjects have been
+looked at while the study was designed: a last word wants fresh ones.
 
-**The ceiling**: as many real training blocks in place of samples, mean of {draws} draws: Corr {corr:.2f}, RSA {rsa:.2f}, Top-1 {top1:.2f}, Top-1 of single blocks {top1_samples:.2f},
-variance {effect_variance_ratio:.2f}.
+**The ceiling**: as many real training blocks in place of samples, mean of {draws} draws: Corr {corr:.2f}, RSA {rsa:.2f}, Top-1 {top1:.2f},
+Top-1 of single blocks {top1_samples:.2f}, variance {effect_variance_ratio:.2f}.
 
 ![Corr, RSA and Top-1 of single samples against processor time](figures/study_curves.png)
 """
@@ -131,7 +133,8 @@ def claims(study: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
         return []
     head = [
         "## The paper's claims\n",
-        "Differences of Corr between two arms with the same seed; positive is in favour of the claim. A claim *holds* if each of at least three seeds is "
+        "Differences of Corr between two arms with the same seed; positive is in favour of the claim. A claim "
+        "*holds* if each of at least three seeds is "
         "in favour, and *does not hold* if each is against it.\n",
         "| claim | arm | against | seeds | Corr, gained | by Corr |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -1,7 +1,8 @@
 """Score a trained model in minutes: window-GLM effects of its samples against real group maps.
 
-The effect of a sample is linear in its frames. Where decoding is affine too (the linear tokenizers), the GLM's weights are applied to the latents and one volume is decoded instead of twelve; the observation noise is drawn
-as one volume with the variance that the weights give it.
+The effect of a sample is linear in its frames. Where decoding is affine too (the linear tokenizers), the GLM's weights
+are applied to the latents and one volume is decoded instead of twelve; the observation noise is drawn as one volume
+with the variance that the weights give it.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def write_block_page(
     figure = design_figure([(name, d.matrix_TP, d.names, tr) for name, (d, tr) in designs.items()])
     page = Page(
         title=f"sub-{base.sub}: activation maps of block windows",
-        subtitle=f"{count(len(blocks), 'block')}, {count(len(rows), 'contrast')}. Effects are percent signal change at the plateau of a long block.",
+        subtitle=f"{count(len(blocks), 'block')}, {count(len(rows), 'contrast')}. Effects are percent signal change "
+                 "at the plateau of a long block.",
         facts=(("space", base.space or "scanner"), ("voxels", f"{int(mask_XYZ.sum()):,}"), ("HRF", config.hrf),
                ("drift", config.resolved_drift), ("noise", config.resolved_noise_model)),
         banner=banner_of(origin),
@@ -146,8 +147,10 @@ def write_group_page(
     """
     elements: list[Any] = [
         Text(
-            f"Voxels with a false discovery rate below {FDR:g} (Benjamini and Hochberg 1995, two-sided, over the mask of each map), in clusters of at "
-            f"least {SMALLEST_CLUSTER} voxels. Cluster size is for tidiness, not a test. Coordinates are mm in {space}. Each viewer is a file of its own, where "
+            f"Voxels with a false discovery rate below {FDR:g} (Benjamini and Hochberg 1995, two-sided, over the "
+            "mask of each map), in clusters of at "
+            f"least {SMALLEST_CLUSTER} voxels. Cluster size is for tidiness, not a test. Coordinates are mm in "
+            f"{space}. Each viewer is a file of its own, where "
             "one moves through the whole map."
         )
     ]

@@ -58,7 +58,8 @@ def write_viewer(
     top = (
         f'<p style="margin: 0; padding: 9px 24px; {_LOUD if origin.is_phantom else _QUIET}">{escape(origin.statement)}</p>'
         f'<h1 style="margin: 12px 24px; font-size: 1.3rem">{escape(title)}</h1>'
-        f'<p style="margin: 12px 24px">Click or drag in a slice to move. <a style="color: #8fb3dd" href="{escape(back)}">Back to all maps</a></p>'
+        '<p style="margin: 12px 24px">Click or drag in a slice to move. <a style="color: #8fb3dd" '
+        f'href="{escape(back)}">Back to all maps</a></p>'
     )
     html = re.sub(r'<link rel="icon".*?/>|<title>.*?</title>', "", view.html, flags=re.DOTALL)
     html = html.replace("<head>", f"<head>{head}", 1).replace("<body>", f'<body style="{_BODY}">{top}', 1)

@@ -24,7 +24,8 @@ TIMEOUT_S = 600.0
 _PRELOAD = [
     "fmrisynth.cli.app", "fmrisynth.prepare.stage", "fmrisynth.simulate.cohort", "fmrisynth.tokenize.stage",
     "fmrisynth.train.denoiser", "fmrisynth.sample.run", "fmrisynth.glm.runs", "fmrisynth.evaluate.page",
-    "torch._dynamo", "torch.distributed.tensor", "nilearn.image", "nilearn.datasets", "nilearn.glm.first_level", "torch.utils.tensorboard", "sklearn.linear_model",
+    "torch._dynamo", "torch.distributed.tensor", "nilearn.image", "nilearn.datasets", "nilearn.glm.first_level",
+    "torch.utils.tensorboard", "sklearn.linear_model",
     "matplotlib.pyplot", "bids.layout",
 ]  # fmt: skip
 _context = multiprocessing.get_context("forkserver")
