@@ -18,12 +18,26 @@ from tests.reliability.planted_cases import table
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "reliability.md"
 
+WRITES_NOTHING = "It reads and prints; it writes nothing and keeps nothing between calls."
 NOT_APPLICABLE = {
     ("simulate", "changed input"): "It reads none, but for a table and an atlas of activations where they are given.",
     ("sample", "corrupt input"): "Its only input is the checkpoint.",
     ("simulate", "corrupt checkpoint"): "It reads none.",
     ("prepare", "corrupt checkpoint"): "It reads none.",
     ("glm", "corrupt checkpoint"): "It reads none.",
+    **{
+        ("check", fault): WRITES_NOTHING
+        for fault in (
+            "changed setting",
+            "deleted output",
+            "truncated output",
+            "somebody's folder",
+            "disk full",
+            "read-only output",
+            "clock change",
+            "two processes",
+        )
+    },
 }
 
 INTRODUCTION = """# What happens when things go wrong

@@ -48,6 +48,8 @@ class Fault:
         ``time.time`` is off by so much.
     at_rename : int, optional
         It sends `signal` to itself before file number so many gets its final name.
+    at_image : int, optional
+        It sends `signal` to itself as it opens image number so many.
     signal : int
         SIGKILL, if not another one.
     no_flock : bool
@@ -59,6 +61,7 @@ class Fault:
     unprivileged: bool = False
     clock_shift_s: float = 0.0
     at_rename: int | None = None
+    at_image: int | None = None
     signal: int = signal.SIGKILL
     no_flock: bool = False
 
@@ -78,6 +81,8 @@ class Fault:
             fcntl.flock = flock
         if self.at_rename is not None:
             _send_at_rename(self.at_rename, self.signal)
+        if self.at_image is not None:
+            _send_at_image(self.at_image, self.signal)
         if self.max_file_bytes is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_file_bytes, resource.RLIM_INFINITY))
@@ -193,6 +198,16 @@ def _send_at_rename(number: int, what: int) -> None:
         replace(*names, **keywords)
 
     os.replace = fatal
+
+
+def _send_at_image(number: int, what: int) -> None:
+    images = itertools.count()
+
+    def watch(event: str, details: tuple) -> None:
+        if event == "open" and "_bold.nii" in str(details[0]) and next(images) == number:
+            os.kill(os.getpid(), what)
+
+    sys.addaudithook(watch)
 
 
 def drop_file_privileges() -> None:
