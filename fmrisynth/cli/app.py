@@ -332,8 +332,9 @@ def sample(
     overrides = [f"attributes.{item}" if item.partition("=")[0] in ATTRIBUTES else item for item in set_ or []]
     resolved = options.resolve(
         SampleConfig, "sample", file=config, overrides=overrides, seed=seed, conditions=condition,
-        all_conditions=all_conditions, events=events, duration_s=duration, n=n, sampler=sampler, steps=steps, guidance=guidance, batch_size=batch_size,
-        start_index=start_index, shard=_parse_shard(shard), save_latents=save_latents, report=report,
+        all_conditions=all_conditions, events=events, duration_s=duration, n=n, sampler=sampler, steps=steps,
+        guidance=guidance, batch_size=batch_size, start_index=start_index,
+        shard=_parse_shard(shard), save_latents=save_latents, report=report,
         format=format_, device=device,
     )  # fmt: skip
     options.check_out(out)

@@ -19,7 +19,8 @@ class SampleConfig(StageConfig):
     all_conditions: bool = Field(False, description="Sample every condition that the model knows.")
     events: tuple[Path, ...] = Field(
         (),
-        description="In place of conditions, for a model of runs: events.tsv files (or a folder of them) of the runs that each synthetic person does.",
+        description="In place of conditions, for a model of runs: events.tsv files (or a folder of them) of the runs "
+        "that each synthetic person does.",
     )
     duration_s: float | None = Field(
         None, gt=0, description="Length of those runs, s; default: 16 s after the last event."
@@ -75,6 +76,7 @@ class SampleConfig(StageConfig):
             raise ValueError("duration_s and descriptors go with events")
         if not self.events and not self.conditions and not self.all_conditions:
             raise ValueError(
-                "name at least one condition (--condition LABEL; `fmrisynth conditions` lists them), or --all-conditions for all, or --events FILE"
+                "name at least one condition (--condition LABEL; `fmrisynth conditions` lists them), or "
+                "--all-conditions for all, or --events FILE"
             )
         return self

@@ -18,6 +18,7 @@ from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, headline, judge, show
 from fmrisynth.progress import StageSummary
+from fmrisynth.report import write_page
 from fmrisynth.stage import Stage, Unit
 
 SCHEMA_VERSION = "2.0"
@@ -62,8 +63,8 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
     if config.unit == "run":
         from fmrisynth.evaluate.run_stage import evaluate_runs
 
-        metrics, report, told = evaluate_runs(real, synthetic, config)
-        write_text(out / REPORT, report)
+        metrics, page, told = evaluate_runs(real, synthetic, config)
+        write_page(out / REPORT, page)
         write_json(
             out / METRICS, without_nan(metrics | {"schema_version": SCHEMA_VERSION, "fmrisynth_version": __version__})
         )
