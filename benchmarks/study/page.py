@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from score import SCORES
 
 HEADER = """# The study
 
@@ -28,14 +29,7 @@ Top-1 of single blocks {top1_samples:.2f}, variance {effect_variance_ratio:.2f}.
 
 ![Corr, RSA and Top-1 of single samples against processor time](figures/study_curves.png)
 """
-SCORES = {
-    "corr": "Corr",
-    "rsa": "RSA",
-    "top1": "Top-1",
-    "top1_samples": "Top-1, samples",
-    "effect_variance_ratio": "variance",
-    "loss": "validation loss",
-}
+COLUMNS = SCORES | {"loss": "validation loss"}
 ENOUGH = 0.9
 
 
@@ -63,7 +57,7 @@ def write_page(
                 "steps",
                 "CPU",
                 "seeds",
-                *SCORES.values(),
+                *COLUMNS.values(),
                 f"CPU to {ENOUGH:.1f} of the ceiling's Corr",
             ]
             text += [f"## {table['title']}\n", f"| {' | '.join(head)} |", "|" + " --- |" * len(head), *rows, ""]
@@ -85,7 +79,7 @@ def arm_rows(arm: str, results: list[dict[str, Any]], enough: float) -> list[str
     rows = []
     for step in steps:
         scores = [r["scores"][str(step)] for r in results if str(step) in r["scores"]]
-        cells = [spread([s.get(key) for s in scores], 3 if key == "loss" else 2) for key in SCORES]
+        cells = [spread([s.get(key) for s in scores], 3 if key == "loss" else 2) for key in COLUMNS]
         minutes = spread([60 * s["cpu_hours"] for s in scores], 0)
         reached = "" if step != steps[-1] else spread([minutes_to(r, enough) for r in results], 0)
         rows.append(

@@ -29,6 +29,15 @@ from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.models.tokenizers.noise import ObservationNoise
 
+SCORES = {
+    "corr": "Corr",
+    "rsa": "RSA",
+    "top1": "Top-1",
+    "top1_samples": "Top-1, samples",
+    "effect_variance_ratio": "variance",
+}
+"""What `score` finds, as tables head it."""
+
 
 @dataclass(frozen=True)
 class RealMaps:

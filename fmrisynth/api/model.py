@@ -216,7 +216,7 @@ class Samples:
         return pd.DataFrame(rows, columns=columns)
 
     def plot(self, number: int = 0) -> Figure:
-        """One sample over time, in percent signal change."""
+        """One sample over time, where its effect is largest."""
         info, request = self.drawer.tokenizer.info, self.requests[number]
         data = BlockData(self.bold[number], info.reference_XYZ, info.mask_XYZ)
         scene = make_scene(data, self.grid, self.tr_s, *self.drawer.timing(request))
