@@ -2,10 +2,10 @@
 
     python benchmarks/left_out_condition.py FOLDER [--people 32] [--steps 3000] [--simulate-only]
 
-Two models hear descriptors of the twelve or thirteen working-memory and motor conditions: one was trained on runs without 2-back faces, the other on as
-many runs with them. Both make runs of 2-back faces; their group maps stand beside those of as many real people, of the mean of the other
-conditions' maps, of the nearest conditions and of a linear fit of the training maps to the descriptors. Correlations with the real group's map,
-intervals by leaving out people.
+Two models hear descriptors of the twelve or thirteen working-memory and motor conditions: one was trained on runs
+without 2-back faces, the other on as many runs with them. Both make runs of 2-back faces; their group maps stand beside
+those of as many real people, of the mean of the other conditions' maps, of the nearest conditions and of a linear fit
+of the training maps to the descriptors. Correlations with the real group's map, intervals by leaving out people.
 """
 
 from __future__ import annotations
