@@ -73,10 +73,10 @@ def main() -> None:
     some = [condition for condition in CONDITIONS if condition != LEFT_OUT]
     for name, direction, known in (("without", "LR", some), ("with", "RL", CONDITIONS)):
         run("simulate", root / f"runs-{name}", *common, "--n-subjects", arguments.people, "--set", "mixed=true", "--set", "run_s=600",
-            "--set", f"directions=[{direction}]", "--set", f"conditions=[{','.join(known)}]", "--set", "split.train=0.9", "--set", "split.val=0.1",
-            "--set", "split.test=0")  # fmt: skip
-    run("simulate", root / "real", *common, "--n-subjects", arguments.fresh, "--set", f"first_subject={FRESH}", "--set", f"events=[{events}]",
-        "--set", "directions=[LR]")  # fmt: skip
+            "--set", f"directions=[{direction}]", "--set", f"conditions=[{','.join(known)}]", "--set", "split.train=0.9",
+            "--set", "split.val=0.1", "--set", "split.test=0")  # fmt: skip
+    run("simulate", root / "real", *common, "--n-subjects", arguments.fresh, "--set", f"first_subject={FRESH}",
+        "--set", f"events=[{events}]", "--set", "directions=[LR]")  # fmt: skip
     if arguments.simulate_only:
         return
     for name in ("without", "with"):

@@ -25,6 +25,7 @@ _SAMPLERS = {
     "ddim": "DDIM [@song2021]", "dpmpp2m": "DPM-Solver++ (2M) [@lu2022]", "euler": "the Euler method",
     "heun": "Heun's method [@karras2022]",
 }  # fmt: skip
+_RESPONSES = {"spm": "SPM's", "glover": "Glover's"}
 _OBJECTIVES = {
     "epsilon": "the noise (DDPM) [@ho2020]", "v": "the velocity v [@salimans2022]",
     "flow": "the velocity of a straight path (flow matching) [@lipman2023]",
@@ -168,7 +169,7 @@ def _glm(s: Mapping[str, Any]) -> str:
     )
     page = " The group page shows them at a false discovery rate of 0.05 [@benjamini1995]." if s["reports"] else ""
     return (
-        f"General linear models were fitted to {what} with the {s['hrf']} haemodynamic response [@abraham2014]. "
+        f"General linear models were fitted to {what} with {_RESPONSES[s['hrf']]} haemodynamic response [@abraham2014]. "
         "Group maps are one-sample random-effects t over subjects, as "
         f"z (fixed effects where there is one subject).{page}"
     )

@@ -63,8 +63,9 @@ def write_viewer(
     )
     html = re.sub(r'<link rel="icon".*?/>|<title>.*?</title>', "", view.html, flags=re.DOTALL)
     html = html.replace("<head>", f"<head>{head}", 1).replace("<body>", f'<body style="{_BODY}">{top}', 1)
-    (name,) = set(re.findall(r"div_viewer-([0-9a-f]{32})", html))  # a random one: the same map gives the same bytes
-    write_text(path, html.replace(name, "map"))
+    for name in set(re.findall(r"div_viewer-([0-9a-f]{32})", html)):  # random; the same map is to give the same bytes
+        html = html.replace(name, "map")
+    write_text(path, html)
 
 
 @lru_cache(maxsize=2)
