@@ -80,10 +80,10 @@ CLOSING = """
 ## Random moments, and the death of a machine
 
 `pytest -n 0 -m slow tests/reliability/test_kills.py` stops every command and both levels of the BIDS App with SIGKILL, SIGINT and SIGTERM
-at random moments, at least 108 times in all; at the end every file is the one of an uninterrupted call. `pytest -n 0 -m
-slow tests/reliability/test_durable.py` copies the file system under every command, in the middle and five seconds after
-its end, without flushing it, mounts the copy and calls the command again (it takes root and loop devices). That `fsync`
-comes in the right order is tested everywhere.
+at random moments, at least 108 times in all; at the end every file is the one of an uninterrupted call.
+`pytest -n 0 -m slow tests/reliability/test_durable.py` copies the file system under every command, in the middle and five
+seconds after its end, without flushing it, mounts the copy and calls the command again (it takes root and loop devices).
+That `fsync` comes in the right order is tested everywhere.
 
 `pytest -n 0 -m slow tests/reliability/test_environments.py` calls every command as a user without rights, name or home, with
 umask 077 and `LANG=C`, and with warnings as errors; reads events and participants of a million lines; and compares the
