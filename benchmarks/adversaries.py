@@ -2,10 +2,11 @@
 
     python benchmarks/adversaries.py BLOCKS [--coarsen 2] [--samples 50] [--subjects 20] [--repeats 1] [--out FILE.json]
 
-BLOCKS is a block dataset of real people (or of a phantom). Its people are dealt anew in every repeat: some are compared with, some are the training
-cohort, and the blocks of the rest are turned into what a bad generator would write. Every adversary goes through the checks of `evaluate`, and so
-do the untouched blocks of the rest, which should pass. With several repeats the table holds shares: the power of each check against each adversary.
-Windows are averaged over cubes of `--coarsen` voxels, which keeps what is tested here and costs an eighth.
+BLOCKS is a block dataset of real people (or of a phantom). Its people are dealt anew in every repeat: some are compared
+with, some are the training cohort, and the blocks of the rest are turned into what a bad generator would write. Every
+adversary goes through the checks of `evaluate`, and so do the untouched blocks of the rest, which should pass. With
+several repeats the table holds shares: the power of each check against each adversary. Windows are averaged over cubes
+of `--coarsen` voxels, which keeps what is tested here and costs an eighth.
 """
 
 from __future__ import annotations
@@ -273,7 +274,9 @@ def study(
 
 
 def table(studies: list[Study], names: list[str]) -> str:
-    """Markdown: a row for each check, a column for each adversary; F fails, p passes, ? cannot tell (shares of fails with several repeats)."""
+    """Markdown: a row for each check, a column for each adversary; F fails, p passes, ? cannot tell.
+
+    With several repeats, the shares of fails."""
     letters = {"fail": "**F**", "pass": "p", "unclear": "?", "info": ""}
     lines = ["| check | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     for check in CHECKS:

@@ -2,7 +2,8 @@
 
     python benchmarks/bundle_model.py MODEL [fmrisynth/bundled]
 
-MODEL is the output of `fmrisynth train`; its newest checkpoint is taken. Weights are stored as float16 and computed with in float32. The model card (README.md of the target) is kept; SHA256SUMS is written.
+MODEL is the output of `fmrisynth train`; its newest checkpoint is taken. Weights are stored as float16 and computed
+with in float32. The model card (README.md of the target) is kept; SHA256SUMS is written.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/evaluate_memory.py --test 54 --training 975 [--blocks 1]
 
-Windows of smooth noise go through everything that `fmrisynth evaluate` does with the windows that it reads: training people into the reference,
-test people and samples into summaries, and these into all checks. Prints the peak of the resident set, which holds mapped files too.
+Windows of smooth noise go through everything that `fmrisynth evaluate` does with the windows that it reads: training
+people into the reference, test people and samples into summaries, and these into all checks. Prints the peak of the
+resident set, which holds mapped files too.
 """
 
 from __future__ import annotations

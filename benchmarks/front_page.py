@@ -2,7 +2,8 @@
 
     python benchmarks/front_page.py REAL SAMPLES docs/figures/front_page.png [--conditions motor_rh gambling_loss language_story]
 
-REAL and SAMPLES are block datasets; z of the window GLM over subjects and over samples; a map has its own colour scale, because z grows with the number.
+REAL and SAMPLES are block datasets; z of the window GLM over subjects and over samples; a map has its own colour scale,
+because z grows with the number.
 """
 
 from __future__ import annotations

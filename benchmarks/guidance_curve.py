@@ -18,17 +18,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent / "study"))
-from score import brain, equal_number_ceiling, real_maps, sample_effects, score
+from score import SCORES, brain, equal_number_ceiling, real_maps, sample_effects, score
 
 from fmrisynth.sample.run import DEFAULT_STEPS, load_model
 
-SHOWN = {
-    "corr": "Corr",
-    "rsa": "RSA",
-    "top1": "Top-1",
-    "top1_samples": "Top-1, samples",
-    "effect_variance_ratio": "variance",
-}
 DRAWN = ("corr", "top1_samples", "effect_variance_ratio")
 
 
@@ -47,7 +40,7 @@ def main() -> None:
     mask_XYZ = brain(arguments.cohort, tokenizer, ("train", arguments.split))
     cache = arguments.figure.with_suffix(f".{arguments.split}.npz")
     real = real_maps(arguments.cohort, arguments.split, list(model.conditions), mask_XYZ, cache)
-    print(f"| guidance | {' | '.join(SHOWN.values())} |\n|" + " --- |" * (len(SHOWN) + 1), flush=True)
+    print(f"| guidance | {' | '.join(SCORES.values())} |\n|" + " --- |" * (len(SCORES) + 1), flush=True)
     rows = []
     for scale in arguments.scales:
         effects = {
@@ -57,17 +50,17 @@ def main() -> None:
             for c in real.conditions
         }
         rows.append(score(effects, real))
-        print(f"| {scale:g} | {' | '.join(f'{rows[-1][key]:.2f}' for key in SHOWN)} |", flush=True)
+        print(f"| {scale:g} | {' | '.join(f'{rows[-1][key]:.2f}' for key in SCORES)} |", flush=True)
     ceiling = {
         key: float(np.mean(draws))
         for key, draws in equal_number_ceiling(arguments.cohort, "train", real, arguments.n).items()
     }
-    print(f"| as many real training blocks | {' | '.join(f'{ceiling[key]:.2f}' for key in SHOWN)} |")
+    print(f"| as many real training blocks | {' | '.join(f'{ceiling[key]:.2f}' for key in SCORES)} |")
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, key in enumerate(DRAWN):
-        axes.plot(arguments.scales, [row[key] for row in rows], "o-", color=f"C{number}", label=SHOWN[key])
+        axes.plot(arguments.scales, [row[key] for row in rows], "o-", color=f"C{number}", label=SCORES[key])
         axes.axhline(ceiling[key], color=f"C{number}", linestyle="--", linewidth=1)
     axes.set_xlabel("guidance scale (dashed: as many real training blocks)")
     axes.legend(frameon=False, fontsize=8)

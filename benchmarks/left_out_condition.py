@@ -2,10 +2,10 @@
 
     python benchmarks/left_out_condition.py FOLDER [--people 32] [--steps 3000] [--simulate-only]
 
-Two models hear descriptors of the twelve or thirteen working-memory and motor conditions: one was trained on runs without 2-back faces, the other on as
-many runs with them. Both make runs of 2-back faces; their group maps stand beside those of as many real people, of the mean of the other
-conditions' maps, of the nearest conditions and of a linear fit of the training maps to the descriptors. Correlations with the real group's map,
-intervals by leaving out people.
+Two models hear descriptors of the twelve or thirteen working-memory and motor conditions: one was trained on runs
+without 2-back faces, the other on as many runs with them. Both make runs of 2-back faces; their group maps stand beside
+those of as many real people, of the mean of the other conditions' maps, of the nearest conditions and of a linear fit
+of the training maps to the descriptors. Correlations with the real group's map, intervals by leaving out people.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def main() -> None:
     some = [condition for condition in CONDITIONS if condition != LEFT_OUT]
     for name, direction, known in (("without", "LR", some), ("with", "RL", CONDITIONS)):
         run("simulate", root / f"runs-{name}", *common, "--n-subjects", arguments.people, "--set", "mixed=true", "--set", "run_s=600",
-            "--set", f"directions=[{direction}]", "--set", f"conditions=[{','.join(known)}]", "--set", "split.train=0.9", "--set", "split.val=0.1",
-            "--set", "split.test=0")  # fmt: skip
-    run("simulate", root / "real", *common, "--n-subjects", arguments.fresh, "--set", f"first_subject={FRESH}", "--set", f"events=[{events}]",
-        "--set", "directions=[LR]")  # fmt: skip
+            "--set", f"directions=[{direction}]", "--set", f"conditions=[{','.join(known)}]", "--set", "split.train=0.9",
+            "--set", "split.val=0.1", "--set", "split.test=0")  # fmt: skip
+    run("simulate", root / "real", *common, "--n-subjects", arguments.fresh, "--set", f"first_subject={FRESH}",
+        "--set", f"events=[{events}]", "--set", "directions=[LR]")  # fmt: skip
     if arguments.simulate_only:
         return
     for name in ("without", "with"):

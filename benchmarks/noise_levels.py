@@ -2,9 +2,10 @@
 
     python benchmarks/noise_levels.py LATENTS [docs/figures/noise_levels.png] [--plain]
 
-Along log(alpha^2 / sigma^2): how often the noisy latent alone names its condition (ridge regression on training subjects, tried on validation
-subjects; a lower bound on what it tells), each objective's training draws and its sampler's times. Prints the share of draws at more noise than where the
-latent tells 9 tenths of what it tells without any, and the steps of the default sampler there. Latents are whitened, as the bundled model's are;
+Along log(alpha^2 / sigma^2): how often the noisy latent alone names its condition (ridge regression on training
+subjects, tried on validation subjects; a lower bound on what it tells), each objective's training draws and its
+sampler's times. Prints the share of draws at more noise than where the latent tells 9 tenths of what it tells without
+any, and the steps of the default sampler there. Latents are whitened, as the bundled model's are;
 `--plain` leaves them.
 """
 

@@ -2,9 +2,9 @@
 
     python benchmarks/observation_noise.py BLOCKS TOKENIZER [--split test]
 
-Test subjects are dealt to two halves. The originals of one half are compared with those of the other half (what real data reach), with the
-other half after encode and decode, and with the same plus the tokenizer's observation noise: the checks of `evaluate`. No generator is involved, so what
-differs here is the tokenizer's.
+Test subjects are dealt to two halves. The originals of one half are compared with those of the other half (what real
+data reach), with the other half after encode and decode, and with the same plus the tokenizer's observation noise: the
+checks of `evaluate`. No generator is involved, so what differs here is the tokenizer's.
 """
 
 from __future__ import annotations

@@ -15,20 +15,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent / "study"))
-from score import RealMaps, block_effects, draws_of, score
+from score import SCORES, RealMaps, block_effects, draws_of, score
 
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import common_grid, read_blocks
 from fmrisynth.glm.statistics import random_effects
 from fmrisynth.glm.windows import common_mask
-
-SHOWN = {
-    "corr": "Corr",
-    "rsa": "RSA",
-    "top1": "Top-1",
-    "top1_samples": "Top-1, single",
-    "effect_variance_ratio": "variance",
-}
 
 
 def main() -> None:
@@ -55,15 +47,15 @@ def main() -> None:
     variance_K = [np.median(np.stack([e for _, e in by_block[c]]).var(axis=0, ddof=1)) for c in conditions]
     maps = RealMaps(conditions, mask_XYZ, np.stack(z_KV), np.array(variance_K))
 
-    print(f"| dataset | {' | '.join(SHOWN.values())} |\n|" + " --- |" * (len(SHOWN) + 1), flush=True)
+    print(f"| dataset | {' | '.join(SCORES.values())} |\n|" + " --- |" * (len(SCORES) + 1), flush=True)
     for name, blocks in datasets.items():
         effects = {c: np.stack([e for _, e in found]) for c, found in block_effects(blocks, mask_XYZ).items()}
         scores = score(effects, maps)
-        print(f"| {name} | {' | '.join(f'{scores[key]:.3f}' for key in SHOWN)} |", flush=True)
+        print(f"| {name} | {' | '.join(f'{scores[key]:.3f}' for key in SCORES)} |", flush=True)
     if training:
         effects = {c: np.stack([e for _, e in found]) for c, found in block_effects(training, mask_XYZ).items()}
         draws = draws_of(effects, maps, arguments.n, draws=5, seed=0)
-        print(f"| {arguments.n} training blocks | {' | '.join(f'{np.mean(draws[key]):.3f}' for key in SHOWN)} |")
+        print(f"| {arguments.n} training blocks | {' | '.join(f'{np.mean(draws[key]):.3f}' for key in SCORES)} |")
 
 
 if __name__ == "__main__":

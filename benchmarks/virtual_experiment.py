@@ -2,9 +2,9 @@
 
     python benchmarks/virtual_experiment.py FOLDER --checkpoint MODEL [--people 16] [--seed 2028] [--simulate-only]
 
-Writes the designs, simulates two groups of people of the training's phantom who took part in nothing (`--seed` is the phantom's), samples as
-many synthetic people, and prints what `fmrisynth evaluate --unit run` says of the synthetic ones and, as the ceiling, of the second
-group. Everything goes through the command line and is continued where it stopped.
+Writes the designs, simulates two groups of people of the training's phantom who took part in nothing (`--seed` is the
+phantom's), samples as many synthetic people, and prints what `fmrisynth evaluate --unit run` says of the synthetic ones
+and, as the ceiling, of the second group. Everything goes through the command line and is continued where it stopped.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The pictures of docs/tutorial.md: run the page's commands, then photograph what they wrote (needs chromium).
+# The participant's page in docs/tutorial.md: run the page's commands, then photograph what they wrote (needs chromium).
 #   docs/tutorial_figures.sh [FOLDER]        a FOLDER that holds the results already is not computed again
 set -euo pipefail
 repository="$(cd "$(dirname "$0")/.." && pwd)"
@@ -30,5 +30,3 @@ PYTHON
 
 participant="$(find "$folder/tour/maps-real" -maxdepth 1 -name 'sub-*.html' | sort | sed -n 1p)"
 photograph "$participant" "$figures/tutorial_participant.png" 1100 "${PARTICIPANT_HEIGHT:-1320}"
-preview="$(find "$folder/tour/synthetic/figures" -name '*Loss*.png' | sort | sed -n 1p)"
-photograph "$preview" "$figures/tutorial_sample.png" 1221 506

@@ -9,31 +9,27 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from score import SCORES
 
 HEADER = """# The study
 
 {reading}
 ## How it was made
 
-`python benchmarks/study/run.py FOLDER --page docs/study.md` made this page but for the text above; what it does is in `benchmarks/study/study.yaml`.
-**All tables: a small model family on one CPU core**, phantom data. They say which choices matter at this scale, not what the paper's sizes would do.
-Every arm with one seed saw the same batches, and its samples start from the same seeds: {n} per condition ({sampler}, {steps} steps) against the group
-z maps of the test subjects. *CPU* is minutes of processor time of training until then; *variance* that of single-block effects, synthetic / real.
-Several seeds: mean and range. These test subjects have been looked at while the study was designed: a last word wants fresh ones.
+`python benchmarks/study/run.py FOLDER --page docs/study.md` made this page but for the text above; what it does is
+in `benchmarks/study/study.yaml`. **All tables: a small model family on one CPU core**, phantom data. They say which choices
+matter at this scale, not what the paper's sizes would do.
+Every arm with one seed saw the same batches, and its samples start from the same seeds: {n} per condition ({sampler},
+{steps} steps) against the group z maps of the test subjects. *CPU* is minutes of processor time of training until then;
+*variance* that of single-block effects, synthetic / real. Several seeds: mean and range. These test subjects have been
+looked at while the study was designed: a last word wants fresh ones.
 
-**The ceiling**: as many real training blocks in place of samples, mean of {draws} draws: Corr {corr:.2f}, RSA {rsa:.2f}, Top-1 {top1:.2f}, Top-1 of single blocks {top1_samples:.2f},
-variance {effect_variance_ratio:.2f}.
+**The ceiling**: as many real training blocks in place of samples, mean of {draws} draws: Corr {corr:.2f}, RSA {rsa:.2f}, Top-1 {top1:.2f},
+Top-1 of single blocks {top1_samples:.2f}, variance {effect_variance_ratio:.2f}.
 
 ![Corr, RSA and Top-1 of single samples against processor time](figures/study_curves.png)
 """
-SCORES = {
-    "corr": "Corr",
-    "rsa": "RSA",
-    "top1": "Top-1",
-    "top1_samples": "Top-1, samples",
-    "effect_variance_ratio": "variance",
-    "loss": "validation loss",
-}
+COLUMNS = SCORES | {"loss": "validation loss"}
 ENOUGH = 0.9
 
 
@@ -61,7 +57,7 @@ def write_page(
                 "steps",
                 "CPU",
                 "seeds",
-                *SCORES.values(),
+                *COLUMNS.values(),
                 f"CPU to {ENOUGH:.1f} of the ceiling's Corr",
             ]
             text += [f"## {table['title']}\n", f"| {' | '.join(head)} |", "|" + " --- |" * len(head), *rows, ""]
@@ -83,7 +79,7 @@ def arm_rows(arm: str, results: list[dict[str, Any]], enough: float) -> list[str
     rows = []
     for step in steps:
         scores = [r["scores"][str(step)] for r in results if str(step) in r["scores"]]
-        cells = [spread([s.get(key) for s in scores], 3 if key == "loss" else 2) for key in SCORES]
+        cells = [spread([s.get(key) for s in scores], 3 if key == "loss" else 2) for key in COLUMNS]
         minutes = spread([60 * s["cpu_hours"] for s in scores], 0)
         reached = "" if step != steps[-1] else spread([minutes_to(r, enough) for r in results], 0)
         rows.append(
@@ -131,7 +127,8 @@ def claims(study: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
         return []
     head = [
         "## The paper's claims\n",
-        "Differences of Corr between two arms with the same seed; positive is in favour of the claim. A claim *holds* if each of at least three seeds is "
+        "Differences of Corr between two arms with the same seed; positive is in favour of the claim. A claim "
+        "*holds* if each of at least three seeds is "
         "in favour, and *does not hold* if each is against it.\n",
         "| claim | arm | against | seeds | Corr, gained | by Corr |",
         "| --- | --- | --- | --- | --- | --- |",

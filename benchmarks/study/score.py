@@ -1,7 +1,8 @@
 """Score a trained model in minutes: window-GLM effects of its samples against real group maps.
 
-The effect of a sample is linear in its frames. Where decoding is affine too (the linear tokenizers), the GLM's weights are applied to the latents and one volume is decoded instead of twelve; the observation noise is drawn
-as one volume with the variance that the weights give it.
+The effect of a sample is linear in its frames. Where decoding is affine too (the linear tokenizers), the GLM's weights
+are applied to the latents and one volume is decoded instead of twelve; the observation noise is drawn as one volume
+with the variance that the weights give it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ from fmrisynth.models.checkpoint import LoadedDenoiser
 from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.models.tokenizers.noise import ObservationNoise
+
+SCORES = {
+    "corr": "Corr",
+    "rsa": "RSA",
+    "top1": "Top-1",
+    "top1_samples": "Top-1, samples",
+    "effect_variance_ratio": "variance",
+}
+"""What `score` finds, as tables head it."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.progress import progress_bar
 from fmrisynth.report.landing import write_index
 from fmrisynth.sample.plan import SampleRequest, make_requests
-from fmrisynth.sample.preview import preview_figure
+from fmrisynth.sample.preview import make_scene, preview_figure
 from fmrisynth.sample.run import Drawer, check_kind, load_model, save_samples
 
 if TYPE_CHECKING:
@@ -216,11 +216,11 @@ class Samples:
         return pd.DataFrame(rows, columns=columns)
 
     def plot(self, number: int = 0) -> Figure:
-        """One sample over time, in percent signal change."""
+        """One sample over time, where its effect is largest."""
         info, request = self.drawer.tokenizer.info, self.requests[number]
         data = BlockData(self.bold[number], info.reference_XYZ, info.mask_XYZ)
-        title = f"{request.condition.label}, sample {number + 1} of {len(self)}"
-        return shown(preview_figure(data, title, self.tr_s, self.drawer.timing(request)[0]))
+        scene = make_scene(data, self.grid, self.tr_s, *self.drawer.timing(request))
+        return shown(preview_figure(scene, f"{request.condition.label}, sample {number + 1} of {len(self)}"))
 
     def save(self, out: str | Path, *, force: bool = False) -> BlockResult:
         """Write the samples as a block dataset (BIDS derivative): the bytes that ``fmrisynth sample`` writes."""

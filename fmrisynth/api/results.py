@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Result:
-    """The output of a command.
+class Result(ABC):
+    """The output of a command; each kind has its own table and picture.
 
     Attributes
     ----------
@@ -51,13 +52,13 @@ class Result:
         """The HTML pages in the folder, sorted."""
         return sorted(self.out.glob("*.html"))
 
+    @abstractmethod
     def to_frame(self) -> pd.DataFrame:
         """The result as a table."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plot(self) -> Figure:
         """The result as a picture."""
-        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         said = "".join(f"<li>{escape(line)}</li>" for line in self.lines)
@@ -80,13 +81,12 @@ class BlockResult(Result):
         return pd.DataFrame([{name: getattr(block, name) for name in columns} for block in blocks])
 
     def plot(self, number: int = 0) -> Figure:
-        """One block over time, in percent signal change; `number` is a row of `to_frame`."""
+        """One block over time, where its effect is largest; `number` is a row of `to_frame`."""
         from fmrisynth.data.blocks import read_blocks
-        from fmrisynth.sample.preview import preview_figure
+        from fmrisynth.sample.preview import preview_figure, scene_of
 
         block = read_blocks(self.out)[number]
-        title = f"sub-{block.subject}: {block.condition}"
-        return shown(preview_figure(block.load(), title, block.tr_s, block.onset_s))
+        return shown(preview_figure(scene_of(block), f"sub-{block.subject}: {block.condition}"))
 
 
 @dataclass(frozen=True)

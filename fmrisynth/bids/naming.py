@@ -20,7 +20,7 @@ ENTITY_ORDER = (
 IGNORED_PATTERNS = (
     "*.html", "*_boldref.nii.gz", "*_boldref.nii", "*_boldref.json", "*_statmap.nii.gz", "*_statmap.json", "*_timeseries.tsv",
     "*_design.tsv",
-    "figures", "group", "logs", "references.bib", "*_preview.png", "metrics.json", "ground_truth",
+    "figures", "group", "logs", "references.bib", "metrics.json", "ground_truth",
     "latents", "glm", "synthetic", "synthetic-glm", "evaluation",
 )  # fmt: skip
 """Lines of ``.bidsignore``; folders without a trailing slash, which the schema validator needs."""
@@ -159,6 +159,21 @@ def run_label(subject: str, name: str) -> str:
 def subject_report(subject: str) -> Path:
     """The HTML report of a participant."""
     return Path(f"sub-{subject}.html")
+
+
+def subject_pictures(subject: str) -> tuple[Path, Path]:
+    """A sample's preview and its time-lapse."""
+    return Path("figures", f"sub-{subject}_preview.png"), Path("figures", f"sub-{subject}_timelapse.gif")
+
+
+def page_figure(page: Path, name: str) -> Path:
+    """A figure of an HTML page for publication, relative to the page's folder; `name` may hold any text."""
+    return Path("figures", f"{page.stem}_{re.sub(r'[^0-9A-Za-z]+', '-', name).strip('-')}.pdf")
+
+
+def map_viewer(statmap: Path) -> Path:
+    """The interactive viewer of a group map, beside it."""
+    return statmap.with_name(statmap.name.removesuffix("_statmap.nii.gz") + "_viewer.html")
 
 
 def subject_latents(subject: str) -> tuple[Path, Path]:

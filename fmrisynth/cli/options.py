@@ -85,6 +85,10 @@ def complete_presets(stage: str) -> Callable[[str], list[str]]:
     return complete(lambda: preset_names(stage))
 
 
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result; created, and continued if it exists.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Your own model.", show_default="the bundled one, trained on phantom data")
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="YAML", help="Settings file; flags win over it.", rich_help_panel=PANEL),

@@ -154,6 +154,7 @@ def group(out: Path, config: AppConfig, checkpoint: Path | None) -> Iterator[str
     card = read_card(find_model_dir(checkpoint or bundled_model_dir()))
     wanted = sorted({block.condition for block in blocks} & set(card.labels["condition"]))
     yield f"group maps of {count(len({block.subject for block in blocks}), 'participant')} in {out / 'glm' / 'group'}"
-    yield f"{count(config.n, 'sample')} of each of {', '.join(wanted) or 'none: the model knows no condition of these'} in {out / 'synthetic'}"
+    named = ", ".join(wanted) or "none: the model knows no condition of these"
+    yield f"{count(config.n, 'sample')} of each of {named} in {out / 'synthetic'}"
     yield f"model: {checkpoint or 'the bundled one'}. {card.origin.statement}"
     yield f"comparison in {out / 'evaluation' / 'report.html'}"

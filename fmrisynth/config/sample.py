@@ -19,7 +19,8 @@ class SampleConfig(StageConfig):
     all_conditions: bool = Field(False, description="Sample every condition that the model knows.")
     events: tuple[Path, ...] = Field(
         (),
-        description="In place of conditions, for a model of runs: events.tsv files (or a folder of them) of the runs that each synthetic person does.",
+        description="In place of conditions, for a model of runs: events.tsv files (or a folder of them) of the runs "
+        "that each synthetic person does.",
     )
     duration_s: float | None = Field(
         None, gt=0, description="Length of those runs, s; default: 16 s after the last event."
@@ -57,7 +58,7 @@ class SampleConfig(StageConfig):
         8, ge=1, description="Samples in the making at a time (on a CPU at most one per core); never changes a sample."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:0.")
-    preview: bool = Field(True, description="Write one preview PNG per condition under figures/.")
+    preview: bool = Field(True, description="Write pictures of one sample per condition under figures/: PNG and GIF.")
     report: bool = Field(False, description="Write report.html: maps, time courses, settings and provenance.")
     format: Literal["nii.gz", "nii"] = Field("nii.gz", description="Compressed images, or plain ones (no gzip).")
     save_latents: bool = Field(False, description="Keep the latents beside the images.")
@@ -75,6 +76,7 @@ class SampleConfig(StageConfig):
             raise ValueError("duration_s and descriptors go with events")
         if not self.events and not self.conditions and not self.all_conditions:
             raise ValueError(
-                "name at least one condition (--condition LABEL; `fmrisynth conditions` lists them), or --all-conditions for all, or --events FILE"
+                "name at least one condition (--condition LABEL; `fmrisynth conditions` lists them), or "
+                "--all-conditions for all, or --events FILE"
             )
         return self

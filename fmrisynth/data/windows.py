@@ -73,8 +73,8 @@ class Dropped:
 def events_of_window(window: Window, blocks: Iterable[FoundBlock]) -> tuple[Event, ...]:
     """A window's block, and the other blocks of the run whose response reaches into it.
 
-    Where blocks of different conditions cover each other (a condition and a special case of it), the shorter one counts, and one that covers the
-    window's own block does not.
+    Where blocks of different conditions cover each other (a condition and a special case of it), the shorter one
+    counts, and one that covers the window's own block does not.
 
     Returns
     -------

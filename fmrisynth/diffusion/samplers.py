@@ -123,10 +123,11 @@ def ab2(
 ) -> Tensor:
     """Two-step Adams-Bashforth in the angle of the path: second order with one evaluation a step.
 
-    With x_t = alpha x_0 + sigma noise, the state y = x_t / sqrt(alpha^2 + sigma^2) turns from noise to data as the angle atan(sigma / alpha)
-    falls from pi / 2 to 0, and its derivative by the angle is the velocity v = cos noise - sin x_0 (Salimans & Ho 2022, appendix D).
-    For unit Gaussian data E[v | y] = 0, so such data are sampled exactly in any number of steps. Solvers that take x_0, the noise or the
-    flow's velocity as constant over a step shrink or swell even those when steps are few, and the variance of samples is what one measures.
+    With x_t = alpha x_0 + sigma noise, the state y = x_t / sqrt(alpha^2 + sigma^2) turns from noise to data as the
+    angle atan(sigma / alpha) falls from pi / 2 to 0, and its derivative by the angle is the velocity v = cos noise -
+    sin x_0 (Salimans & Ho 2022, appendix D). For unit Gaussian data E[v | y] = 0, so such data are sampled exactly in
+    any number of steps. Solvers that take x_0, the noise or the flow's velocity as constant over a step shrink or swell
+    even those when steps are few, and the variance of samples is what one measures.
     """
     alphas, sigmas = objective.path.alpha_sigma(times)
     radii, angles = torch.hypot(alphas, sigmas).tolist(), torch.atan2(sigmas, alphas).tolist()

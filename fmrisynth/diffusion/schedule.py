@@ -114,8 +114,9 @@ class FlowSchedule:
     Parameters
     ----------
     shift : float
-        Training times are u of even spread, moved towards the noise: t = s u / (1 + (s - 1) u) (Esser et al. 2024, eq. 23). It
-        multiplies sigma / alpha by s. In many dimensions a noisy latent tells its own class until almost nothing of it is left (Hoogeboom et al.
+        Training times are u of even spread, moved towards the noise: t = s u / (1 + (s - 1) u) (Esser et al. 2024, eq.
+        23). It multiplies sigma / alpha by s. In many dimensions a noisy latent tells its own class until almost
+        nothing of it is left (Hoogeboom et al.
         2023; Chen 2023), so a label is learnt beyond, where few of the even times lie. Sampling times are moved half as far, by the
         square root of s: a solver needs steps at the clean end too (benchmarks/sampler_error.py).
     """

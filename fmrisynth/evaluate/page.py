@@ -19,7 +19,7 @@ from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, show
 from fmrisynth.glm.map_scores import map_correlations
 from fmrisynth.glm.maps import to_volume
 from fmrisynth.progress import count
-from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts, render_page
+from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts, write_page
 from fmrisynth.report import figures as draw
 from fmrisynth.report.brain import glass_brains, mosaic
 from fmrisynth.report.html import Card, Status, Verdict, banner_of
@@ -31,10 +31,10 @@ STATUS: dict[str, Status] = {"fail": "fail", "unclear": "warn", "pass": "pass", 
 """Of each answer, in the order of the summary."""
 
 
-def render_report(
-    analysis: Analysis, lines: list[Judgement], config: EvaluateConfig, real: Path, synthetic: Path
-) -> str:
-    """The whole report as HTML text."""
+def write_report(
+    path: Path, analysis: Analysis, lines: list[Judgement], config: EvaluateConfig, real: Path, synthetic: Path
+) -> None:
+    """Write the report, and its figures as PDF beside it."""
     cohorts = analysis.cohorts
     n_real = len({block.subject for block in cohorts.real})
     n_synthetic = len({block.subject for block in cohorts.synthetic})
@@ -66,7 +66,7 @@ def render_report(
         ),
         sections=[section for section in sections if section.elements],
     )
-    return render_page(page)
+    write_page(path, page)
 
 
 SHORT = {
@@ -143,7 +143,7 @@ def _scores(analysis: Analysis) -> list[Element]:
         dots += [_dot(name, "baseline", c.scores[key]) for name, c in rivals]
         if any(dot["value"] is not None for dot in dots):
             caption = f"{title} of the synthetic data (orange), real-against-real ceilings (blue) and baselines (grey), with 95 % intervals."
-            elements.append(Figure.of(draw.score_figure(dots, title), caption, width="half", vector=True))
+            elements.append(Figure.of(draw.score_figure(dots, title), caption, width="half", vector=True, name=key))
     others = [*control, *rivals]
     per_condition = analysis.comparison.corr_per_condition
     if len(per_condition) > 1:
@@ -205,7 +205,8 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
             background, cohorts.mask_XYZ, cohorts.grid, limits=limits, threshold=DISPLAY_SHARE, unit=unit, relative_threshold=True,
         )  # fmt: skip
         text = "not defined" if r is None else f"{r:.2f}"
-        elements.append(Figure.of(figure, f"{condition}: correlation of the synthetic with the real group map {text}."))
+        elements.append(Figure.of(figure, f"{condition}: correlation of the synthetic with the real group map {text}.",
+                                  name=f"maps-{condition}"))  # fmt: skip
         if config.glass_brain and not cohorts.grid.is_native:
             rows = [("real", real / max(limits[0], 1e-9)), ("synthetic", other / max(limits[1], 1e-9))]
             glass = glass_brains(rows, cohorts.grid, threshold=GLASS_SHARE, limit=1.0)
@@ -213,12 +214,15 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
                 Figure.of(
                     glass,
                     f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it.",
+                    name=f"glass-{condition}",
                 )
             )
     if finite.any():
         figure = draw.scatter_figure(real_KV[:, finite], other_KV[:, finite], cohorts.conditions, unit=unit)
         elements.append(
-            Figure.of(figure, "Every voxel of the mask: synthetic against real. The dotted line is equality.")
+            Figure.of(
+                figure, "Every voxel of the mask: synthetic against real. The dotted line is equality.", name="voxels"
+            )
         )
     return elements
 
@@ -252,6 +256,7 @@ def _geometry(analysis: Analysis) -> list[Element]:
                 figure,
                 "Representational geometry: correlations between the group maps of all pairs of conditions. RSA is the correlation of their upper halves.",
                 vector=True,
+                name="geometry",
             )
         )
     figure = draw.matrix_figure(
@@ -263,6 +268,7 @@ def _geometry(analysis: Analysis) -> list[Element]:
             figure,
             "Confusion matrix of Top-1: each synthetic map (row) should correlate most with its own real map (diagonal).",
             vector=True,
+            name="top1",
         )
     )
     return elements
@@ -292,6 +298,7 @@ def _courses(analysis: Analysis) -> list[Element]:
             figure,
             "Mean percent signal change of each region; the band is the standard error of the mean over subjects.",
             vector=True,
+            name="courses",
         ),
     ]
 
@@ -336,14 +343,22 @@ def _checks(analysis: Analysis) -> list[Element]:
         lags, courses, xlabel="lag (s)", ylabel="autocorrelation", title="Temporal autocorrelation"
     )
     elements.append(
-        Figure.of(figure, "Autocorrelation of voxel time courses within the window.", width="half", vector=True)
+        Figure.of(
+            figure,
+            "Autocorrelation of voxel time courses within the window.",
+            width="half",
+            vector=True,
+            name="autocorrelation",
+        )
     )
     power = {n: p.rows.spectrum_NF.mean(axis=0) for n, p in pairs.items()}
     figure = draw.lines_figure(
         frequencies, power, xlabel="frequency (Hz)", ylabel="power (%²)", title="Power spectrum", logy=bool((power["synthetic"] > 0).all())
     )  # fmt: skip
     elements.append(
-        Figure.of(figure, "Power of voxel time courses, averaged over the brain.", width="half", vector=True)
+        Figure.of(
+            figure, "Power of voxel time courses, averaged over the brain.", width="half", vector=True, name="spectrum"
+        )
     )
     if real.connectivity_PP.shape[0] >= 5:
         figure = draw.connectivity_figure([("real", real.connectivity_PP), ("synthetic", synthetic.connectivity_PP)])
@@ -351,6 +366,7 @@ def _checks(analysis: Analysis) -> list[Element]:
             Figure.of(
                 figure,
                 f"Functional connectivity of {real.connectivity_PP.shape[0]} parcels (cubes of 8 voxels), residuals of the window GLM.",
+                name="connectivity",
             )
         )
     return elements
@@ -389,6 +405,7 @@ def _variance(analysis: Analysis) -> list[Element]:
                 figure,
                 f"First two principal components of {len(features)} {name} block-mean volumes.",
                 width="full" if len(panels) > 1 else "half",
+                name=f"components-{name}",
             )
         )
     keys = list(dict.fromkeys([*analysis.variance["real"], *analysis.variance["synthetic"]]))
@@ -416,7 +433,7 @@ def _privacy(analysis: Analysis) -> list[Element]:
             f"{name}: {100 * audit.share_below:.0f} % of samples under the threshold, {len(audit.copies)} singled out as near copies; "
             f"ratio of mean distances {audit.ratio_of_means:.2f}."
         )
-        elements.append(Figure.of(figure, caption, width="half", vector=True))
+        elements.append(Figure.of(figure, caption, width="half", vector=True, name=f"distances-{name}"))
     others = [("Synthetic", analysis.own), *((f"Baseline: {b.name}", b.judged) for b in analysis.baselines)]
     if analysis.control is not None:
         others.append(("As many real blocks", analysis.control))

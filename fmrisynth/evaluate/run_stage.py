@@ -31,7 +31,7 @@ from fmrisynth.evaluate.truth import read_truth
 from fmrisynth.glm.map_scores import pearson
 from fmrisynth.glm.maps import to_volume
 from fmrisynth.progress import count
-from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts, render_page
+from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts
 from fmrisynth.report import figures as draw
 from fmrisynth.report.brain import mosaic
 from fmrisynth.report.html import Card, Status, Verdict, banner_of
@@ -41,15 +41,15 @@ STATUS: dict[str, Status] = {"passes": "pass", "fails": "fail", "cannot tell": "
 
 def evaluate_runs(
     real_root: Path, synthetic_root: Path, config: EvaluateConfig
-) -> tuple[dict[str, Any], str, list[str]]:
+) -> tuple[dict[str, Any], Page, list[str]]:
     """Compare two datasets of whole runs.
 
     Returns
     -------
     metrics : dict
         Content of ``metrics.json``.
-    report : str
-        HTML.
+    page : Page
+        The report.
     lines : list of str
         For the screen.
     """
@@ -94,7 +94,7 @@ def evaluate_runs(
     )  # fmt: skip
     return (
         metrics,
-        render_page(page),
+        page,
         [head, *(f"{v.check.title}: {_number(v)}: {v.answer}" for v in verdicts if v.answer != "passes")],
     )
 
@@ -157,8 +157,8 @@ def _maps(plan: Plan, people: tuple[Sequence[RunNumbers], Sequence[RunNumbers]],
         rows, background, plan.mask_XYZ, plan.grid, threshold=0.33, relative_threshold=True, limits=limits, unit="%"
     )
     return [
-        Figure.of(figure, "Mean effects of whole runs in percent signal change, canonical response; values under a third of the limit are not shown."),
-        Figure.of(draw.scatter_figure(*groups, plan.conditions, unit="%"), "Voxel by voxel; the line is equality."),
+        Figure.of(figure, "Mean effects of whole runs in percent signal change, canonical response; values under a third of the limit are not shown.", name="maps"),
+        Figure.of(draw.scatter_figure(*groups, plan.conditions, unit="%"), "Voxel by voxel; the line is equality.", name="voxels"),
     ]  # fmt: skip
 
 
@@ -170,8 +170,12 @@ def _responses(plan: Plan, people: tuple[Sequence[RunNumbers], Sequence[RunNumbe
             courses_NL = np.stack([person.fir_KLR[k, : plan.n_lags_K[k], k] for person in own])
             lines[name] = (courses_NL.mean(axis=0), courses_NL.std(axis=0, ddof=1) / np.sqrt(len(own)), name)
         panels.append({"title": condition, "lines": lines})
-    return [Figure.of(draw.courses_figure(panels, plan.tr_s, xlabel="time from the onset (s)"), "Finite impulse responses in each condition's own region (where real people respond most), "
-                      "from the onset of its events; bands: standard error over people.", vector=True)]  # fmt: skip
+    said = (
+        "Finite impulse responses in each condition's own region (where real people respond most), from the onset of its events; bands: "
+        "standard error over people."
+    )
+    figure = draw.courses_figure(panels, plan.tr_s, xlabel="time from the onset (s)")
+    return [Figure.of(figure, said, vector=True, name="responses")]
 
 
 def _slopes(plan: Plan, slopes_KK: np.ndarray, truth: Mapping[str, Any] | None) -> list[Element]:

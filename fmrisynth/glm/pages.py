@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids import naming
-from fmrisynth.bids.atomic import write_text
 from fmrisynth.bids.origin import Origin
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block
@@ -20,10 +19,11 @@ from fmrisynth.glm.maps import subject_map_path
 from fmrisynth.glm.run_model import FittedTask
 from fmrisynth.glm.windows import block_design
 from fmrisynth.progress import count
-from fmrisynth.report import Page, Section, Table, Text, render_page
+from fmrisynth.report import Page, Section, Table, Text, write_page
 from fmrisynth.report.brain import glass_brains, mosaic
 from fmrisynth.report.figures import design_figure
-from fmrisynth.report.html import Figure, banner_of
+from fmrisynth.report.html import Figure, Links, banner_of
+from fmrisynth.report.viewer import write_viewer
 
 DISPLAY_THRESHOLD = 2.3
 GROUP_PAGE = "group.html"
@@ -76,7 +76,8 @@ def write_block_page(
     figure = design_figure([(name, d.matrix_TP, d.names, tr) for name, (d, tr) in designs.items()])
     page = Page(
         title=f"sub-{base.sub}: activation maps of block windows",
-        subtitle=f"{count(len(blocks), 'block')}, {count(len(rows), 'contrast')}. Effects are percent signal change at the plateau of a long block.",
+        subtitle=f"{count(len(blocks), 'block')}, {count(len(rows), 'contrast')}. Effects are percent signal change "
+                 "at the plateau of a long block.",
         facts=(("space", base.space or "scanner"), ("voxels", f"{int(mask_XYZ.sum()):,}"), ("HRF", config.hrf),
                ("drift", config.resolved_drift), ("noise", config.resolved_noise_model)),
         banner=banner_of(origin),
@@ -89,7 +90,7 @@ def write_block_page(
             ]),
         ),
     )  # fmt: skip
-    write_text(out / naming.subject_report(base.sub), render_page(page))
+    write_page(out / naming.subject_report(base.sub), page)
 
 
 def write_run_page(
@@ -119,7 +120,7 @@ def write_run_page(
             Section("Design", [Figure.of(design_figure(designs[:4]), "Design matrices of the runs.")]),
         ),
     )  # fmt: skip
-    write_text(out / naming.subject_report(base.sub), render_page(page))
+    write_page(out / naming.subject_report(base.sub), page)
 
 
 FDR, SMALLEST_CLUSTER = 0.05, 10
@@ -129,7 +130,7 @@ FDR, SMALLEST_CLUSTER = 0.05, 10
 def write_group_page(
     out: Path, maps: Mapping[str, Path], models: Mapping[str, str], origin: Origin, space: str
 ) -> None:
-    """Write ``group.html``: thresholded group maps with their clusters.
+    """Write ``group.html``: thresholded group maps with their clusters, and an interactive viewer beside each map.
 
     Parameters
     ----------
@@ -146,21 +147,24 @@ def write_group_page(
     """
     elements: list[Any] = [
         Text(
-            f"Voxels with a false discovery rate below {FDR:g} (Benjamini and Hochberg 1995, two-sided, over the mask of each map), in clusters of at "
-            f"least {SMALLEST_CLUSTER} voxels. Cluster size is for tidiness, not a test. Coordinates are mm in {space}."
+            f"Voxels with a false discovery rate below {FDR:g} (Benjamini and Hochberg 1995, two-sided, over the "
+            "mask of each map), in clusters of at "
+            f"least {SMALLEST_CLUSTER} voxels. Cluster size is for tidiness, not a test. Coordinates are mm in "
+            f"{space}. Each viewer is a file of its own, where "
+            "one moves through the whole map."
         )
     ]
     for name, path in maps.items():
-        elements += _thresholded(name, models[name], out / path, space)
+        elements += _thresholded(name, models[name], out / path, space, origin)
     page = Page(
         title="Group maps", subtitle=f"{count(len(maps), 'contrast')}, z of the group.", banner=banner_of(origin),
         facts=(("space", space), ("false discovery rate", f"{FDR:g}"), ("smallest cluster", f"{SMALLEST_CLUSTER} voxels")),
         sections=(Section("Maps", elements),),
     )  # fmt: skip
-    write_text(out / GROUP_PAGE, render_page(page))
+    write_page(out / GROUP_PAGE, page)
 
 
-def _thresholded(name: str, model: str, path: Path, space: str) -> list[Any]:
+def _thresholded(name: str, model: str, path: Path, space: str, origin: Origin) -> list[Any]:
     from nilearn.glm import threshold_stats_img
     from nilearn.reporting import get_clusters_table
 
@@ -180,7 +184,9 @@ def _thresholded(name: str, model: str, path: Path, space: str) -> list[Any]:
         )
     shown_XYZ = np.asarray(kept.get_fdata(), np.float32)
     if not shown_XYZ.any():
-        return [Text(f"{name} ({model}): no cluster survives; the largest |z| is {np.abs(z_XYZ).max():.1f}.")]
+        about = f"|z| > {DISPLAY_THRESHOLD:g}, uncorrected"
+        viewer = _viewer(f"{name}: {about}", path, z_XYZ, grid, DISPLAY_THRESHOLD, origin)
+        return [Text(f"{name} ({model}): no cluster survives; the largest |z| is {np.abs(z_XYZ).max():.1f}."), viewer]
     title = f"{name}: |z| > {threshold:.2f}"
     if grid.is_native:
         figure = mosaic(
@@ -193,19 +199,32 @@ def _thresholded(name: str, model: str, path: Path, space: str) -> list[Any]:
         table = get_clusters_table(kept, float(threshold), SMALLEST_CLUSTER, two_sided=True)
     rows = [
         (
-            str(row["Cluster ID"]),
+            _label(row["Cluster ID"]),
             *(round(float(row[axis])) for axis in "XYZ"),
             float(row["Peak Stat"]),
-            str(row["Cluster Size (mm3)"] or ""),
+            _label(row["Cluster Size (mm3)"]),
         )
         for _, row in table.head(12).iterrows()
     ]
     more = f" The largest 12 of {len(table)} rows." if len(table) > 12 else ""
     return [
-        Figure.of(figure, f"{name}: {model}."),
+        Figure.of(figure, f"{name}: {model}.", name=name),
+        _viewer(title, path, z_XYZ, grid, float(threshold), origin),
         Table(
             ("cluster", "x (mm)", "y (mm)", "z (mm)", "peak z", "size (mm³)"),
             rows,
             f"{name}: clusters and their sub-peaks.{more}",
         ),
     ]
+
+
+def _label(value: Any) -> str:
+    """A cell of nilearn's table: numbers come as floats, of sub-peaks as text or nothing."""
+    return f"{value:.0f}" if isinstance(value, float) and value == value else str(value or "").removesuffix(".0")
+
+
+def _viewer(title: str, path: Path, z_XYZ: np.ndarray, grid: Grid, threshold: float, origin: Origin) -> Links:
+    """Write the viewer of a map beside it; the link to it."""
+    viewer = naming.map_viewer(path)
+    write_viewer(viewer, title, z_XYZ, grid, threshold=threshold, origin=origin, back=f"../{GROUP_PAGE}")
+    return Links([(f"{viewer.parent.name}/{viewer.name}", "interactive viewer", title)])

@@ -56,7 +56,10 @@ class Job:
 
 @dataclass(frozen=True)
 class PlannedWindow:
-    """A window, the name its block will get, and what happens in and before it, in seconds from its first frame (of a run: from its start)."""
+    """A window, the name its block will get, and what happens in and before it.
+
+    Times are seconds from its first frame (of a run: from its start).
+    """
 
     window: Window
     run_number: int

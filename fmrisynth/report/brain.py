@@ -22,7 +22,7 @@ def slice_indices(mask_XYZ: np.ndarray, n: int) -> list[int]:
     return sorted({round(v) for v in np.linspace(low, high, n)})
 
 
-def _upright(volume_XYZ: np.ndarray, grid: Grid) -> np.ndarray:
+def upright(volume_XYZ: np.ndarray, grid: Grid) -> np.ndarray:
     """Flip axes so that x runs left to right, y back to front, z up, whatever the affine's signs."""
     for axis in range(3):
         if grid.affine[axis, axis] < 0:
@@ -71,8 +71,8 @@ def mosaic(
     -------
     matplotlib Figure
     """
-    background = _upright(np.where(mask_XYZ, background_XYZ, 0.0), grid)
-    mask = _upright(mask_XYZ, grid)
+    background = upright(np.where(mask_XYZ, background_XYZ, 0.0), grid)
+    mask = upright(mask_XYZ, grid)
     where_x = np.flatnonzero(mask.any(axis=(1, 2)))
     where_y = np.flatnonzero(mask.any(axis=(0, 2)))
     box = (
@@ -95,7 +95,7 @@ def mosaic(
     for (title, values), limit, line in zip(rows, limits, axes, strict=True):
         image = None
         cut = threshold * limit if relative_threshold else threshold
-        shown = _upright(np.where(mask_XYZ, values, 0.0), grid)
+        shown = upright(np.where(mask_XYZ, values, 0.0), grid)
         for index, axis in zip(slices, line, strict=True):
             inside = mask[(*box, index)]
             grey_slice = np.ma.masked_where(~inside, background[(*box, index)])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from fmrisynth import __version__
+from fmrisynth.bids import naming
+from fmrisynth.bids.atomic import atomic_path, write_text
 from fmrisynth.bids.origin import Origin
 
 Status = Literal["pass", "warn", "fail", "info"]
@@ -60,19 +63,33 @@ class Figure:
         Half-width figures stand side by side on wide screens.
     max_px : int
         Largest width on the page, in CSS pixels.
+    name : str
+        Of the PDF that `write_page` writes beside the page; empty for none.
+    drawn : matplotlib Figure or None
+        What the PDF shows.
     """
 
     uri: str
     caption: str
     width: Literal["full", "half"] = "full"
     max_px: int = 1100
+    name: str = ""
+    drawn: Any = None
     kind: str = "figure"
 
     @classmethod
-    def of(cls, figure, caption: str, *, width: Literal["full", "half"] = "full", vector: bool = False) -> Figure:
+    def of(
+        cls, figure, caption: str, *, width: Literal["full", "half"] = "full", vector: bool = False, name: str = ""
+    ) -> Figure:
         """Embed a matplotlib figure, shown at its own size at most; `vector` for line drawings."""
         uri = embed_svg(figure) if vector else embed(figure)
-        return cls(uri, caption, width, max_px=round(figure.get_size_inches()[0] * 100))
+        max_px = round(figure.get_size_inches()[0] * 100)
+        return cls(uri, caption, width, max_px, name, figure if name else None)
+
+    @classmethod
+    def of_file(cls, path: Path, caption: str, *, max_px: int) -> Figure:
+        """Embed a picture from disk, PNG or GIF."""
+        return cls(_data_uri(f"image/{path.suffix[1:]}", path.read_bytes()), caption, max_px=max_px)
 
 
 @dataclass(frozen=True)
@@ -163,7 +180,7 @@ def embed(figure, *, dpi: int = 140) -> str:
     """A matplotlib figure as a PNG ``data:`` URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.2, facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _data_uri("image/png", buffer.getvalue())
 
 
 def embed_svg(figure) -> str:
@@ -175,7 +192,11 @@ def embed_svg(figure) -> str:
         figure.savefig(
             buffer, format="svg", bbox_inches="tight", pad_inches=0.2, facecolor="white", metadata={"Date": None}
         )
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _data_uri("image/svg+xml", buffer.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64," + base64.b64encode(content).decode("ascii")
 
 
 def format_cell(value: Any) -> str:
@@ -199,7 +220,32 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or value is None or text[:1].isdigit() or text[:1] in "+-−–<"
 
 
-def render_page(page: Page, *, timestamp: bool = True) -> str:
+def write_page(path: Path, page: Page, *, timestamp: bool = True) -> None:
+    """Write a page, and its named figures as PDF beside it (`naming.page_figure`), for papers.
+
+    Parameters
+    ----------
+    path : Path
+        The HTML file.
+    page : Page
+        The content.
+    timestamp : bool, default True
+        Whether the footer says when it was made.
+    """
+    import matplotlib as mpl
+
+    pictures: dict[str, str] = {}
+    for figure in (e for section in page.sections for e in section.elements if isinstance(e, Figure) and e.name):
+        own = naming.page_figure(path, figure.name)
+        pictures[figure.name] = own.as_posix()
+        with atomic_path(path.parent / own) as temporary, mpl.rc_context({"pdf.fonttype": 42}):  # text stays text
+            figure.drawn.savefig(
+                temporary, format="pdf", bbox_inches="tight", facecolor="white", metadata={"CreationDate": None}
+            )
+    write_text(path, render_page(page, timestamp=timestamp, pictures=pictures))
+
+
+def render_page(page: Page, *, timestamp: bool = True, pictures: Mapping[str, str] | None = None) -> str:
     """Render a page to HTML text.
 
     Parameters
@@ -208,6 +254,8 @@ def render_page(page: Page, *, timestamp: bool = True) -> str:
         The content.
     timestamp : bool, default True
         Whether the footer says when it was made.
+    pictures : mapping of str to str, optional
+        Name of a figure -> address of its PDF.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -218,7 +266,9 @@ def render_page(page: Page, *, timestamp: bool = True) -> str:
     environment.filters["cell"] = format_cell
     environment.tests["number_like"] = is_number
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC" if timestamp else ""
-    return environment.get_template("page.html").render(page=page, version=__version__, made=made)
+    return environment.get_template("page.html").render(
+        page=page, version=__version__, made=made, pictures=pictures or {}
+    )
 
 
 def escape(text: str) -> str:

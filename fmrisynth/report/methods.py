@@ -22,10 +22,13 @@ _CITATION = re.compile(r"@(\w+)")
 
 _SAMPLERS = {
     "ab2": "the two-step Adams-Bashforth method in the angle of the path [@salimans2022]", "ddpm": "ancestral sampling [@ho2020]",
-    "ddim": "DDIM [@song2021]", "dpmpp2m": "DPM-Solver++ (2M) [@lu2022]", "euler": "the Euler method", "heun": "Heun's method [@karras2022]",
+    "ddim": "DDIM [@song2021]", "dpmpp2m": "DPM-Solver++ (2M) [@lu2022]", "euler": "the Euler method",
+    "heun": "Heun's method [@karras2022]",
 }  # fmt: skip
+_RESPONSES = {"spm": "SPM's", "glover": "Glover's"}
 _OBJECTIVES = {
-    "epsilon": "the noise (DDPM) [@ho2020]", "v": "the velocity v [@salimans2022]", "flow": "the velocity of a straight path (flow matching) [@lipman2023]",
+    "epsilon": "the noise (DDPM) [@ho2020]", "v": "the velocity v [@salimans2022]",
+    "flow": "the velocity of a straight path (flow matching) [@lipman2023]",
 }  # fmt: skip
 
 
@@ -36,7 +39,8 @@ def methods_of(out: Path) -> list[str]:
         return []
     return [
         *paragraphs,
-        f"All steps: fmrisynth {__version__}, after [@seo2025], with PyTorch [@paszke2019] and nilearn [@abraham2014]; data in BIDS [@gorgolewski2016].",
+        f"All steps: fmrisynth {__version__}, after [@seo2025], with PyTorch [@paszke2019] and nilearn "
+        "[@abraham2014]; data in BIDS [@gorgolewski2016].",
     ]
 
 
@@ -90,7 +94,8 @@ def _mapping(path: Path) -> dict[str, Any] | None:
 
 def _simulate(s: Mapping[str, Any]) -> str:
     return (
-        f"Data were simulated: a phantom cohort of task-fMRI with planted responses (tasks {', '.join(s['tasks'])}; seed {s['seed']}), after the tasks of "
+        f"Data were simulated: a phantom cohort of task-fMRI with planted responses (tasks {', '.join(s['tasks'])}; "
+        f"seed {s['seed']}), after the tasks of "
         "the Human Connectome Project [@barch2013]. No human was measured."
     )
 
@@ -104,8 +109,10 @@ def _prepare(s: Mapping[str, Any]) -> str:
         else f"{split['train']:g} / {split['val']:g} / {split['test']:g} training, validation and test"
     )
     return (
-        f"Preprocessed runs (HCP pipelines [@vanessen2013] or fMRIPrep [@esteban2019]) were cut into block windows {where}: {window['n_frames']} frames from "
-        f"{window['delay_s']:g} s after every block onset, intensities scaled to a grand mean of 10,000. Participants were split by hash, {shares}."
+        "Preprocessed runs (HCP pipelines [@vanessen2013] or fMRIPrep [@esteban2019]) were cut into block windows "
+        f"{where}: {window['n_frames']} frames from "
+        f"{window['delay_s']:g} s after every block onset, intensities scaled to a grand mean of 10,000. "
+        f"Participants were split by hash, {shares}."
     )
 
 
@@ -118,7 +125,10 @@ def _tokenize(s: Mapping[str, Any]) -> str:
         if kind == "patch"
         else f"{kind} pooling"
     )
-    return f"Frames were encoded to latents, 4 times smaller along each side, by {how} on intensities with {s['normalisation']} normalisation."
+    return (
+        f"Frames were encoded to latents, 4 times smaller along each side, by {how} on intensities with "
+        f"{s['normalisation']} normalisation."
+    )
 
 
 def _train(s: Mapping[str, Any]) -> str:
@@ -129,8 +139,10 @@ def _train(s: Mapping[str, Any]) -> str:
     )
     optimiser = s["optimiser"]
     return (
-        f"A conditional denoiser, {network}, was trained to predict {_OBJECTIVES[s['objective']['prediction']]} for {s['steps']:,} steps of {s['batch_size']} blocks with "
-        f"AdamW [@loshchilov2019] (learning rate {optimiser['learning_rate']:g}); the condition was dropped in {s['conditioning']['dropout']:.0%} of the instances, weights were averaged."
+        f"A conditional denoiser, {network}, was trained to predict {_OBJECTIVES[s['objective']['prediction']]} for "
+        f"{s['steps']:,} steps of {s['batch_size']} blocks with "
+        f"AdamW [@loshchilov2019] (learning rate {optimiser['learning_rate']:g}); the condition was dropped in "
+        f"{s['conditioning']['dropout']:.0%} of the instances, weights were averaged."
         + (" Latents were whitened." if s.get("whiten") else "")
     )
 
@@ -157,18 +169,21 @@ def _glm(s: Mapping[str, Any]) -> str:
     )
     page = " The group page shows them at a false discovery rate of 0.05 [@benjamini1995]." if s["reports"] else ""
     return (
-        f"General linear models were fitted to {what} with the {s['hrf']} haemodynamic response [@abraham2014]. Group maps are one-sample random-effects t over subjects, as "
+        f"General linear models were fitted to {what} with {_RESPONSES[s['hrf']]} haemodynamic response [@abraham2014]. "
+        "Group maps are one-sample random-effects t over subjects, as "
         f"z (fixed effects where there is one subject).{page}"
     )
 
 
 def _evaluate(s: Mapping[str, Any]) -> str:
     return (
-        "Synthetic and real blocks were compared by correlation of group maps, representational similarity [@kriegeskorte2008], Top-1 identification and further checks, with 95 % "
+        "Synthetic and real blocks were compared by correlation of group maps, representational similarity "
+        "[@kriegeskorte2008], Top-1 identification and further checks, with 95 % "
         "intervals (delete-a-group jackknife) and as many real blocks of other people in the place of the samples."
     )
 
 
 _WRITERS = {
-    "simulate": _simulate, "prepare": _prepare, "tokenize": _tokenize, "train": _train, "sample": _sample, "glm": _glm, "evaluate": _evaluate,
+    "simulate": _simulate, "prepare": _prepare, "tokenize": _tokenize, "train": _train,
+    "sample": _sample, "glm": _glm, "evaluate": _evaluate,
 }  # fmt: skip

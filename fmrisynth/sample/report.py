@@ -8,7 +8,6 @@ Axis legend: T frames; V voxels in the mask; S samples that are drawn as lines.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fmrisynth.bids.atomic import write_text
+from fmrisynth.bids import naming
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.blocks import Block, common_grid, is_finished, read_subject
@@ -28,12 +27,13 @@ from fmrisynth.glm.windows import block_design, common_mask, read_window
 from fmrisynth.models.checkpoint import LoadedDenoiser
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.progress import count
-from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, render_page
+from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, write_page
 from fmrisynth.report.brain import display_range, glass_brains, mosaic
 from fmrisynth.report.figures import matrix_figure
 from fmrisynth.report.html import Card, banner_of
 from fmrisynth.report.style import LINE, SOFT, SYNTHETIC, new_figure, styled
 from fmrisynth.sample.plan import SampleRequest
+from fmrisynth.sample.preview import SMOOTHING_MM
 
 REPORT_NAME = "report.html"
 LINES = 24
@@ -141,7 +141,7 @@ def write_report(
         banner=banner_of(model.card.origin),
     )
     path = out / REPORT_NAME
-    write_text(path, render_page(page, timestamp=False))
+    write_page(path, page, timestamp=False)
     return path
 
 
@@ -214,19 +214,22 @@ def _maps(
             limit = display_range([volume], 99.9)
             figure = glass_brains([(label, volume)], grid, threshold=GLASS_SHARE * limit, limit=limit)
             caption = f"{label}: percent signal change on the glass brain, above half of the colour limit."
-            elements.append(Figure.of(figure, caption))
+            elements.append(Figure.of(figure, caption, name=f"glass-{label}"))
     limits = [display_range([volume]) for _, volume in volumes]
     slices = mosaic(volumes, background, mask_XYZ, grid, threshold=SLICES_SHARE, limits=limits, unit="%",
                     relative_threshold=True)  # fmt: skip
     elements.append(
         Figure.of(
-            slices, "The same effects on axial slices of the reference volume, above a third of each row's limit."
+            slices,
+            "The same effects on axial slices of the reference volume, above a third of each row's limit.",
+            name="slices",
         )
     )
     if len(volumes) > 1:
         names = [s.label for s in summaries]
         figure = matrix_figure([("effect maps", np.corrcoef([s.effect_V for s in summaries]))], names, names)
-        elements.append(Figure.of(figure, "Correlation between the conditions' mean effect maps.", vector=True))
+        elements.append(Figure.of(figure, "Correlation between the conditions' mean effect maps.", vector=True,
+                                  name="correlations"))  # fmt: skip
     return elements
 
 
@@ -271,6 +274,7 @@ def _courses(summaries: Sequence[ConditionSummary]) -> list[Element]:
             f"Thin lines are single samples (up to {drawn} per condition), the thick line is the mean over all samples; "
             "grey is the block, dashed the canonical response that the GLM fits to the mean.",
             vector=True,
+            name="courses",
         ),
     ]
 
@@ -279,12 +283,16 @@ def _samples(out: Path, summaries: Sequence[ConditionSummary], config: SampleCon
     elements: list[Element] = []
     for s in summaries:
         subject = s.blocks[0].subject
-        preview = out / "figures" / f"sub-{subject}_preview.png"
-        if preview.is_file():
-            uri = "data:image/png;base64," + base64.b64encode(preview.read_bytes()).decode("ascii")
-            caption = f"{s.label}: sub-{subject}, percent signal change over time in three slices."
-            elements.append(Figure(uri, caption, max_px=1000))
-    if not elements:
+        preview, timelapse = (out / path for path in naming.subject_pictures(subject))
+        if preview.is_file() and timelapse.is_file():
+            elements.append(Figure.of_file(preview, f"{s.label}: sub-{subject}.", max_px=1000))
+            elements.append(Figure.of_file(timelapse, f"{s.label}: the same sample, frame by frame.", max_px=810))
+    if elements:
+        elements.insert(0, Text(
+            f"One sample of each condition: change since the block began, smoothed by {SMOOTHING_MM:g} mm, cut where this sample's "
+            "own effect is largest, with the course of that region. The place was chosen from the sample, which flatters it."
+        ))  # fmt: skip
+    else:
         elements.append(Text("Previews were not asked for.", note=True))
     elements.append(Text("participants.tsv lists every sample with its condition and seed.", note=True))
     return elements

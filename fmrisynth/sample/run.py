@@ -49,7 +49,8 @@ PARTICIPANTS_COLUMNS = ("participant_id", "condition", "seed", "synthetic")
 
 _README = """Every subject of this dataset is synthetic: made by a generative model, measured on no one.
 One subject is one sample of one task condition (12 frames from the onset of a block), or a person who does whole runs.
-`participants.tsv` says which and the seed; each image's sidecar says which model, sampler and guidance. Intensities are BOLD-like, arbitrary units.
+`participants.tsv` says which and the seed; each image's sidecar says which model, sampler and guidance.
+Intensities are BOLD-like, arbitrary units.
 """
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fmrisynth.bids.atomic import write_json, write_text
+from fmrisynth.bids.atomic import write_json
 from fmrisynth.bids.origin import Origin, read_origin
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.data.blocks import Block, BlockData, read_subject
@@ -56,7 +56,7 @@ def make_report(
     lines = summary_lines(found)
     if tokenizer.info.provenance.get("split", "train") == "all":
         lines.append("The tokenizer was fitted to all blocks of its dataset, so these subjects may not be unseen.")
-    write_text(out / REPORT_HTML, render(found, tokenizer, lines, read_origin(prepared)))
+    write_report(out / REPORT_HTML, found, tokenizer, lines, read_origin(prepared))
     identity = {"sha256": tokenizer.info.sha256, "split": config.report_split, "subjects": list(subjects)}
     write_json(out / METRICS_JSON, {"identity": identity, "lines": lines, "metrics": as_json(found)})
     return lines
@@ -105,11 +105,11 @@ def as_json(found: HeldOut) -> dict[str, Any]:
     return {name: plain(getattr(found, name)) for name in names}
 
 
-def render(found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str], origin: Origin) -> str:
-    """The HTML page."""
+def write_report(path: Path, found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str], origin: Origin) -> None:
+    """Write the HTML page, and its figures as PDF beside it."""
     from fmrisynth.report.brain import mosaic
     from fmrisynth.report.figures import courses_figure, lines_figure
-    from fmrisynth.report.html import Card, Cards, Figure, Page, Section, Table, Text, banner_of, render_page
+    from fmrisynth.report.html import Card, Cards, Figure, Page, Section, Table, Text, banner_of, write_page
 
     info = tokenizer.info
     cards = [
@@ -153,9 +153,9 @@ def render(found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str], origin: O
             Table(columns, rows, "Reconstructions against originals, same window GLM. Noise that the tokenizer leaves out lowers "
                   "r as much as signal would: two noisy maps of split-half r can agree with a noise-free one to about its root."),
             Figure.of(mosaic(maps, info.reference_XYZ, found.mask_XYZ, info.grid, unit="% signal", threshold=0.0),
-                      "Group effects from originals and from reconstructions."),
+                      "Group effects from originals and from reconstructions.", name="maps"),
             Figure.of(courses_figure(panels, info.tr_s), f"Mean time course of the {100 * ACTIVE_SHARE:.0f} % most active voxels.",
-                      vector=True),
+                      vector=True, name="courses"),
         ]),
         Section("Volumes", [
             Table(("measure", "value"), volume_rows),
@@ -163,16 +163,15 @@ def render(found: HeldOut, tokenizer: Tokenizer, lines: Sequence[str], origin: O
                 lines_figure(found.frequency_cmm, {"group effects": found.kept_effects, "single frames": found.kept_frames},
                              xlabel="spatial frequency (cycles / mm)", ylabel="share of power kept", title="What is kept"),
                 "1 - power of the difference / power of the original; below 0 the reconstruction adds more than it keeps.",
-                vector=True),
+                vector=True, name="kept-power"),
         ]),
     ]  # fmt: skip
     facts = [
         ("kind", info.kind), ("normalisation", info.normalisation), ("held-out subjects", str(found.n_subjects)),
         ("blocks", str(found.n_blocks)), ("latents", " x ".join(map(str, info.latent_shape))), ("sha256", info.sha256[:12]),
     ]  # fmt: skip
-    return render_page(
-        Page("Tokenizer report", "What is lost between volumes and latents", sections, facts, banner_of(origin))
-    )
+    page = Page("Tokenizer report", "What is lost between volumes and latents", sections, facts, banner_of(origin))
+    write_page(path, page)
 
 
 def _at(values: np.ndarray | None, index: int) -> float | None:

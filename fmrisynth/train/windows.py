@@ -110,8 +110,10 @@ class TrainingWindows(TrainingLatents):
         return stack_FXYZ * self.brain_XYZ
 
     def told(self, instance: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        """Events in and before the window (S, K), and the frames before it (G, X, Y, Z): zeros at the start of a run, and where the generator
-        withholds them."""
+        """Events in and before the window (S, K), and the frames before it (G, X, Y, Z).
+
+        Zeros stand at the start of a run, and where the generator withholds them.
+        """
         run, first = self.place(instance)
         telling = self.telling
         on_TK = self._occupancy[run].numpy()

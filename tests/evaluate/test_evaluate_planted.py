@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fmrisynth.bids.atomic import write_text
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import read_blocks
 from fmrisynth.data.grid import make_grid
@@ -203,7 +204,9 @@ def test_other_settings_make_again_only_what_depends_on_them(real_cohort, good_s
         return json.loads((tmp_path / "out/metrics.json").read_text()), told
 
     reads: list[str] = []
-    monkeypatch.setattr("fmrisynth.evaluate.page.render_report", lambda *arguments: "")  # the pictures take longest
+    monkeypatch.setattr(
+        "fmrisynth.evaluate.page.write_report", lambda path, *_: write_text(path, "")
+    )  # the pictures take longest
     stream = Parts.stream
     monkeypatch.setattr(Parts, "stream", lambda self, blocks, what: (reads.append(what), stream(self, blocks, what))[1])
     first, told = call()

@@ -87,8 +87,9 @@ SIMULATED = ("corr", "rsa", "gain", "gain_spread", "effect_variance", "smoothnes
 def simulate_coverage(n_simulations: int, seed: int) -> dict[str, float]:
     """Share of 95 % intervals that cover the expectation of a judged number, over simulated studies.
 
-    People differ in their overall response, in a few spatial patterns and in white noise, as real effect maps do, and in the numbers of their
-    blocks; real people have all conditions, synthetic samples one; a third dataset of as many real people sets the ceiling.
+    People differ in their overall response, in a few spatial patterns and in white noise, as real effect maps do, and
+    in the numbers of their blocks; real people have all conditions, synthetic samples one; a third dataset of as many
+    real people sets the ceiling.
     """
     rng = np.random.default_rng(seed)
     k, n_voxels, rank, n_real, n_synthetic = 5, 120, 6, 15, 20

@@ -241,7 +241,10 @@ def test_plan_writes_nothing_and_lists_everything(hcp_tree: Path) -> None:
     assert any(line.split() == ["gambling_loss", "6", "6", "0"] for line in lines)
 
 
-@pytest.mark.skipif(shutil.which("bids-validator-deno") is None and not (Path(sys.executable).parent / "bids-validator-deno").exists(), reason="bids-validator-deno is not installed")  # fmt: skip
+@pytest.mark.skipif(
+    shutil.which("bids-validator-deno") is None and not (Path(sys.executable).parent / "bids-validator-deno").exists(),
+    reason="bids-validator-deno is not installed",
+)
 def test_the_bids_validator_has_no_objection(hcp_tree: Path, raw_tree: Path, tmp_path: Path) -> None:
     validator = shutil.which("bids-validator-deno") or str(Path(sys.executable).parent / "bids-validator-deno")
     prepare_dataset(

@@ -12,9 +12,8 @@ import pytest
 from fmrisynth.cli.main import run
 from tests.evaluate.conftest import Maker, smooth_map
 from tests.prepare.conftest import GAMBLING, MOTOR, make_hcp_run
-from tests.reliability.processes import Starter
+from tests.reliability.processes import Fault, Starter, permissions_hold
 
-COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
 LEVELS = ("participant", "group")
 """Of the BIDS App; the second goes on from the output of the first."""
 LABELS = ("motor_rh", "gambling_loss")
@@ -75,6 +74,7 @@ class World:
             "evaluate": [out, "--real", root / "blocks", "--synthetic", root / "synthetic",
                          "--set", "split_half_repeats=8", "--set", "glass_brain=false",
                          "--set", "baselines=false", "--tokenizer", root / "latents" / "tokenizer"],
+            "check": [root / "blocks", "--checkpoint", root / "model"],
             "participant": [root / "hcp", out, "participant"],
             "group": [root / "hcp", out, "group", "--n", 2],
         }  # fmt: skip
@@ -121,3 +121,11 @@ def start():
     starter = Starter()
     yield starter
     starter.end()
+
+
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Fault:
+    """File permissions that hold."""
+    if not permissions_hold(tmp_path):
+        pytest.skip("the process may not give up root's right to read and write everything")
+    return Fault(unprivileged=True)

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
+WRITERS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
+COMMANDS = (*WRITERS, "check")
+"""The rows: commands that write a folder, and the one that reads two and prints."""
+
 FAULTS = (
     "changed input", "changed setting", "deleted output", "truncated output", "somebody's folder",
     "SIGKILL", "SIGTERM", "SIGINT", "disk full", "read-only output", "corrupt input", "corrupt checkpoint", "clock change",
@@ -14,7 +17,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-def each(fault: str, outcome: str | Mapping[str, str], commands=COMMANDS):
+def each(fault: str, outcome: str | Mapping[str, str], commands=WRITERS):
     """Parametrise a test by command; one outcome for all, or one for each."""
     values = []
     for command in commands:

@@ -18,12 +18,26 @@ from tests.reliability.planted_cases import table
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "reliability.md"
 
+WRITES_NOTHING = "It reads and prints; it writes nothing and keeps nothing between calls."
 NOT_APPLICABLE = {
     ("simulate", "changed input"): "It reads none, but for a table and an atlas of activations where they are given.",
     ("sample", "corrupt input"): "Its only input is the checkpoint.",
     ("simulate", "corrupt checkpoint"): "It reads none.",
     ("prepare", "corrupt checkpoint"): "It reads none.",
     ("glm", "corrupt checkpoint"): "It reads none.",
+    **{
+        ("check", fault): WRITES_NOTHING
+        for fault in (
+            "changed setting",
+            "deleted output",
+            "truncated output",
+            "somebody's folder",
+            "disk full",
+            "read-only output",
+            "clock change",
+            "two processes",
+        )
+    },
 }
 
 INTRODUCTION = """# What happens when things go wrong
@@ -65,13 +79,15 @@ Every command can be stopped at any moment and called again. This page is writte
 CLOSING = """
 ## Random moments, and the death of a machine
 
-`pytest -n 0 -m slow tests/reliability/test_kills.py` stops every command and both levels of the BIDS App with SIGKILL, SIGINT and SIGTERM at
-random moments, at least 108 times in all; at the end every file is the one of an uninterrupted call. `pytest -n 0 -m slow
-tests/reliability/test_durable.py` copies the file system under every command, in the middle and five seconds after its end, without flushing
-it, mounts the copy and calls the command again (it takes root and loop devices). That `fsync` comes in the right order is tested everywhere.
+`pytest -n 0 -m slow tests/reliability/test_kills.py` stops every command and both levels of the BIDS App with SIGKILL, SIGINT and SIGTERM
+at random moments, at least 108 times in all; at the end every file is the one of an uninterrupted call.
+`pytest -n 0 -m slow tests/reliability/test_durable.py` copies the file system under every command, in the middle and five
+seconds after its end, without flushing it, mounts the copy and calls the command again (it takes root and loop devices).
+That `fsync` comes in the right order is tested everywhere.
 
-`pytest -n 0 -m slow tests/reliability/test_environments.py` calls every command as a user without rights, name or home, with umask 077 and `LANG=C`, and with
-warnings as errors; reads events and participants of a million lines; and compares the memory of 20 and of 200 samples.
+`pytest -n 0 -m slow tests/reliability/test_environments.py` calls every command as a user without rights, name or home, with
+umask 077 and `LANG=C`, and with warnings as errors; reads events and participants of a million lines; and compares the
+memory of 20 and of 200 samples.
 
 | slow tests, 28 November 2026, two cores | seen |
 | --- | --- |
@@ -80,7 +96,7 @@ warnings as errors; reads events and participants of a million lines; and compar
 | odd input with a known answer | 41 inputs: the planted effects or the refusal that the table lists |
 | warnings as errors | 7 of 7 commands end with status 0 |
 | user without rights, name or home | 7 of 7 commands, called twice; every file has mode 0600 |
-| a million lines | events: 1,000,000 rows read, found to be as many blocks, and listed by `glm --dry-run`; participants: read by `prepare` |
+| a million lines | events: 1,000,000 rows read, found to be as many blocks, and listed by `glm --dry-run`; people: read by `prepare` |
 | memory of `sample` | the peak with 200 samples is less than 5 % above that with 20 |
 
 ## Files that lie

@@ -24,7 +24,8 @@ TIMEOUT_S = 600.0
 _PRELOAD = [
     "fmrisynth.cli.app", "fmrisynth.prepare.stage", "fmrisynth.simulate.cohort", "fmrisynth.tokenize.stage",
     "fmrisynth.train.denoiser", "fmrisynth.sample.run", "fmrisynth.glm.runs", "fmrisynth.evaluate.page",
-    "torch._dynamo", "torch.distributed.tensor", "nilearn.image", "nilearn.datasets", "nilearn.glm.first_level", "torch.utils.tensorboard", "sklearn.linear_model",
+    "torch._dynamo", "torch.distributed.tensor", "nilearn.image", "nilearn.datasets", "nilearn.glm.first_level",
+    "torch.utils.tensorboard", "sklearn.linear_model",
     "matplotlib.pyplot", "bids.layout",
 ]  # fmt: skip
 _context = multiprocessing.get_context("forkserver")
@@ -47,6 +48,8 @@ class Fault:
         ``time.time`` is off by so much.
     at_rename : int, optional
         It sends `signal` to itself before file number so many gets its final name.
+    at_image : int, optional
+        It sends `signal` to itself as it opens image number so many.
     signal : int
         SIGKILL, if not another one.
     no_flock : bool
@@ -58,6 +61,7 @@ class Fault:
     unprivileged: bool = False
     clock_shift_s: float = 0.0
     at_rename: int | None = None
+    at_image: int | None = None
     signal: int = signal.SIGKILL
     no_flock: bool = False
 
@@ -77,6 +81,8 @@ class Fault:
             fcntl.flock = flock
         if self.at_rename is not None:
             _send_at_rename(self.at_rename, self.signal)
+        if self.at_image is not None:
+            _send_at_image(self.at_image, self.signal)
         if self.max_file_bytes is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_file_bytes, resource.RLIM_INFINITY))
@@ -158,10 +164,11 @@ def _child(arguments: list[str], output: Connection, fault: Fault) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server of forks ignores it
     sys.argv = ["fmrisynth", *arguments]
     import fmrisynth.evaluate.page
+    from fmrisynth.bids.atomic import write_text
     from fmrisynth.cli.main import run
 
     # The pictures cost ten times more than the evaluation; they are drawn in memory and written as one file.
-    fmrisynth.evaluate.page.render_report = lambda *_: "<p>report</p>"
+    fmrisynth.evaluate.page.write_report = lambda path, *_: write_text(path, "<p>report</p>")
     fault.arrange()
     status = run(arguments)
     sys.stdout.flush()
@@ -191,6 +198,16 @@ def _send_at_rename(number: int, what: int) -> None:
         replace(*names, **keywords)
 
     os.replace = fatal
+
+
+def _send_at_image(number: int, what: int) -> None:
+    images = itertools.count()
+
+    def watch(event: str, details: tuple) -> None:
+        if event == "open" and "_bold.nii" in str(details[0]) and next(images) == number:
+            os.kill(os.getpid(), what)
+
+    sys.addaudithook(watch)
 
 
 def drop_file_privileges() -> None:

@@ -10,19 +10,11 @@ import pytest
 
 from tests.reliability.conftest import World, damaged, digests, strays
 from tests.reliability.faults import each
-from tests.reliability.processes import Fault, permissions_hold
+from tests.reliability.processes import Fault
 
 MAX_FILE_BYTES = {"simulate": 20_000, "prepare": 20_000, "tokenize": 8_000, "train": 100_000, "sample": 8_000,
                   "glm": 2_000, "evaluate": 1_000}  # fmt: skip
 """Small files fit, the stage's largest do not."""
-
-
-@pytest.fixture
-def unprivileged(tmp_path: Path) -> Fault:
-    """File permissions that hold."""
-    if not permissions_hold(tmp_path):
-        pytest.skip("the process may not give up root's right to read and write everything")
-    return Fault(unprivileged=True)
 
 
 def refused(done, *words: str) -> None:

@@ -16,7 +16,8 @@ import pytest
 import fmrisynth.evaluate.page
 from fmrisynth.bids.atomic import recording, write_text
 from fmrisynth.cli.main import run
-from tests.reliability.conftest import COMMANDS, digests
+from tests.reliability.conftest import digests
+from tests.reliability.faults import WRITERS
 
 TELLING = ("_scans.tsv", "_latents.tsv", "_design.tsv")
 """Endings of the files by which readers know that others are complete."""
@@ -68,9 +69,9 @@ class Disk:
         return found
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WRITERS)
 def test_files_are_on_the_disk_before_they_count(command, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(fmrisynth.evaluate.page, "render_report", lambda *_: "<p>report</p>")
+    monkeypatch.setattr(fmrisynth.evaluate.page, "write_report", lambda path, *_: write_text(path, "<p>report</p>"))
     out = tmp_path / "out"
     disk = Disk(out, monkeypatch)
     assert run(world.arguments(command, out)) == 0
@@ -126,7 +127,7 @@ def disk(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WRITERS)
 def test_death_of_the_machine(command, world, whole, start, disk):
     """Five seconds after the end, and in the middle: what is left on the disk is gone on with, to the same files."""
     place, crashed = disk

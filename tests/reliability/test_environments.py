@@ -14,7 +14,8 @@ from fmrisynth.bids.events import find_blocks, read_events
 from fmrisynth.bids.sources import read_participants
 from fmrisynth.conditions import Condition, ConditionTable
 from tests.glm.test_glm_runs import make_bids
-from tests.reliability.conftest import COMMANDS, digests
+from tests.reliability.conftest import digests
+from tests.reliability.faults import WRITERS
 
 NOBODY = 65534
 
@@ -39,7 +40,7 @@ def call(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WRITERS)
 def test_nobody_without_a_home_in_the_c_locale(command, world, tmp_path):
     """A user without a name, a home or rights; files of its own only."""
     if os.geteuid() != 0:
@@ -66,7 +67,7 @@ def test_nobody_without_a_home_in_the_c_locale(command, world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WRITERS)
 def test_warnings_as_errors(command, world, tmp_path):
     """Our own code warns of nothing; what libraries say of themselves while they are imported is theirs."""
     ours = tuple(word for kind in ("UserWarning", "RuntimeWarning", "ResourceWarning", "SyntaxWarning", "BytesWarning")

@@ -93,7 +93,8 @@ def test_a_small_file_cannot_claim_a_terabyte(image):
 
 JSON_VALUES = st.sampled_from(
     [None, True, -1, 0, 1, 10**9, 10**30, 1.5, float("nan"), float("inf"), "", "x", "../../x_y", "a/b_c", [], [1], [10**9] * 5, [[]],
-     {}, {"a": 1}, [0.0] * 3, ["motor_rh"], {"condition": []}, {"condition": ["../../../etc_passwd"]}, {"x": ["y"]}, "hybrid", "vqgan", "unet"]
+     {}, {"a": 1}, [0.0] * 3, ["motor_rh"], {"condition": []}, {"condition": ["../../../etc_passwd"]}, {"x": ["y"]},
+     "hybrid", "vqgan", "unet"]
 )  # fmt: skip
 
 

@@ -189,9 +189,11 @@ HOSTILE_YAML = {
     "merge": b"<<: 1", "number as condition": b"conditions: {a_b: 3}", "number as label": b"conditions: {1: {}}",
     "list of lists": b"conditions: {a_b: {trial_types: [1, [2]]}}", "text as list": b"conditions: {a_b: {trial_types: x}}",
     "number as tasks": b"tasks: 3\nconditions: {a_b: {}}", "number as task": b"tasks: {a: 3}\nconditions: {a_b: {}}",
-    "unknown rule": b"tasks: {a: {blocks: no}}\nconditions: {a_b: {}}", "number as names": b"tasks: {a: {mixes_with: 7}}\nconditions: {a_b: {}}",
+    "unknown rule": b"tasks: {a: {blocks: no}}\nconditions: {a_b: {}}",
+    "number as names": b"tasks: {a: {mixes_with: 7}}\nconditions: {a_b: {}}",
     "path as label": b"conditions: {'../x_y': {}}", "bomb": BOMB, "self": b"conditions:\n  b_c: &a {d: *a}", "utf-16": b"\xff\xfe\x00",
-    "nan": b"split: {train: .nan}", "infinite seed": b"seed: .inf", "huge seed": b"seed: 1e400", "many blocks": b"model: {kind: hybrid, bottleneck_blocks: 1000000000}",
+    "nan": b"split: {train: .nan}", "infinite seed": b"seed: .inf", "huge seed": b"seed: 1e400",
+    "many blocks": b"model: {kind: hybrid, bottleneck_blocks: 1000000000}",
     "kind": b"model: {kind: 7}", "list": b"model: [1]", "huge window": b"window: {n_frames: 1e9}", "null byte": b'condition_table: "a\\0b"',
 }  # fmt: skip
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.conftest import COMMANDS, LEVELS, digests, strays
+from tests.reliability.conftest import LEVELS, digests, strays
+from tests.reliability.faults import WRITERS
 
 N_KILLS = 12
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
@@ -30,7 +31,7 @@ def files(root: Path, target: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [*COMMANDS, *LEVELS])
+@pytest.mark.parametrize("target", [*WRITERS, *LEVELS])
 def test_stopped_at_random_moments(target, world, start, tmp_path):
     draw = random.Random(f"moments {target}")
     first, out = tmp_path / "first", tmp_path / "out"  # always in one place: datasets name those they were made from

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fmrisynth.data.grid import MNI_3MM, make_grid
-from fmrisynth.report import Cards, Figure, Page, Section, Table, Text, Verdicts, figures, render_page
+from fmrisynth.report import Cards, Figure, Page, Section, Table, Text, Verdicts, figures, render_page, write_page
 from fmrisynth.report.brain import mosaic, slice_indices
 from fmrisynth.report.html import Card, Verdict, embed, format_cell
 
@@ -100,3 +100,19 @@ def test_slices_of_an_empty_and_a_full_mask():
     found = slice_indices(np.ones(MNI_3MM.shape, bool), 8)
     assert len(found) == 8
     assert 0 < found[0] < found[-1] < 63
+
+
+def test_a_named_figure_is_written_as_pdf_and_linked(tmp_path):
+    drawn = figures.lines_figure(np.arange(3), {"real": np.arange(3.0)}, xlabel="x", ylabel="y", title="t")
+    named = Figure.of(drawn, "Named.", name="a - b")
+    page = Page("t", "s", [Section("One", [named, Figure.of(drawn, "Not named.")])])
+    written = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        write_page(folder / "report.html", page, timestamp=False)
+        (pdf,) = (folder / "figures").iterdir()
+        assert pdf.name == "report_a-b.pdf"
+        assert 'href="figures/report_a-b.pdf"' in (folder / "report.html").read_text()
+        written.append(pdf.read_bytes())
+    assert written[0] == written[1]
+    assert written[0].startswith(b"%PDF-")
+    assert 'href="figures' not in render_page(page, timestamp=False)

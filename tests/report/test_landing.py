@@ -15,6 +15,7 @@ from fmrisynth.cli.main import run
 from fmrisynth.config.load import dump_yaml, load_config
 from fmrisynth.report.landing import write_index
 from fmrisynth.report.methods import citations, methods_of
+from fmrisynth.report.viewer import write_viewer
 from tests.glm.test_glm_stage import GRID, make_dataset
 
 
@@ -38,6 +39,28 @@ def test_the_group_page_shows_what_survives_and_says_what_does_not(maps):
     assert 'class="banner loud"' in page
     (size,) = re.findall(r'<th scope="row">1</th>.*?<td class="num">([\d,]+)</td>\s*</tr>', page, re.S)
     assert int(size.replace(",", "")) == pytest.approx(4 * 4 * 3 * 27, rel=0.25)  # the block that was planted, mm3
+
+
+def test_every_group_map_has_a_viewer_that_loads_nothing(maps):
+    page = (maps / "group.html").read_text()
+    viewers = re.findall(r'href="(group/[^"]*_viewer.html)"', page)
+    assert len(viewers) == 2
+    for name in viewers:
+        viewer = (maps / name).read_text()
+        assert "default-src 'none'" in viewer.partition("</head>")[0]
+        assert not re.search(r'(?:src|href)="(?!data:|\.\./group.html)', viewer.partition("<script>")[0])
+        assert PHANTOM.statement in viewer
+        assert "brainsprite" in viewer
+    assert re.findall(r'href="(figures/[^"]*.pdf)"', page) == ["figures/group_motor-rh.pdf"]
+    assert (maps / "figures" / "group_motor-rh.pdf").read_bytes().startswith(b"%PDF-")
+
+
+def test_a_viewer_has_the_same_bytes_twice(tmp_path):
+    z_XYZ = np.zeros(GRID.shape, np.float32)
+    z_XYZ[5:9, 5:9, 6:9] = 5
+    for name in ("a.html", "b.html"):
+        write_viewer(tmp_path / name, "z", z_XYZ, GRID, threshold=2.0, origin=PHANTOM, back="x.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
 def test_the_landing_page_links_everything_that_is_there(maps):

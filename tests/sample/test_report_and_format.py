@@ -84,11 +84,14 @@ def test_unknown_format(tmp_path, capsys):
 def test_report_is_complete_in_itself_and_says_what_was_asked(packed):
     html = (packed / "report.html").read_text(encoding="utf-8")
     text = re.sub(r'"data:[^"]*"', '""', html)
-    assert not re.search(r'(src|href)="(?!#|"|data:)', text)
-    assert "http" not in text
+    assert not re.search(r'src="(?!"|data:)', text)
+    links = re.findall(r'href="(?!#|"|data:)([^"]*)"', text)
+    assert len(links) == 5  # two glass brains, slices, correlations and courses, for papers
+    assert {(packed / link).read_bytes()[:5] for link in links} == {b"%PDF-"}
+    assert not re.search("https?:", text)
     for words in ("motor_rh", "language_story", "2 of 2", "ab2", "Activation maps", "Time courses", "Provenance"):
         assert words in text
-    assert html.count("data:image/") >= 7  # two glass brains, slices, correlations, courses, two previews
+    assert html.count("data:image/") >= 9  # the same five, two previews, two time-lapses
 
 
 def test_report_numbers_are_those_of_the_glm(packed):

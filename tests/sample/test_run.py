@@ -16,9 +16,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from fmrisynth.cli.main import run
-from fmrisynth.data.blocks import read_blocks
+from fmrisynth.data.blocks import BlockData, read_blocks
+from fmrisynth.data.grid import make_grid
+from fmrisynth.glm.design import window_design
+from fmrisynth.sample.preview import make_scene
 
 FAST = ["--steps", "2", "--seed", "7"]
 
@@ -142,6 +146,45 @@ def test_preview_is_a_picture(four):
     assert len(pictures) == 1
     assert pictures[0].read_bytes().startswith(b"\x89PNG")
     assert pictures[0].stat().st_size > 10_000
+
+
+def test_timelapse_has_a_picture_of_every_frame(four):
+    (path,) = (four / "figures").glob("*_timelapse.gif")
+    with Image.open(path) as moving:
+        assert moving.n_frames == 12
+        frames = []
+        for number in (0, 6):
+            moving.seek(number)
+            frames.append(np.asarray(moving.convert("RGB"), int))
+    assert np.abs(frames[0] - frames[1]).max() > 100
+
+
+def test_pictures_cut_the_brain_where_the_response_is_whichever_way_the_array_runs(rng):
+    """A response in one place; the same brain stored right to left gives the same picture."""
+    drawn = []
+    noise_XYZT = rng.standard_normal((20, 22, 18, 12))
+    for sign in (1, -1):
+        affine = np.diag([3.0 * sign, 3, 3, 1])
+        affine[:3, 3] = (-30 if sign > 0 else 27), -33, -27
+        grid = make_grid((20, 22, 18), affine, "scanner")
+        mask_XYZ = np.zeros(grid.shape, bool)
+        mask_XYZ[2:18, 2:20, 2:16] = True
+        response_T = window_design(0.0, 15.0, 12, 1.44).matrix_TP[:, 0]
+        bold_XYZT = 10_000 + 30 * noise_XYZT
+        bold_XYZT[4:8, 10:14, 6:10] += 300 * response_T
+        reference_XYZ = np.where(mask_XYZ, 10_000.0, 0)
+        data = BlockData(bold_XYZT, reference_XYZ, mask_XYZ)
+        if sign < 0:
+            data = BlockData(bold_XYZT[::-1], reference_XYZ, mask_XYZ[::-1])
+        drawn.append(make_scene(data, grid, 1.44, 0.0, 15.0))
+    assert drawn[0].where == drawn[1].where
+    assert drawn[0].peak == drawn[1].peak
+    assert all(
+        low <= index + 2 < high for index, (low, high) in zip(drawn[0].peak, ((4, 8), (10, 14), (6, 10)), strict=True)
+    )
+    np.testing.assert_allclose(drawn[0].change_XYZT, drawn[1].change_XYZT, atol=1e-4)
+    assert drawn[0].course_T[:2].mean() == pytest.approx(0, abs=0.3)
+    assert drawn[0].course_T[-4:].mean() > 1
 
 
 def test_same_files_when_run_again_elsewhere(four, tmp_path):

@@ -4,9 +4,10 @@ Every 4 x 4 x 4 patch of a volume becomes its C leading components. Two things s
 of the patches:
 
 *What is kept.* Thermal noise is most of the variance of a frame of percent signal change, and it is
-independent between frames. The covariance between *different frames of a block* (neighbours, or the means of
-the even and of the odd frames) therefore holds what lasts, which a task response does, and not the noise. Each position has its own covariance, shrunk towards the one
-shared by all positions (weight `prior_blocks`), so the components follow the cortex.
+independent between frames. The covariance between *different frames of a block* (neighbours, or the means of the even
+and of the odd frames) therefore holds what lasts, which a task response does, and not the noise. Each position has its
+own covariance, shrunk towards the one shared by all positions (weight `prior_blocks`), so the components follow the
+cortex.
 
 *How it is decoded.* A voxel is estimated from the latents of its own cell and of the 26 around it: the
 transpose of the analysis plus a ridge regression of what it leaves. This softens block edges. The regression

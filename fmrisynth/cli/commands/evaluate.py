@@ -1,0 +1,50 @@
+"""``fmrisynth evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmrisynth.cli import options, plans
+from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Overrides, Seed, Verbose, setting
+from fmrisynth.config.evaluate import EvaluateConfig
+
+EXAMPLE = "fmrisynth evaluate report/ --real blocks/ --synthetic synthetic/"
+
+
+def evaluate(
+    out: Out,
+    real: Annotated[Path, typer.Option(help="Block dataset of real (or phantom) blocks, or of runs with --unit run.")],
+    synthetic: Annotated[Path, typer.Option(help="Block dataset of synthetic blocks or runs.")],
+    unit: Annotated[
+        str | None, setting(EvaluateConfig, "unit", help="Compare windows of blocks, or whole runs")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, setting(EvaluateConfig, "tokenizer", help="Tokenizer folder, for the ceiling it sets.")
+    ] = None,
+    truth: Annotated[
+        Path | None, setting(EvaluateConfig, "truth", help="Phantom cohort, to compare with its planted truth.")
+    ] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+) -> int:
+    """Compare synthetic with real: metrics.json, figures and one HTML report."""
+
+    options.set_verbosity(verbose)
+    resolved = options.resolve(
+        EvaluateConfig, "evaluate", file=config, overrides=set_, seed=seed, unit=unit, tokenizer=tokenizer, truth=truth
+    )
+    options.check_in(real, "a block dataset")
+    options.check_in(synthetic, "a block dataset")
+    options.check_out(out)
+    if dry_run:
+        return options.show_plan(resolved, plans.comparison(real, synthetic, resolved))
+    from fmrisynth.evaluate import evaluate_datasets
+
+    return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved, force=force), out)
