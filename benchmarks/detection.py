@@ -2,8 +2,8 @@
 
     python benchmarks/detection.py REAL SYNTHETIC --condition motor_rh docs/figures/detection.png
 
-Both are datasets of whole runs. Voxels whose group effect is significant (one-sample t over people, false discovery rate 5 %), mean over draws of
-people, for the first half of each run and for all of it.
+Both are datasets of whole runs. Voxels whose group effect is significant (one-sample t over people, false discovery rate 5 %),
+mean over draws of people, for the first half of each run and for all of it.
 """
 
 from __future__ import annotations
