@@ -29,7 +29,7 @@ class Origin:
         Measured on people (or not said to be anything else), simulated, or drawn from a trained model.
     name : str
         The dataset's own name.
-    n_subjects, n_blocks : int or None
+    n_subjects, n_blocks, n_runs : int or None
         How much of it a model was trained on.
     trained_on : Origin or None
         Of synthetic data: what the model was trained on; None where its card does not say.
@@ -39,6 +39,7 @@ class Origin:
     name: str = ""
     n_subjects: int | None = None
     n_blocks: int | None = None
+    n_runs: int | None = None
     trained_on: Origin | None = None
 
     @property
@@ -68,7 +69,9 @@ class Origin:
             own = "unknown data" if self.trained_on is None else self.trained_on._as_training_data
             text = f"synthetic data of a model that was trained on {own}"
         amount = [
-            f"{n:,} {what}" for n, what in ((self.n_blocks, "blocks"), (self.n_subjects, "subjects")) if n is not None
+            f"{n:,} {what}"
+            for n, what in ((self.n_blocks, "blocks"), (self.n_runs, "runs"), (self.n_subjects, "subjects"))
+            if n is not None
         ]
         return text + (f" ({' of '.join(amount)})" if amount else "")
 
@@ -80,6 +83,7 @@ class Origin:
         """Plain JSON, without what is not known."""
         content: dict[str, Any] = {
             "Kind": self.kind, "Name": self.name or None, "Subjects": self.n_subjects, "Blocks": self.n_blocks,
+            "Runs": self.n_runs,
             "TrainedOn": self.trained_on.to_json() if self.trained_on is not None else None,
         }  # fmt: skip
         return {key: value for key, value in content.items() if value is not None}
@@ -104,9 +108,9 @@ def parse_origin(content: Any) -> Origin:
     while content is not None:
         if not isinstance(content, dict) or content.get("Kind") not in get_args(Kind) or len(chain) == DEEPEST:
             raise ValueError(f"its {KEY} is not one of {', '.join(get_args(Kind))}, with TrainedOn")
-        numbers = (content.get("Subjects"), content.get("Blocks"))
+        numbers = tuple(content.get(key) for key in ("Subjects", "Blocks", "Runs"))
         if any(n is not None and (type(n) is not int or not 0 <= n < 10**9) for n in numbers):
-            raise ValueError(f"a number of its {KEY} is not one of subjects or blocks")
+            raise ValueError(f"a number of its {KEY} is not one of subjects, blocks or runs")
         chain.append(Origin(content["Kind"], one_line(content.get("Name", ""))[:LONGEST_NAME], *numbers))
         content = content.get("TrainedOn")
     found = chain.pop()

@@ -174,10 +174,12 @@ class DenoiserLearning:
         return -values["loss"] if gain is None else gain
 
     def told(self, values: Mapping[str, Any]) -> str:
-        """The gain from the right label, in words."""
-        share = values["condition_gain_share"]
-        attained = "n/a" if share is None else f"{share:.0%}"
-        return f", gain from the right label {values['condition_gain']:.5f} ({attained} of what is attainable)"
+        """The gain from the right label or events, in words."""
+        share, noisiest = values["condition_gain_share"], values["condition_gain_noisiest"]
+        where = "n/a" if noisiest is None else f"{noisiest:.5f} where there is most noise"
+        attained = where if share is None else f"{share:.0%} of what is attainable"
+        what = "label" if self.config.conditioning.kind == "label" else "events"
+        return f", gain from the right {what} {values['condition_gain']:.5f} ({attained})"
 
     def look(self, run: Run, out: Path, runlog: RunLog | None) -> None:
         """Draw the small fixed grid of samples, if it is time."""
