@@ -68,11 +68,8 @@ class Origin:
         else:
             own = "unknown data" if self.trained_on is None else self.trained_on._as_training_data
             text = f"synthetic data of a model that was trained on {own}"
-        amount = [
-            f"{n:,} {what}"
-            for n, what in ((self.n_blocks, "blocks"), (self.n_runs, "runs"), (self.n_subjects, "subjects"))
-            if n is not None
-        ]
+        counts = ((self.n_blocks, "blocks"), (self.n_runs, "runs"), (self.n_subjects, "subjects"))
+        amount = [f"{n:,} {what}" for n, what in counts if n is not None]
         return text + (f" ({' of '.join(amount)})" if amount else "")
 
     def sampled(self) -> Origin:

@@ -84,10 +84,8 @@ class ModelCard:
         said = self.trained_on.get("origin")
         if not isinstance(said, dict):
             return Origin("synthetic")
-        amount = {
-            "Subjects": self.trained_on.get("n_subjects"),
-            ("Blocks" if self.events is None else "Runs"): self.trained_on.get("n_instances"),
-        }
+        instances = "Blocks" if self.events is None else "Runs"
+        amount = {"Subjects": self.trained_on.get("n_subjects"), instances: self.trained_on.get("n_instances")}
         return parse_origin(said | amount).sampled()
 
     def build(self, brain_XYZ: Tensor | None = None) -> nn.Module:
