@@ -15,8 +15,8 @@ import typer.models
 
 from fmrisynth import __version__
 from fmrisynth.bids.provenance import CODE_URL
+from fmrisynth.cli import LEVELS
 from fmrisynth.cli.commands.bids_app import bids_app
-from fmrisynth.cli.main import LEVELS
 
 IMAGE = f"fmrisynth:{__version__}"
 _NUMBERS = (int, float)

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import fmrisynth
+from fmrisynth.cli import LEVELS
 
 COMMANDS = (*fmrisynth.COMMANDS, "conditions")
-LEVELS = ("participant", "group")
 BIDS_APP = "bids-app"
 LIST_OPTIONS = ("--participant-label", "--session-label", "--task-id", "--tasks")
 """Options that take one or more words, as argparse's ``nargs="+"`` would; underscores are accepted too."""

@@ -22,7 +22,7 @@ from fmrisynth.errors import UsageError
 COMMANDS = typer.main.get_command(app).commands
 WITHOUT_DEFAULT = {
     "config", "set_", "activations", "atlas", "condition_table", "bids_database_dir", "init", "tokenizer",
-    "truth", "condition", "real", "synthetic",
+    "truth", "condition", "real", "synthetic", "events",
 }  # fmt: skip
 """Options that nothing stands in for: a file, or what the user has to say."""
 

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fmrisynth.cli import options, plans
-from fmrisynth.cli.main import LEVELS
+from fmrisynth.cli import LEVELS, options, plans
 from fmrisynth.cli.options import Device, DryRun, Force, Overrides, ParticipantLabels, Seed, Verbose, setting
 from fmrisynth.config.app import AppConfig
 from fmrisynth.config.prepare import PrepareConfig

@@ -37,7 +37,15 @@ def sample(
         ),
     ] = None,
     duration: Annotated[
-        float | None, setting(SampleConfig, "duration_s", "--duration", min=1, help="Length of those runs, s.")
+        float | None,
+        setting(
+            SampleConfig,
+            "duration_s",
+            "--duration",
+            min=1,
+            help="Length of those runs, s.",
+            default="16 s after the last event",
+        ),
     ] = None,
     n: Annotated[
         int | None, setting(SampleConfig, "n", "--n", "-n", min=1, help="Samples per condition; with --events, people.")
