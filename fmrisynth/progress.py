@@ -128,11 +128,15 @@ class Pace:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds to the end; falls between updates."""
+        """Seconds to the end; falls between updates, and rises where one is overdue."""
         if self.total is None or self.rate is None:
             return None
-        since = self._clock() - self._moments[-1][1]
-        return max(0.0, (self.total - self.done) / self.rate - since)
+        (_, first_s, first), (_, last_s, last) = self._moments[0], self._moments[-1]
+        now, remaining = self._clock(), self.total - self.done
+        at_once = (last - first) / (len(self._moments) - 1)  # units that a moment brings
+        if now - last_s <= at_once / self.rate:
+            return max(0.0, remaining / self.rate - (now - last_s))
+        return max(0.0, remaining - at_once) * (now - first_s) / (last - first + at_once)  # as if they came now
 
     @property
     def share(self) -> float:

@@ -35,8 +35,10 @@ def test_steady_work_is_foreseen_however_long_a_unit_takes(unit_s):
         pace.advance(1)
     assert pace.rate == pytest.approx(1 / unit_s, rel=0.1)
     assert pace.left_s == pytest.approx(40 * unit_s, rel=0.1)
-    clock.now += 3
-    assert pace.left_s == pytest.approx(max(0, 40 * unit_s - 3), rel=0.1)
+    clock.now += 0.9 * unit_s
+    assert pace.left_s == pytest.approx(39.1 * unit_s, rel=0.1)
+    clock.now += 10.1 * unit_s  # overdue: eleven units' time went by without one
+    assert pace.left_s > 29 * unit_s  # what a moment brings may come now, the rest not sooner than before
 
 
 def test_units_that_were_there_already_do_not_promise_too_much_for_long():
