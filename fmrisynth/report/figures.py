@@ -196,7 +196,7 @@ def components_figure(
     """First two principal components, coloured three ways: (title, scores_N2, label of each point)."""
     import matplotlib as mpl
 
-    figure = new_figure(3.7 * len(panels), 3.4)
+    figure = new_figure(3.7 * len(panels), 4.3)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, scores, labels) in zip(axes, panels, strict=True):
         names = list(dict.fromkeys(labels))
@@ -209,7 +209,9 @@ def components_figure(
         axis.set_xlabel(f"component 1 ({100 * variance[0]:.0f} % of variance)")
         axis.set_ylabel(f"component 2 ({100 * variance[1]:.0f} %)")
         if len(names) <= max_labels:
-            axis.legend(fontsize=7, markerscale=1.3)
+            axis.legend(
+                fontsize=7, markerscale=1.3, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+            )  # off the points
     return figure
 
 
