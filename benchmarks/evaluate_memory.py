@@ -68,9 +68,9 @@ def main() -> None:
     people = People(int(mask_XYZ.sum()))
     voxels = np.sort(np.random.default_rng(0).permutation(int(mask_XYZ.sum()))[: config.resampling_voxels])
 
-    store, reference = WindowStore(probes), Reference(config.glm)
+    store, reference = WindowStore(), Reference(config.glm)
     for window in reference.watch(people.windows("t", arguments.training, arguments.blocks)):
-        store.add(window)
+        store.add(window.block.subject, window.block.condition, *probes.on_cells(window))
     arrays = reference.arrays(probes)
     patterns = patterns_of(arrays, probes)
 

@@ -101,8 +101,9 @@ class Judge:
         self._galleries: dict[int | None, tuple[Gallery, Gallery] | None] = {}
 
     def __call__(
-        self, other: Summary, conditions: list[str] | None = None, *, whole: bool = True, n_training: int | None = None
-    ) -> Judged:
+        self, other: Summary, conditions: list[str] | None = None, *, whole: bool = True, classifiers: bool = True,
+        n_training: int | None = None,
+    ) -> Judged:  # fmt: skip
         """Judge a dataset.
 
         Parameters
@@ -112,7 +113,9 @@ class Judge:
         conditions : list of str, optional
             If not all of the evaluation's.
         whole : bool
-            With classifiers and the search for duplicates; without them for baselines.
+            With classifiers, utility and the search for duplicates; without them for baselines.
+        classifiers : bool
+            With the classifiers of real against other blocks, which take longest, where `whole`.
         n_training : int, optional
             Copies are looked for among the first so many training windows; all by default. For training people who stand in for samples:
             those of the others.
@@ -125,7 +128,7 @@ class Judge:
         evidence = gather(real.properties, other.properties, peer.properties if peer else None, context)
         found = judge(evidence, names)
         comparison = compare_maps(real.properties, other.properties, names, candidates, self.config.seed)
-        _add_intervals(comparison, evidence)
+        add_intervals(comparison, evidence)
         galleries = self._gallery(n_training)
         audits = {}
         if galleries is not None:
@@ -136,8 +139,9 @@ class Judge:
             }
         found["copies"] = copies_check("copies", audits.get("dynamics"))
         found["copied_anatomy"] = copies_check("copied_anatomy", audits.get("anatomy"))
-        if whole:
+        if whole and classifiers:
             found |= {v.check.key: v for v in classifier_checks(real, other, peer, names)}
+        if whole:
             found["distinct"] = distinct_check(other, galleries[0].reach if galleries else None)
             found["donors"] = donors_check(other, peer)
             found["utility"] = utility_check(real, other, peer, names)
@@ -156,17 +160,18 @@ class Judge:
         return self._galleries[n_training]
 
 
-def _add_intervals(comparison: Comparison, evidence: Evidence) -> None:
-    """95 % intervals of Corr and RSA on Fisher's z scale."""
-    from scipy.special import stdtrit
-
+def add_intervals(comparison: Comparison, evidence: Evidence) -> None:
+    """95 % intervals of Corr and RSA on Fisher's z scale: how they vary between cohorts of as many people and samples."""
     for name, key in (("corr", "corr"), ("rsa_pearson", "rsa")):
-        score, error = comparison.scores[name], evidence.error_of(key)
-        if score.value is None or error is None:
+        score, variance = comparison.scores[name], evidence.variance(key, lambda one: _fisher_z(one.other))
+        if score.value is None or variance is None:
             continue
-        centre = np.arctanh(np.clip(score.value, -0.999999, 0.999999))
-        reach = float(stdtrit(evidence.dof, 0.975)) * error
+        centre, reach = _fisher_z(score.value), evidence.quantile() * float(np.sqrt(variance))
         score.low, score.high = float(np.tanh(centre - reach)), float(np.tanh(centre + reach))
+
+
+def _fisher_z(r: float) -> float:
+    return float(np.arctanh(np.clip(r, -0.999999, 0.999999)))
 
 
 def analyse(cohorts: Cohorts, config: EvaluateConfig, stage: Stage) -> Analysis:

@@ -16,19 +16,23 @@ from fmrisynth.glm.map_scores import pearson
 
 
 def roi_courses(properties: Properties, condition: str, region: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean and SEM over subjects of one region's course in one condition, and the number of subjects.
+    """Mean and SEM over subjects of one region's course in one condition, and the number of subjects; kept, as two checks ask for them.
 
     Blocks of one subject are averaged first: they are not independent. One subject has no SEM (NaN).
     """
-    rows = properties.rows
-    chosen = rows.conditions_N == condition
-    _, person = np.unique(rows.people_N[chosen], return_inverse=True)
-    n = int(person.max(initial=-1)) + 1
-    courses = np.zeros((n, rows.courses_NRT.shape[2]))
-    np.add.at(courses, person, rows.courses_NRT[chosen, region])
-    courses /= np.bincount(person)[:, None]
-    sem = courses.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(courses.shape[1], np.nan)
-    return courses.mean(axis=0), sem, n
+
+    def compute() -> tuple[np.ndarray, np.ndarray, int]:
+        rows = properties.rows
+        chosen = rows.conditions_N == condition
+        _, person = np.unique(rows.people_N[chosen], return_inverse=True)
+        n = int(person.max(initial=-1)) + 1
+        courses = np.zeros((n, rows.courses_NRT.shape[2]))
+        np.add.at(courses, person, rows.courses_NRT[chosen, region])
+        courses /= np.bincount(person)[:, None]
+        sem = courses.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(courses.shape[1], np.nan)
+        return courses.mean(axis=0), sem, n
+
+    return properties.once(("course", condition, region), compute)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.special import stdtrit
 
 from fmrisynth.evaluate.checks import BY_KEY, Verdict
 from fmrisynth.evaluate.jackknife import MIN_SUBJECTS
@@ -127,8 +128,8 @@ def _held_out_scores(kind: str, x_ND: np.ndarray, y: np.ndarray, people: np.ndar
     return cross_val_predict(model, x_ND, y, groups=people, cv=folds, method="predict_proba")[:, 1]
 
 
-def _auc_of(scores: np.ndarray, y: np.ndarray, people: np.ndarray) -> tuple[float, float]:
-    """AUC and its standard error, by leaving out whole people of either side (structural components, DeLong et al. 1988, per person)."""
+def auc_of(scores: np.ndarray, y: np.ndarray, people: np.ndarray) -> tuple[float, float]:
+    """AUC and the reach of its 95 % interval, by leaving out whole people of either side (structural components, DeLong et al. 1988, per person)."""
     from scipy.stats import rankdata
 
     positive, negative = scores[y == 1], scores[y == 0]
@@ -137,25 +138,26 @@ def _auc_of(scores: np.ndarray, y: np.ndarray, people: np.ndarray) -> tuple[floa
     above = (ranks[:m] - rankdata(positive)) / n
     below = 1 - (ranks[m:] - rankdata(negative)) / m
     auc = float(above.mean())
-    variance = 0.0
+    variance, fewest = 0.0, len(scores)
     for values, own in ((above, people[y == 1]), (below, people[y == 0])):
         _, code = np.unique(own, return_inverse=True)
         g = int(code.max()) + 1
+        fewest = min(fewest, g)
         sums = np.bincount(code, values - auc)
         variance += g / max(g - 1, 1) * float(np.square(sums).sum()) / len(values) ** 2
-    return auc, float(np.sqrt(variance))
+    return auc, float(stdtrit(max(fewest - 1, 1), 0.975) * np.sqrt(variance))
 
 
 @lru_cache(maxsize=4)  # the control is the same for every dataset that is judged
 def held_out_auc(kind: str, real: Summary, other: Summary, conditions: tuple[str, ...]) -> tuple[float, float] | None:
-    """AUC of a classifier of real against other blocks and its standard error; None for too few people."""
+    """AUC of a classifier of real against other blocks and the reach of its interval; None for too few people."""
     a, b = _balanced(real, other, conditions)
     if min(len(set(a.people)), len(set(b.people))) < N_FOLDS:
         return None
     people = np.concatenate([np.char.add("real ", a.people.astype(str)), np.char.add("other ", b.people.astype(str))])
     y = np.repeat([0, 1], [len(a.people), len(b.people)])
     x = _features(kind, np.concatenate([a.windows_ND, b.windows_ND]), real.properties.rows.response_NT.shape[1])
-    return _auc_of(_held_out_scores(kind, x, y, people), y, people)
+    return auc_of(_held_out_scores(kind, x, y, people), y, people)
 
 
 def classifier_checks(real: Summary, other: Summary, peer: Summary | None, conditions: list[str]) -> list[Verdict]:
@@ -170,7 +172,7 @@ def classifier_checks(real: Summary, other: Summary, peer: Summary | None, condi
             verdicts.append(Verdict(check, "unclear", note=note))
             continue
         value = max(0.0, found[0] - 0.5) - max(0.0, control[0] - 0.5)
-        reach = 1.959964 * float(np.hypot(found[1], control[1]))
+        reach = float(np.hypot(found[1], control[1]))
         answer = check.answer(value - reach, value + reach)
         verdicts.append(Verdict(check, answer, control[0], found[0], value, value - reach, value + reach))
     return verdicts

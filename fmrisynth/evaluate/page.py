@@ -321,8 +321,8 @@ def _checks(analysis: Analysis) -> list[Element]:
     elements: list[Element] = [Table(columns, rows, caption=caption)]
     names = analysis.cohorts.conditions
     table = [
-        [v.check.title, *(f"{v.per_condition[c][0]:.2f}" + ("" if v.per_condition[c][1] == "pass" else f" ({ANSWERS[v.per_condition[c][1]]})") for c in names)]
-        for v in analysis.own.verdicts if v.per_condition
+        [v.check.title, *(f"{value:.2f}" + ("" if answer == "pass" else f" ({ANSWERS[answer]})") for value, answer in v.parts.values())]
+        for v in analysis.own.verdicts if list(v.parts) == names
     ]  # fmt: skip
     if table:
         elements.append(

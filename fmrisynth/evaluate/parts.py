@@ -150,16 +150,16 @@ class Parts:
 
     def _read_training(self, halves: list[list[int]], chosen: dict[str, set[int]]) -> None:
         train = self.cohorts.train
-        store, reference = WindowStore(self.probes), Reference(self.config.glm)
+        store, reference = WindowStore(), Reference(self.config.glm)
         windows = self.stream([train[i] for i in chain(*halves)], "training blocks")
         arrays: dict[str, np.ndarray] = {}
         for half, key in zip(halves, ("peer", "control"), strict=True):
             keep = self.summariser(as_samples=True)
             own = islice(windows, len(half))
             for index, window in zip(half, reference.watch(own) if key == "peer" else own, strict=True):
-                store.add(window)
+                store.add(window.block.subject, window.block.condition, *self.probes.on_cells(window))
                 if index in chosen[key]:
-                    keep.add(window)
+                    keep.add(keep.measure(window))
             if chosen[key]:
                 keep.finish().save(self.path(key))
             if key == "peer":

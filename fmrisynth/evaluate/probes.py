@@ -13,6 +13,7 @@ from scipy import sparse
 from fmrisynth.data.grid import Grid
 from fmrisynth.evaluate.response import mirror_index
 from fmrisynth.evaluate.rois import Roi
+from fmrisynth.glm.windows import Window
 
 CELL_VOXELS = 4
 """Cells have the size of a latent voxel of a 4x tokenizer: the space of the privacy audit and the classifiers."""
@@ -59,6 +60,12 @@ def neighbour_pairs(mask_XYZ: np.ndarray, seed: int = 0) -> list[tuple[np.ndarra
     return pairs
 
 
+def log_anatomy(reference_C: np.ndarray) -> np.ndarray:
+    """Log reference volume on cells, mean removed, float32."""
+    log_C = np.log(np.maximum(reference_C, 1e-6))
+    return (log_C - log_C.mean()).astype(np.float32)
+
+
 @dataclass
 class Probes:
     """The fixed projections that every window goes through; `pairs` of neighbours are indices into the voxels `near_U`."""
@@ -94,3 +101,7 @@ class Probes:
         courses = self._every @ np.ascontiguousarray(percent_TV.T)
         cells, parcels, regions = np.split(courses, np.cumsum([self.cells.shape[0], self.parcels.shape[0]]))
         return cells, parcels, regions
+
+    def on_cells(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Mean courses (C, T) and log reference volume (C,) of a window on cells."""
+        return self.cells @ np.ascontiguousarray(window.percent_TV.T), log_anatomy(self.cells @ window.reference_V)

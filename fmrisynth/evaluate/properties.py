@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fmrisynth.evaluate.probes import Probes
+from fmrisynth.evaluate.probes import Probes, log_anatomy
 from fmrisynth.evaluate.response import Pattern
 from fmrisynth.glm.design import Design
 from fmrisynth.glm.group import RANDOM_EFFECTS, SINGLE_SUBJECT
@@ -80,20 +80,14 @@ def _fisher_correlation(series_PT: np.ndarray) -> np.ndarray:
     return np.arctanh(r)
 
 
-def log_anatomy(reference_C: np.ndarray) -> np.ndarray:
-    """Log reference volume on cells, mean removed, float32."""
-    log_C = np.log(np.maximum(reference_C, 1e-6))
-    return (log_C - log_C.mean()).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class BlockRows:
     """The numbers that every block leaves; see `Properties`."""
 
     people_N: np.ndarray
     conditions_N: np.ndarray
-    phase_encodings_N: np.ndarray
     group_N: np.ndarray
+    phase_encodings_N: np.ndarray
     courses_NRT: np.ndarray
     autocorrelation_NL: np.ndarray
     spectrum_NF: np.ndarray
@@ -152,7 +146,7 @@ class Properties:
     Attributes
     ----------
     rows : BlockRows
-        Per block: person, condition, phase encoding and group; mean courses of regions (%); autocorrelation, spectrum, smoothness (mm); mean
+        Per block: person, condition, group and phase encoding; mean courses of regions (%); autocorrelation, spectrum, smoothness (mm); mean
         residual variance (%²); log reference volume, log block-mean volume and effect on cells; course of the condition's pattern, gain along it and
         along its left-right odd part, both in multiples of the reference people's response; place of the response (mm from the reference
         peak); the effect map at S voxels (empty where it is not kept).
@@ -186,13 +180,15 @@ class Properties:
         """How many groups of people can be left out."""
         return len(self.parts)
 
-    def leave_one_group_out(self) -> Iterator[Properties]:
-        """The properties without each group of people in turn, at the voxels of the resampling."""
-        whole = self.at_resampled
-        for index, part in enumerate(self.parts):
-            kept = self.rows.only(self.rows.group_N != index)
-            memo = self.once(("without", index), Memo)
-            yield Properties(kept, whole.sums.without(part), [], whole.voxels_S, whole.n_voxels, memo)
+    def without(self, groups: Sequence[int], n_groups: int) -> Properties:
+        """The properties without some of `n_groups` groups of people, at the voxels of the resampling."""
+        whole, gone = self.at_resampled, [i for i in range(self.n_groups) if i % n_groups in groups]
+        sums = whole.sums
+        for index in gone:
+            sums = sums.without(self.parts[index])
+        kept = self.rows.only(~np.isin(self.rows.group_N, gone))
+        memo = self.once(("without", n_groups, *groups), Memo)
+        return Properties(kept, sums, [], whole.voxels_S, whole.n_voxels, memo)
 
     @cached_property
     def at_resampled(self) -> Properties:
@@ -264,9 +260,12 @@ class Properties:
 
     def effect_variance(self, condition: str) -> np.ndarray | None:
         """Variance over people of the effect of one block, (V,); None for fewer than two."""
-        kind = self._of_one_block(condition)
-        n = float(self.sums.get((kind, condition, "n"), np.zeros(())))
-        return None if n < 2 else self.group(condition, kind).variance.astype(np.float64) * n
+        n = self.n_blocks_apart(condition)
+        return None if n < 2 else self.group(condition, self._of_one_block(condition)).variance.astype(np.float64) * n
+
+    def n_blocks_apart(self, condition: str) -> int:
+        """How many blocks of a condition there are that do not share their person."""
+        return int(self.sums.get((self._of_one_block(condition), condition, "n"), np.zeros(())))
 
     def _of_one_block(self, condition: str) -> str:
         """Whose moments are those of one block of each person: where people have one block each, their own."""
@@ -274,11 +273,25 @@ class Properties:
 
     def overlap(self, condition: str) -> float:
         """Mean Dice overlap of the active voxels of two people's blocks (maps of equal area); NaN for fewer than two."""
-        n = float(self.sums.get((self._of_one_block(condition), condition, "n"), np.zeros(())))
+        n = self.n_blocks_apart(condition)
         if n < 2:
             return float("nan")
         count_V = self.sums["active", condition]
         return float((count_V * (count_V - 1)).sum() / ((n - 1) * count_V.sum()))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one window leaves: the numbers of its row, what goes into sums, and its mean courses and log reference volume on cells."""
+
+    subject: str
+    condition: str
+    numbers: tuple[Any, ...]
+    estimate: Estimate
+    residual_variance_V: np.ndarray
+    connectivity_PP: np.ndarray
+    cells_CT: np.ndarray
+    anatomy_C: np.ndarray
 
 
 class PropertyAccumulator:
@@ -317,38 +330,22 @@ class PropertyAccumulator:
         self._pending: dict[str, list[Estimate]] = {}
         self._rng = np.random.default_rng(0)
 
-    def add(self, window: Window, design: Design, estimate: Estimate) -> np.ndarray:
-        """Add a window, with its design and the block's effect; returns its mean courses on cells, (C, T)."""
+    def measure(self, window: Window, design: Design, estimate: Estimate) -> Measured:
+        """What a window leaves, by its design and the block's effect."""
         block, percent, probes, effect_V = window.block, window.percent_TV, self._probes, estimate.effect
-        if block.subject != self._current:
-            self._close_person()
-            self._current = block.subject
-        if block.subject not in self._group_of:
-            self._group_of[block.subject] = self._dealt[block.condition] % self._n_groups
-            self._dealt[block.condition] += 1
-        group = self._group_of[block.subject]
-        while self._n_groups > 1 and group >= len(self._parts):
-            self._parts.append(Sums())
         n_frames = len(percent)
         remainder_TT = np.eye(n_frames) - design.matrix_TP @ design.pinv_PT
         residual_TU = remainder_TT.astype(np.float32) @ np.take(percent, probes.near_U, axis=1)
         residual_variance = estimate.variance.astype(np.float64) / design.covariance_PP[0, 0]
         cells_CT, parcels_PT, courses_RT = probes.project(percent)
-        fisher = _fisher_correlation(parcels_PT @ remainder_TT)
         centring_TT = np.eye(n_frames) - 1 / n_frames
         gram_TT = centring_TT @ (percent @ percent.T).astype(np.float64) @ centring_TT
-        for sums, at in self._targets(group):
-            sums.accumulate(("blocks",), 1.0)
-            sums.accumulate(("residual variance",), residual_variance[at])
-            sums.accumulate(("connectivity",), fisher)
-        self._pending.setdefault(block.condition, []).append(estimate)
-        cells_C = probes.cells @ window.reference_V
-        anatomy_C = log_anatomy(cells_C)
+        anatomy_C = log_anatomy(probes.cells @ window.reference_V)
         change_C = np.log1p(np.maximum(cells_CT.mean(axis=1), -99.0) / 100.0).astype(np.float32)
         pattern = self._patterns.get(block.condition)
         nothing = np.float32(np.nan)
-        self._rows.append((
-            block.subject, block.condition, block.attributes.get("phase_encoding") or "", group,
+        numbers = (
+            block.attributes.get("phase_encoding") or "",
             courses_RT,
             autocorrelation(gram_TT, min(N_LAGS, n_frames - 1)),
             power_spectrum(gram_TT, percent.shape[1]),
@@ -360,8 +357,29 @@ class PropertyAccumulator:
             nothing if pattern is None or pattern.odd_weights_V is None else effect_V @ pattern.odd_weights_V,
             np.full(3, nothing) if pattern is None else pattern.place_mm(effect_V),
             effect_V[self._voxels].astype(np.float16) if self._keep_effects else np.zeros(0, np.float16),
-        ))  # fmt: skip
-        return cells_CT
+        )  # fmt: skip
+        connectivity_PP = _fisher_correlation(parcels_PT @ remainder_TT)
+        return Measured(
+            block.subject, block.condition, numbers, estimate, residual_variance, connectivity_PP, cells_CT, anatomy_C
+        )
+
+    def add(self, one: Measured) -> None:
+        """Add what `measure` found."""
+        if one.subject != self._current:
+            self._close_person()
+            self._current = one.subject
+        if one.subject not in self._group_of:
+            self._group_of[one.subject] = self._dealt[one.condition] % self._n_groups
+            self._dealt[one.condition] += 1
+        group = self._group_of[one.subject]
+        while self._n_groups > 1 and group >= len(self._parts):
+            self._parts.append(Sums())
+        for sums, at in self._targets(group):
+            sums.accumulate(("blocks",), 1.0)
+            sums.accumulate(("residual variance",), one.residual_variance_V[at])
+            sums.accumulate(("connectivity",), one.connectivity_PP)
+        self._pending.setdefault(one.condition, []).append(one.estimate)
+        self._rows.append((one.subject, one.condition, group, *one.numbers))
 
     def _targets(self, group: int) -> Iterator[tuple[Sums, np.ndarray | slice]]:
         yield self._sums, slice(None)

@@ -18,7 +18,7 @@ import numpy as np
 from fmrisynth.bids.atomic import atomic_path
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.evaluate.probes import Probes
-from fmrisynth.evaluate.properties import N_GROUPS, BlockRows, Properties, PropertyAccumulator, Sums, log_anatomy
+from fmrisynth.evaluate.properties import N_GROUPS, BlockRows, Measured, Properties, PropertyAccumulator, Sums
 from fmrisynth.evaluate.response import Pattern, make_pattern
 from fmrisynth.evaluate.rois import positions_mm
 from fmrisynth.glm.effects import fit_one
@@ -28,32 +28,27 @@ from fmrisynth.glm.windows import Window, block_design
 class WindowStore:
     """Windows on cells (percent signal change averaged over cells, float16), in a temporary file that ends with the object."""
 
-    def __init__(self, probes: Probes) -> None:
-        self._probes, self._width = probes, 0
+    def __init__(self) -> None:
+        self._width = 0
         self._file = TemporaryFile()  # noqa: SIM115 (lives as long as the array that maps it)
-        self.people: list[str] = []
-        self.conditions: list[str] = []
-        self.anatomy: list[np.ndarray] = []
+        self._people: list[str] = []
+        self._conditions: list[str] = []
+        self._anatomy: list[np.ndarray] = []
 
-    def add(self, window: Window, cells_CT: np.ndarray | None = None) -> None:
-        """Append a window, whose courses on cells may be known."""
-        if cells_CT is None:
-            cells_CT = self._probes.cells @ np.ascontiguousarray(window.percent_TV.T)
+    def add(self, person: str, condition: str, cells_CT: np.ndarray, anatomy_C: np.ndarray) -> None:
+        """Append a window (see `Probes.on_cells`)."""
         row = cells_CT.T.reshape(-1).astype(np.float16)
         self._file.write(row.tobytes())
         self._width = row.size
-        self.anatomy.append(log_anatomy(self._probes.cells @ window.reference_V))
-        self.people.append(window.block.subject)
-        self.conditions.append(window.block.condition)
-
-    def windows_NCT(self) -> np.ndarray:
-        """All windows, (N, C * T), mapped from disk."""
-        self._file.flush()
-        return np.memmap(self._file, np.float16, "r", shape=(len(self.people), self._width))
+        self._anatomy.append(anatomy_C)
+        self._people.append(person)
+        self._conditions.append(condition)
 
     def blocks(self) -> Blocks:
-        """Everything that was added."""
-        return Blocks(self.windows_NCT(), np.stack(self.anatomy), np.array(self.people), np.array(self.conditions))
+        """Everything that was added; windows are mapped from disk."""
+        self._file.flush()
+        windows_NCT = np.memmap(self._file, np.float16, "r", shape=(len(self._people), self._width))
+        return Blocks(windows_NCT, np.stack(self._anatomy), np.array(self._people), np.array(self._conditions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,25 +146,29 @@ class Summariser:
         self, probes: Probes, config: GlmConfig, voxels_S: np.ndarray, patterns: dict[str, Pattern] | None = None, *,
         n_groups: int = N_GROUPS, as_samples: bool = False, keep_effects: bool = True,
     ) -> None:  # fmt: skip
-        self._config, self._store = config, WindowStore(probes)
+        self._config, self._store = config, WindowStore()
         self._keep = PropertyAccumulator(
             probes, patterns or {}, voxels_S, n_groups=n_groups, as_samples=as_samples, keep_effects=keep_effects
         )
 
-    def add(self, window: Window) -> None:
-        """Add a window; they must come subject by subject."""
-        cells_CT = self._keep.add(window, block_design(window.block, self._config), fit_one(window, self._config))
-        self._store.add(window, cells_CT)
+    def measure(self, window: Window) -> Measured:
+        """What a window leaves."""
+        return self._keep.measure(window, block_design(window.block, self._config), fit_one(window, self._config))
+
+    def add(self, one: Measured) -> None:
+        """Add what `measure` found; windows must come subject by subject."""
+        self._keep.add(one)
+        self._store.add(one.subject, one.condition, one.cells_CT, one.anatomy_C)
 
     def finish(self) -> Summary:
         """The summary of all windows."""
-        return Summary(self._keep.finish(), self._store.windows_NCT())
+        return Summary(self._keep.finish(), self._store.blocks().windows_NCT)
 
 
 def summarise(windows: Iterable[Window], summariser: Summariser) -> Summary:
     """Reduce a stream of windows in percent signal change, inside the probes' mask."""
     for window in windows:
-        summariser.add(window)
+        summariser.add(summariser.measure(window))
     return summariser.finish()
 
 

@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from fmrisynth.evaluate.checks import BY_KEY, Verdict
 from fmrisynth.evaluate.distinguish import in_turn
@@ -91,20 +92,26 @@ def utility_check(real: Summary, other: Summary, peer: Summary | None, condition
         for classifier in CLASSIFIERS.values():
             right[row] += (classifier(train_x, train_y, x) == y) / len(CLASSIFIERS)
     chance = 1 / len(conditions)
-    names, code = np.unique(people, return_inverse=True)
     own, best = right.mean(axis=1)
     if best - chance <= 0.05:
         return Verdict(check, "unclear", best, own, note="Real blocks teach the classifiers nothing either.")
+    value, reach = share_of_skill(right, people, chance)
+    note = f"Chance {chance:.2f}; mean of {' and '.join(CLASSIFIERS)}."
+    low, high = value - reach, value + reach
+    return Verdict(check, check.answer(low, high), float(best), float(own), value, low, high, note=note)
+
+
+def share_of_skill(right_2N: np.ndarray, people: np.ndarray, chance: float) -> tuple[float, float]:
+    """Accuracy above chance in the first row as a share of that in the second, and the reach of its 95 % interval over people."""
+    names, code = np.unique(people, return_inverse=True)
 
     def share(kept: np.ndarray) -> float:
-        a, b = right[:, kept].mean(axis=1) - chance
-        return float(a / b)
+        own, best = right_2N[:, kept].mean(axis=1) - chance
+        return float(own / best)
 
     left_out = np.array([share(code != index) for index in range(len(names))])
-    value = float((own - chance) / (best - chance))
-    reach = 1.959964 * float(np.sqrt((len(names) - 1) * left_out.var()))
-    note = f"Chance {chance:.2f}; mean of {' and '.join(CLASSIFIERS)}."
-    return Verdict(check, check.answer(value - reach, value + reach), float(best), float(own), value, value - reach, value + reach, note=note)  # fmt: skip
+    variance = (len(names) - 1) * float(left_out.var())
+    return share(code >= 0), float(stdtrit(len(names) - 1, 0.975) * np.sqrt(variance))
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Population:
         keep = PropertyAccumulator(self.probes, {}, np.arange(int(self.probes.mask_XYZ.sum())), n_groups=n_groups)
         for windows in subjects:
             for window in windows:
-                keep.add(window, DESIGN, effect_of(window))
+                keep.add(keep.measure(window, DESIGN, effect_of(window)))
         return keep.finish()
 
     def cohort(self, rng: np.random.Generator, n: int, n_blocks: int = 1, **differences: float) -> Properties:
@@ -83,7 +83,8 @@ def test_leaving_out_a_group_is_computing_again_without_it(population, rng):
     subjects = [population.subject(rng, f"s{k}", 2) for k in range(9)]
     whole = population.properties(subjects, n_groups=4)
     assert whole.n_groups == 4
-    for group, part in enumerate(whole.leave_one_group_out()):
+    for group in range(4):
+        part = whole.without((group,), 4)
         again = population.properties([own for k, own in enumerate(subjects) if k % 4 != group])
         assert set(part.rows.people_N) == set(again.rows.people_N)
         for name in ("courses_NRT", "autocorrelation_NL", "spectrum_NF", "fwhm_mm_N", "block_variance_N"):
@@ -127,8 +128,10 @@ def test_no_group_holds_a_condition_alone(population, rng, order):
     keep = PropertyAccumulator(population.probes, {}, np.arange(10))
     for condition, number in numbers:
         block = SimpleNamespace(subject=f"s{condition}-{number}", condition=f"task_{condition}", attributes={})
-        keep.add(replace(window, block=block), DESIGN, effect_of(window))
-    for part in keep.finish().leave_one_group_out():
+        keep.add(keep.measure(replace(window, block=block), DESIGN, effect_of(window)))
+    whole = keep.finish()
+    for group in range(whole.n_groups):
+        part = whole.without((group, (group + 1) % whole.n_groups), whole.n_groups)
         assert len(set(part.rows.conditions_N)) == 20
 
 
