@@ -33,11 +33,10 @@ from fmrisynth.evaluate.analysis import Judge
 from fmrisynth.evaluate.checks import CHECKS, Answer, Context
 from fmrisynth.evaluate.distinguish import in_turn
 from fmrisynth.evaluate.probes import Probes
-from fmrisynth.evaluate.properties import Measured
 from fmrisynth.evaluate.response import Timing, mirror_index
 from fmrisynth.evaluate.rois import peak_rois
 from fmrisynth.evaluate.scoring import wilson_interval
-from fmrisynth.evaluate.summary import Blocks, Reference, Summariser, Summary, patterns_of
+from fmrisynth.evaluate.summary import Blocks, Measured, Reference, Summariser, Summary, patterns_of
 from fmrisynth.glm.windows import Window, common_mask, iterate_windows, smooth_inside
 from fmrisynth.progress import track
 

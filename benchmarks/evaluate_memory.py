@@ -25,7 +25,7 @@ from fmrisynth.evaluate.checks import Context
 from fmrisynth.evaluate.probes import Probes
 from fmrisynth.evaluate.response import Timing
 from fmrisynth.evaluate.rois import read_spheres
-from fmrisynth.evaluate.summary import Reference, Summariser, WindowStore, patterns_of, summarise
+from fmrisynth.evaluate.summary import Reference, Summariser, WindowStore, patterns_of
 from fmrisynth.glm.windows import Window
 
 CONDITIONS = (
@@ -75,9 +75,8 @@ def main() -> None:
     patterns = patterns_of(arrays, probes)
 
     def summary(name: str, n_people: int, n_blocks: int, **options: bool):
-        return summarise(
-            people.windows(name, n_people, n_blocks), Summariser(probes, config.glm, voxels, patterns, **options)
-        )
+        keep = Summariser(probes, config.glm, voxels, patterns, **options)
+        return keep.take(people.windows(name, n_people, n_blocks))
 
     real = summary("r", arguments.test, arguments.blocks, keep_effects=False)
     peer, synthetic = (summary(name, arguments.samples, 1, as_samples=True) for name in ("p", "s"))

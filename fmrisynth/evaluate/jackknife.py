@@ -14,7 +14,7 @@ Axis legend: G groups of people, K conditions (or one pooled value).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -90,66 +90,56 @@ def gather(
 ) -> Evidence:
     """Measure a dataset, with and without groups of people.
 
-    Parameters
-    ----------
-    real, other : Properties
-        Real people to compare with, and the samples (or what stands in their place).
-    peer : Properties or None
-        As many blocks of other real people as there are samples: what can be reached.
-    context : Context
-    n_groups : int, optional
-        At most so many groups; by default as many as the dataset with fewest can be dealt to.
+    `real` are people to compare with, `other` the samples (or what stands in their place), `peer` as many blocks of other real people: what can
+    be reached. At most `n_groups` groups; by default as many as the dataset with fewest can be dealt to.
     """
-    ceiling = (
-        peer if peer is not None and peer.n_groups >= MIN_SUBJECTS else None
-    )  # fewer say nothing of how sure it is
-    g = min(n_groups or N_GROUPS, *(p.n_groups for p in (real, other, ceiling) if p is not None))
-    fewest = min(p.fewest(context.conditions) if g >= MIN_SUBJECTS else 0 for p in (real, other))
+    few = peer is None or peer.n_groups < MIN_SUBJECTS  # too few to say how sure the ceiling is
+    datasets = (real, other, None if few else peer)
+    g = min(n_groups or N_GROUPS, *(p.n_groups for p in datasets if p is not None))
+    fewest = min(p.fewest(context.conditions) for p in (real, other))
 
     def without(*groups: int) -> Values:
-        return measure(*(None if p is None else p.without(groups, g) for p in (real, other, ceiling)), context)
+        return measure(*(None if p is None else p.without(groups, g) for p in datasets), context)
 
-    enough = fewest >= MIN_SUBJECTS
+    enough = min(fewest, g) >= MIN_SUBJECTS
     left_out = [without(i) for i in range(g)] if enough else []
     pairs = [without(i, (i + 1) % g) for i in range(g)] if enough else []
     return Evidence(measure(real, other, peer, context), left_out, pairs, fewest)
 
 
-def judge(evidence: Evidence, conditions: Sequence[str]) -> dict[str, Verdict]:
+def judge(evidence: Evidence) -> dict[str, Verdict]:
     """The verdicts of all statistics."""
-    return {check.key: _verdict(check, evidence, conditions) for check in STATISTICS}
+    return {check.key: _verdict(check, evidence) for check in STATISTICS}
 
 
-def _verdict(check: Check, evidence: Evidence, conditions: Sequence[str]) -> Verdict:
+def _verdict(check: Check, evidence: Evidence) -> Verdict:
     found = evidence.whole[check.key]
     if found is None:
-        return Verdict(
-            check, "unclear", note="Not measured: the data lack what it needs, or real people do not reproduce it."
-        )
+        note = "Not measured: the data lack what it needs, or real people do not reproduce it."
+        return Verdict(check, "unclear", note=note)
     real, other = (float(v) if np.isfinite(v) else None for v in (found.real, found.other))
     value = float(found.values_K.mean())
     if not np.isfinite(value):
-        if real is not None and other is None:
+        if real is not None and other is None and evidence.left_out:
             return Verdict(check, "fail", real, None, note="The samples lack this property altogether.")
         return Verdict(check, "unclear", real, other, note="Could not be measured.")
     pooled = evidence.variance(check.key, lambda one: one.values_K.mean())
     if pooled is None:
         note = f"No interval: it needs {MIN_SUBJECTS} people and samples in each condition, the fewest are {evidence.fewest}."
-        if evidence.fewest >= MIN_SUBJECTS:
-            note = "No interval: not measurable without some group of people."
+        if evidence.left_out:
+            note = f"No interval: not measurable without some group of people, or fewer than {MIN_SUBJECTS} people set the ceiling."
         return Verdict(check, "unclear", real, other, check.shown(value), note=note)
-    reach = evidence.quantile() * float(np.sqrt(pooled))
-    answer = check.answer(value - reach, value + reach)
-    parts = {}
+    verdict = Verdict.of(check, real, other, value, evidence.quantile() * float(np.sqrt(pooled)))
     each_K = evidence.variance(check.key, lambda one: one.values_K)
-    if found.names and each_K is not None:
-        reach_K = evidence.quantile(0.025 / len(found.names)) * np.sqrt(each_K)  # Bonferroni
-        for name, one, own in zip(found.names, found.values_K, reach_K, strict=True):
-            parts[name] = (check.shown(float(one)), check.answer(one - own, one + own))
-        if any(own == "fail" for _, own in parts.values()):
-            answer = "fail"
-    low, high = (check.shown(value + side * reach) for side in (-1, 1))
-    return Verdict(check, answer, real, other, check.shown(value), low, high, parts)
+    if not found.names or each_K is None:
+        return verdict
+    reach_K = evidence.quantile(0.025 / len(found.names)) * np.sqrt(each_K)  # Bonferroni
+    parts = {
+        name: (check.shown(float(one)), check.answer(one - own, one + own))
+        for name, one, own in zip(found.names, found.values_K, reach_K, strict=True)
+    }
+    failed = any(answer == "fail" for _, answer in parts.values())
+    return replace(verdict, parts=parts, answer="fail" if failed else verdict.answer)
 
 
 def standings(own: Evidence, rival: Evidence) -> dict[str, Standing | None]:

@@ -8,20 +8,15 @@ Axis legend: N blocks, G groups of subjects, T frames, V voxels, S voxels of the
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 
-from fmrisynth.evaluate.probes import Probes, log_anatomy
-from fmrisynth.evaluate.response import Pattern
-from fmrisynth.glm.design import Design
 from fmrisynth.glm.group import RANDOM_EFFECTS, SINGLE_SUBJECT
 from fmrisynth.glm.statistics import Estimate, t_to_z
-from fmrisynth.glm.windows import Window
 
 R = TypeVar("R")
 
@@ -71,7 +66,8 @@ def power_spectrum(gram_TT: np.ndarray, n_voxels: int) -> np.ndarray:
     return np.einsum("ft,ts,fs->f", fourier_FT, gram_TT, fourier_FT.conj()).real / n_voxels / len(gram_TT)
 
 
-def _fisher_correlation(series_PT: np.ndarray) -> np.ndarray:
+def fisher_correlation(series_PT: np.ndarray) -> np.ndarray:
+    """Correlations of all pairs of courses on Fisher's z scale, diagonal 0."""
     centred = series_PT - series_PT.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(centred).sum(axis=1, keepdims=True))
     unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
@@ -130,6 +126,18 @@ class Sums(dict[tuple[str, ...], np.ndarray]):
         effect = effect_V.astype(np.float64)
         for name, value in (("n", 1.0), ("sum", effect), ("square", effect**2)):
             self.accumulate((kind, condition, name), value)
+
+    def group(self, condition: str, kind: str = "people") -> Estimate:
+        """Random effects over people, or the fixed effects of the only one."""
+        n = float(self[kind, condition, "n"])
+        mean = self[kind, condition, "sum"] / n
+        if n < 2:
+            variance, dof = self["fixed", condition, "variance"], self["fixed", condition, "dof"]
+            return Estimate(mean.astype(np.float32), variance.astype(np.float32), float(dof))
+        variance = np.maximum(self[kind, condition, "square"] - n * mean**2, 0.0) / (n - 1) / n
+        # A spread at the level of float32 rounding is no spread: the people are copies of each other.
+        variance[variance <= (np.finfo(np.float32).eps * np.abs(mean)) ** 2] = 0.0
+        return Estimate(mean.astype(np.float32), variance.astype(np.float32), n - 1)
 
 
 class Memo(dict[Any, Any]):
@@ -222,18 +230,8 @@ class Properties:
         return min(len(set(self.rows.people_N[self.rows.conditions_N == c])) for c in conditions)
 
     def group(self, condition: str, kind: str = "people") -> Estimate:
-        """Random effects over people, or the fixed effects of the only one."""
-        n = float(self.sums[kind, condition, "n"])
-        mean = self.sums[kind, condition, "sum"] / n
-        if n < 2:
-            return Estimate(
-                mean.astype(np.float32), self.sums["fixed", condition, "variance"].astype(np.float32),
-                float(self.sums["fixed", condition, "dof"]),
-            )  # fmt: skip
-        variance = np.maximum(self.sums[kind, condition, "square"] - n * mean**2, 0.0) / (n - 1) / n
-        # A spread at the level of float32 rounding is no spread: the people are copies of each other.
-        variance[variance <= (np.finfo(np.float32).eps * np.abs(mean)) ** 2] = 0.0
-        return Estimate(mean.astype(np.float32), variance.astype(np.float32), n - 1)
+        """Group map of a condition."""
+        return self.sums.group(condition, kind)
 
     def model(self, condition: str) -> str:
         """The model behind `group`."""
@@ -278,139 +276,3 @@ class Properties:
             return float("nan")
         count_V = self.sums["active", condition]
         return float((count_V * (count_V - 1)).sum() / ((n - 1) * count_V.sum()))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one window leaves: the numbers of its row, what goes into sums, and its mean courses and log reference volume on cells."""
-
-    subject: str
-    condition: str
-    numbers: tuple[Any, ...]
-    estimate: Estimate
-    residual_variance_V: np.ndarray
-    connectivity_PP: np.ndarray
-    cells_CT: np.ndarray
-    anatomy_C: np.ndarray
-
-
-class PropertyAccumulator:
-    """Measures windows one at a time, which must come person by person.
-
-    Parameters
-    ----------
-    probes : Probes
-    patterns : mapping of str to Pattern
-        Where and how strongly each condition answers in other people; empty for none.
-    voxels_S : int array
-        Voxels of the resampling.
-    n_groups : int, default 20
-        The k-th person to come with a condition first is dealt to group ``k % n_groups``, so that no group holds a condition alone
-        in whatever order samples come; 1 for no groups.
-    as_samples : bool
-        Every block is a sample of its own in group maps, as a generator's are; groups stay groups of people.
-    keep_effects : bool
-        Keep every block's effect at `voxels_S` (float16).
-    """
-
-    def __init__(
-        self, probes: Probes, patterns: dict[str, Pattern], voxels_S: np.ndarray, *, n_groups: int = N_GROUPS,
-        as_samples: bool = False, keep_effects: bool = False,
-    ) -> None:  # fmt: skip
-        self._probes, self._patterns, self._voxels = probes, patterns, voxels_S
-        self._as_samples, self._keep_effects = as_samples, keep_effects
-        self._n_voxels = int(probes.mask_XYZ.sum())
-        self._sums, self._parts = Sums(), [] if n_groups == 1 else [Sums()]
-        self._n_groups = n_groups
-        self._group_of: dict[str, int] = {}
-        self._dealt: Counter[str] = Counter()
-        self._rows: list[tuple] = []
-        self._current: str | None = None
-        self._several = False
-        self._pending: dict[str, list[Estimate]] = {}
-        self._rng = np.random.default_rng(0)
-
-    def measure(self, window: Window, design: Design, estimate: Estimate) -> Measured:
-        """What a window leaves, by its design and the block's effect."""
-        block, percent, probes, effect_V = window.block, window.percent_TV, self._probes, estimate.effect
-        n_frames = len(percent)
-        remainder_TT = np.eye(n_frames) - design.matrix_TP @ design.pinv_PT
-        residual_TU = remainder_TT.astype(np.float32) @ np.take(percent, probes.near_U, axis=1)
-        residual_variance = estimate.variance.astype(np.float64) / design.covariance_PP[0, 0]
-        cells_CT, parcels_PT, courses_RT = probes.project(percent)
-        centring_TT = np.eye(n_frames) - 1 / n_frames
-        gram_TT = centring_TT @ (percent @ percent.T).astype(np.float64) @ centring_TT
-        anatomy_C = log_anatomy(probes.cells @ window.reference_V)
-        change_C = np.log1p(np.maximum(cells_CT.mean(axis=1), -99.0) / 100.0).astype(np.float32)
-        pattern = self._patterns.get(block.condition)
-        nothing = np.float32(np.nan)
-        numbers = (
-            block.attributes.get("phase_encoding") or "",
-            courses_RT,
-            autocorrelation(gram_TT, min(N_LAGS, n_frames - 1)),
-            power_spectrum(gram_TT, percent.shape[1]),
-            smoothness_fwhm_mm(residual_TU, probes.pairs, probes.grid.voxel_mm),
-            float(residual_variance.mean()),
-            anatomy_C, anatomy_C + change_C, (cells_CT @ design.pinv_PT[0]).astype(np.float32),
-            np.full(n_frames, nothing) if pattern is None else percent @ pattern.weights_V,
-            nothing if pattern is None else effect_V @ pattern.weights_V,
-            nothing if pattern is None or pattern.odd_weights_V is None else effect_V @ pattern.odd_weights_V,
-            np.full(3, nothing) if pattern is None else pattern.place_mm(effect_V),
-            effect_V[self._voxels].astype(np.float16) if self._keep_effects else np.zeros(0, np.float16),
-        )  # fmt: skip
-        connectivity_PP = _fisher_correlation(parcels_PT @ remainder_TT)
-        return Measured(
-            block.subject, block.condition, numbers, estimate, residual_variance, connectivity_PP, cells_CT, anatomy_C
-        )
-
-    def add(self, one: Measured) -> None:
-        """Add what `measure` found."""
-        if one.subject != self._current:
-            self._close_person()
-            self._current = one.subject
-        if one.subject not in self._group_of:
-            self._group_of[one.subject] = self._dealt[one.condition] % self._n_groups
-            self._dealt[one.condition] += 1
-        group = self._group_of[one.subject]
-        while self._n_groups > 1 and group >= len(self._parts):
-            self._parts.append(Sums())
-        for sums, at in self._targets(group):
-            sums.accumulate(("blocks",), 1.0)
-            sums.accumulate(("residual variance",), one.residual_variance_V[at])
-            sums.accumulate(("connectivity",), one.connectivity_PP)
-        self._pending.setdefault(one.condition, []).append(one.estimate)
-        self._rows.append((one.subject, one.condition, group, *one.numbers))
-
-    def _targets(self, group: int) -> Iterator[tuple[Sums, np.ndarray | slice]]:
-        yield self._sums, slice(None)
-        if self._n_groups > 1:
-            yield self._parts[group], self._voxels
-
-    def _close_person(self) -> None:
-        for condition, estimates in self._pending.items():
-            people = [[e] for e in estimates] if self._as_samples else [estimates]
-            self._several |= len(people[0]) > 1
-            for own in people:
-                mean_V = np.asarray(np.mean([e.effect for e in own], axis=0, dtype=np.float64))
-                single_V = own[int(self._rng.integers(len(own)))].effect
-                n_active = max(1, round(ACTIVE_SHARE * len(single_V)))
-                active_V = np.zeros(len(single_V), bool)
-                active_V[np.argpartition(single_V, -n_active)[-n_active:]] = True
-                for sums, at in self._targets(self._group_of[str(self._current)]):
-                    sums.people("people", condition, mean_V[at])
-                    sums.people("single", condition, single_V[at])
-                    sums.accumulate(("active", condition), active_V[at].astype(np.float64))
-                variance_V = np.sum([e.variance for e in own], axis=0, dtype=np.float64) / len(own) ** 2
-                self._sums.accumulate(("fixed", condition, "variance"), variance_V)
-                self._sums.accumulate(("fixed", condition, "dof"), float(sum(e.dof for e in own)))
-        self._pending = {}
-
-    def finish(self) -> Properties:
-        """The properties of all windows."""
-        self._close_person()
-        if not self._several:
-            for sums in (self._sums, *self._parts):
-                for key in [key for key in sums if key[0] == "single"]:
-                    del sums[key]
-        rows = BlockRows(*(np.array(column) for column in zip(*self._rows, strict=True)))
-        return Properties(rows, self._sums, self._parts, self._voxels, self._n_voxels)

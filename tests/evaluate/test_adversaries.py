@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import Block
 from fmrisynth.glm.windows import Window
 from tests.evaluate.conftest import CONDITIONS, GRID, Maker, brain_mask, smooth_map

@@ -210,8 +210,8 @@ def test_classifier_learns_and_ignores_dead_features(rng):
     x[:, 5] = 0.0
     order = rng.permutation(90)
     train, test = order[:60], order[60:]
-    assert np.mean(classify(x[train], y[train], x[test]) == y[test]) > 0.7
-    assert np.mean(classify(x[train], rng.permutation(y[train]), x[test]) == y[test]) < 0.65
+    assert np.mean(classify("ridge", x[train], y[train], x[test]) == y[test]) > 0.7
+    assert np.mean(classify("ridge", x[train], rng.permutation(y[train]), x[test]) == y[test]) < 0.65
 
 
 def test_json_has_no_nan():

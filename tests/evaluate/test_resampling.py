@@ -11,7 +11,7 @@ from fmrisynth.evaluate.checks import Context
 from fmrisynth.evaluate.distinguish import auc_of
 from fmrisynth.evaluate.jackknife import gather, jackknife_variance, judge
 from fmrisynth.evaluate.properties import BlockRows, Properties, Sums
-from fmrisynth.evaluate.scoring import Comparison, Score, map_scores, noise_free_ceiling, wilson_interval
+from fmrisynth.evaluate.scoring import Comparison, Maps, Score, map_scores, noise_free_ceiling, wilson_interval
 from fmrisynth.evaluate.utility import share_of_skill
 from fmrisynth.glm.statistics import random_effects
 
@@ -142,7 +142,7 @@ def simulate_coverage(n_simulations: int, seed: int) -> dict[str, float]:
     for _ in range(n_simulations):
         peer, synthetic = study(n_synthetic, several=False), study(n_synthetic, several=False, shift=0.5)
         evidence = gather(study(n_real, several=True), synthetic, peer, context)
-        verdicts = judge(evidence, names)
+        verdicts = judge(evidence)
         for key in SIMULATED:
             if verdicts[key].low is None:  # a ceiling too low to be judged
                 continue
@@ -150,7 +150,12 @@ def simulate_coverage(n_simulations: int, seed: int) -> dict[str, float]:
             values[key].append(float(scale(verdicts[key].value)))
             intervals[key].append((float(scale(verdicts[key].low)), float(scale(verdicts[key].high))))
         for key in ("corr", "rsa"):
-            score = Comparison({"corr": Score(1, 1, ""), "rsa_pearson": Score(1, 1, "")}, {}, np.zeros(0), "z")
+            score = Comparison(
+                {"corr": Score(1, 1, ""), "rsa_pearson": Score(1, 1, "")},
+                {},
+                np.zeros(0),
+                Maps(np.zeros(0), np.zeros(0), "z", []),
+            )
             name = "rsa_pearson" if key == "rsa" else key
             score.scores[name].value = evidence.whole[key].other
             add_intervals(score, evidence)
