@@ -70,8 +70,10 @@ def utility_check(real: Summary, other: Summary, peer: Summary | None, condition
     """
     check = BY_KEY["utility"]
     x, y, people = _blocks(real, conditions)
-    if len(conditions) < 2 or peer is None or len(set(people)) < MIN_SUBJECTS:
-        return Verdict(check, "unclear", note="It needs two conditions, training people and five test people.")
+    fewest = min(p.properties.fewest(conditions) if p is not None else 0 for p in (real, other, peer))
+    if len(conditions) < 2 or fewest < MIN_SUBJECTS:
+        note = f"It needs two conditions, and {MIN_SUBJECTS} test people, training people and samples in each."
+        return Verdict(check, "unclear", note=note)
     right = np.zeros((2, len(y)))
     for row, source in enumerate((other, peer)):
         train_x, train_y, _ = _blocks(source, conditions)
