@@ -161,8 +161,8 @@ class Verdict:
     ) -> Verdict:
         """The answer that a judged value with its interval gives."""
         low, high = value - reach, value + reach
-        shown = [check.shown(v) for v in (value, low, high)]
-        return cls(check, check.answer(low, high), real, other, *shown, note=note)
+        ends = check.shown(low), check.shown(high)
+        return cls(check, check.answer(low, high), real, other, check.shown(value), *ends, note=note)
 
     @property
     def detail(self) -> str:

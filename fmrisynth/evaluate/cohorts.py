@@ -103,7 +103,12 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
     lost = [label for label in wanted if label not in known_real]
     if lost:
         notes.append(f"No real blocks of {', '.join(lost)}: these synthetic blocks were left out.")
-    candidates = conditions + [label for label in known_real if label not in conditions]
+    people = {label: len({block.subject for block in real if block.condition == label}) for label in known_real}
+    least = min(3, *(people[label] for label in conditions))
+    rare = [label for label in known_real if label not in conditions and people[label] < least]
+    if rare:
+        notes.append(f"Real conditions with fewer than {least} subjects are no candidates of Top-1: {', '.join(rare)}.")
+    candidates = conditions + [label for label in known_real if label not in (*conditions, *rare)]
     if len(candidates) > len(conditions):
         notes.append(
             f"{len(candidates) - len(conditions)} real conditions were not synthesised ({', '.join(candidates[len(conditions) :])}); they "

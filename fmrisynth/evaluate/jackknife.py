@@ -94,12 +94,13 @@ def gather(
     be reached. At most `n_groups` groups; by default as many as the dataset with fewest can be dealt to.
     """
     few = peer is None or peer.n_groups < MIN_SUBJECTS  # too few to say how sure the ceiling is
-    datasets = (real, other, None if few else peer)
-    g = min(n_groups or N_GROUPS, *(p.n_groups for p in datasets if p is not None))
+    ceiling = None if few else peer
+    g = min(n_groups or N_GROUPS, *(p.n_groups for p in (real, other, ceiling) if p is not None))
     fewest = min(p.fewest(context.conditions) for p in (real, other))
 
     def without(*groups: int) -> Values:
-        return measure(*(None if p is None else p.without(groups, g) for p in datasets), context)
+        best = None if ceiling is None else ceiling.without(groups, g)
+        return measure(real.without(groups, g), other.without(groups, g), best, context)
 
     enough = min(fewest, g) >= MIN_SUBJECTS
     left_out = [without(i) for i in range(g)] if enough else []

@@ -130,7 +130,7 @@ class Sums(dict[tuple[str, ...], np.ndarray]):
     def group(self, condition: str, kind: str = "people") -> Estimate:
         """Random effects over people, or the fixed effects of the only one."""
         n = float(self[kind, condition, "n"])
-        mean = self[kind, condition, "sum"] / n
+        mean = self[kind, condition, "sum"] / (n or np.nan)  # nobody is left: NaN
         if n < 2:
             variance, dof = self["fixed", condition, "variance"], self["fixed", condition, "dof"]
             return Estimate(mean.astype(np.float32), variance.astype(np.float32), float(dof))

@@ -97,11 +97,11 @@ def shared_maps(real: Properties, other: Properties, conditions: Sequence[str], 
         *zip([f"{c} (real)" for c in candidates], maps.real_LV, strict=True),
     ]
     lacking = ", ".join(name for name, z in named if np.isfinite(z).mean() < MIN_FINITE)
-    effects = [np.stack([p.group(c).effect for c in names]) for p, names in ((real, candidates), (other, conditions))]
+    real_LV, other_KV = (np.stack([p.group(c).effect for c in n]) for p, n in ((real, candidates), (other, conditions)))
     note = (
         f"No between-subject variance in {lacking}: z does not exist there, so maps of effects were compared instead."
     )
-    return Maps(*effects, "effect", [note])
+    return Maps(real_LV, other_KV, "effect", [note])
 
 
 def map_scores(real: Properties, other: Properties, conditions: Sequence[str], candidates: Sequence[str]) -> Scores:

@@ -70,8 +70,11 @@ def utility_check(real: Summary, other: Summary, peer: Summary | None, condition
     """
     check = BY_KEY["utility"]
     x, y, people = _blocks(real, conditions)
-    fewest = min(p.properties.fewest(conditions) if p is not None else 0 for p in (real, other, peer))
-    if len(conditions) < 2 or fewest < MIN_SUBJECTS:
+    if (
+        peer is None
+        or len(conditions) < 2
+        or min(p.properties.fewest(conditions) for p in (real, other, peer)) < MIN_SUBJECTS
+    ):
         note = f"It needs two conditions, and {MIN_SUBJECTS} test people, training people and samples in each."
         return Verdict(check, "unclear", note=note)
     right = np.zeros((2, len(y)))

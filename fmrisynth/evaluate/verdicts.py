@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmrisynth.evaluate import checks
@@ -77,7 +78,7 @@ def _against_baselines(analysis: Analysis) -> list[Judgement]:
     ]
 
 
-def _won(standings: list[str | None]) -> Answer:
+def _won(standings: Sequence[str | None]) -> Answer:
     """A pass is a win against every rival beyond chance; a fail is a defeat by any."""
     if "nearer" in standings:
         return "fail"

@@ -165,6 +165,6 @@ def test_coverage(population):
         found = Counter(verdict[key] for verdict in compared)
         answers = Counter(verdict.answer for verdict in column)
         print(f"{key}: {100 * covered:.0f} % of intervals hold the expectation, {dict(found)}, {dict(answers)}")
-        assert covered >= 0.88  # 95 % in 60 studies: below 88 % once in 50
-        assert found["even"] >= 54
+        assert covered >= 0.85  # 95 % in 60 studies: below 85 % once in 1,350
+        assert found["even"] >= 51
         assert answers["fail"] <= 5

@@ -38,6 +38,15 @@ def properties_of(effects: dict[str, np.ndarray], n_groups: int = 20, **numbers:
     return Properties(rows, sums, parts, np.arange(n_voxels), n_voxels)
 
 
+SIMULATED = ("corr", "rsa", "gain", "gain_spread", "effect_variance", "smoothness", "autocorrelation", "spectrum")
+"""Checks of each kind: shares of scores of maps; ratios of means, spreads, variances of maps and powers; and a difference."""
+
+
+@pytest.fixture
+def only_simulated(monkeypatch):
+    monkeypatch.setattr(jackknife, "STATISTICS", tuple(c for c in jackknife.STATISTICS if c.key in SIMULATED))
+
+
 def test_sums_give_the_random_effects_map(rng):
     effects = (rng.standard_normal((12, 300)) + 0.7).astype(np.float32)
     found = properties_of({"a": effects})
@@ -61,6 +70,22 @@ def test_halves_are_disjoint_groups_of_people(rng):
     assert set(first.rows.people_N) | set(second.rows.people_N) == set(np.arange(9).astype(str))
     np.testing.assert_allclose(first.z("a"), random_effects(effects[chosen]).z, atol=1e-5)
     np.testing.assert_allclose(second.z("a"), random_effects(effects[~chosen]).z, atol=1e-5)
+
+
+def test_a_candidate_of_one_person_takes_the_interval_and_not_its_truth(rng, only_simulated):
+    """Without the only person of a condition there is no map to choose from: no interval, where a correlation of 0 would make a wide one."""
+    truth = rng.standard_normal((3, 200))
+    maps = {c: {k: (truth[int(k)] + rng.standard_normal((n, 200))).astype(np.float32) for k, n in own.items()}
+            for c, own in {"real": {"0": 8, "1": 8, "2": 1}, "other": {"0": 8, "1": 8}}.items()}  # fmt: skip
+
+    def variance(candidates: list[str]) -> np.ndarray | None:
+        real, other = properties_of(maps["real"]), properties_of(maps["other"])
+        real.sums["fixed", "2", "variance"], real.sums["fixed", "2", "dof"] = np.ones(200), np.array(10.0)
+        evidence = gather(real, other, other, Context(["0", "1"], candidates, []))
+        return evidence.variance("corr", lambda one: one.other)
+
+    assert variance(["0", "1", "2"]) is None
+    assert variance(["0", "1"]) < 0.01
 
 
 def test_halves_of_noise_do_not_correlate(rng):
@@ -101,10 +126,6 @@ def test_jackknife_variance_of_sums_and_products():
     np.testing.assert_allclose(found, x[..., 0].var(axis=1) / (n - 1), rtol=1e-6)
     found, plain, _ = estimates(lambda mean: mean[:, 0] * mean[:, 1])
     assert 1.0 < found.mean() * n**2 < 1.6 < plain.mean() * n**2  # the variance of the product is 1 / n^2
-
-
-SIMULATED = ("corr", "rsa", "gain", "gain_spread", "effect_variance", "smoothness", "autocorrelation", "spectrum")
-"""Checks of each kind: shares of scores of maps; ratios of means, spreads, variances of maps and powers; and a difference."""
 
 
 def simulate_coverage(n_simulations: int, seed: int) -> dict[str, float]:
@@ -164,11 +185,6 @@ def simulate_coverage(n_simulations: int, seed: int) -> dict[str, float]:
     return {
         key: float(np.mean([low <= np.mean(values[key]) <= high for low, high in intervals[key]])) for key in values
     }
-
-
-@pytest.fixture
-def only_simulated(monkeypatch):
-    monkeypatch.setattr(jackknife, "STATISTICS", tuple(c for c in jackknife.STATISTICS if c.key in SIMULATED))
 
 
 def test_intervals_cover_roughly(only_simulated):
