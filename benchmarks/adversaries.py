@@ -3,13 +3,14 @@
     python benchmarks/adversaries.py BLOCKS... [--deals 20] [--subjects 20] [--samples 50] [--out FILE.json]
     python benchmarks/adversaries.py --simulate 80 --seed 2028 ...
 
-BLOCKS are block datasets of real people (or of a phantom, which `--simulate` makes first, in a temporary folder). A quarter of the people are the
-reference, whose patterns and regions tell responses. The others are dealt anew each time: so many are compared with, half of the rest set the
-ceiling and, with the reference, are the training cohort; the blocks of the last part are turned into what a bad generator would write. Every
-adversary goes through the checks of `evaluate`, and so do the untouched blocks, which should pass. A table cell is the number of deals in which
-the check failed. Blocks are read and measured once for each adversary; a deal only adds up. So deals share people, and intervals of shares of
-deals are too narrow to the degree that they do. Windows are averaged over cubes of `--coarsen` voxels, which keeps what is tested here and
-costs an eighth. The two classifiers, most of the cost, look at every `--classifiers-every`-th deal.
+BLOCKS are block datasets of real people (or of a phantom, which `--simulate` makes first, in a temporary folder). A
+quarter of the people are the reference, whose patterns and regions tell responses. The others are dealt anew each time:
+so many are compared with, half of the rest set the ceiling and, with the reference, are the training cohort; the blocks
+of the last part are turned into what a bad generator would write. Every adversary goes through the checks of `evaluate`,
+and so do the untouched blocks, which should pass. A table cell is the number of deals in which the check failed. Blocks
+are read and measured once for each adversary; a deal only adds up. So deals share people, and intervals of shares of
+deals are too narrow to the degree that they do. Windows are averaged over cubes of `--coarsen` voxels, which keeps what
+is tested here and costs an eighth. The two classifiers, most of the cost, look at every `--classifiers-every`-th deal.
 """
 
 from __future__ import annotations

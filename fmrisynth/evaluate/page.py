@@ -20,7 +20,7 @@ from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, show
 from fmrisynth.glm.map_scores import map_correlations
 from fmrisynth.glm.maps import to_volume
 from fmrisynth.progress import count
-from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts, render_page
+from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts, write_page
 from fmrisynth.report import figures as draw
 from fmrisynth.report.brain import glass_brains, mosaic
 from fmrisynth.report.html import Card, Status, Verdict, banner_of
@@ -32,10 +32,10 @@ STATUS: dict[str, Status] = {"fail": "fail", "unclear": "warn", "pass": "pass", 
 """Of each answer, in the order of the summary."""
 
 
-def render_report(
-    analysis: Analysis, lines: list[Judgement], config: EvaluateConfig, real: Path, synthetic: Path
-) -> str:
-    """The whole report as HTML text."""
+def write_report(
+    path: Path, analysis: Analysis, lines: list[Judgement], config: EvaluateConfig, real: Path, synthetic: Path
+) -> None:
+    """Write the report, and its figures as PDF beside it."""
     cohorts = analysis.cohorts
     n_real = len({block.subject for block in cohorts.real})
     n_synthetic = len({block.subject for block in cohorts.synthetic})
@@ -67,7 +67,7 @@ def render_report(
         ),
         sections=[section for section in sections if section.elements],
     )
-    return render_page(page)
+    write_page(path, page)
 
 
 SHORT = {
@@ -137,7 +137,7 @@ def _scores(analysis: Analysis) -> list[Element]:
         ]  # fmt: skip
         if any(dot["value"] is not None for dot in dots):
             caption = f"{title} of the synthetic data (orange), real-against-real ceilings (blue) and baselines (grey), with 95 % intervals."
-            elements.append(Figure.of(draw.score_figure(dots, title), caption, width="half", vector=True))
+            elements.append(Figure.of(draw.score_figure(dots, title), caption, width="half", vector=True, name=key))
     if len(per_condition) > 1:
         table = [[c, value, *(o.corr_per_condition.get(c) for _, o in others)] for c, value in per_condition.items()]
         caption = "Correlation of each condition's group map with the real test map."
@@ -185,17 +185,18 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
         )  # fmt: skip
         r = analysis.comparison.corr_per_condition.get(condition)
         text = "not defined" if r is None else f"{r:.2f}"
-        elements.append(Figure.of(figure, f"{condition}: correlation of the synthetic with the real group map {text}."))
+        caption = f"{condition}: correlation of the synthetic with the real group map {text}."
+        elements.append(Figure.of(figure, caption, name=f"maps-{condition}"))
         if config.glass_brain and not cohorts.grid.is_native:
             rows = [("real", real / max(limits[0], 1e-9)), ("synthetic", other / max(limits[1], 1e-9))]
             caption = f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it."
             glass = glass_brains(rows, cohorts.grid, threshold=GLASS_SHARE, limit=1.0)
-            elements.append(Figure.of(glass, caption))
+            elements.append(Figure.of(glass, caption, name=f"glass-{condition}"))
     real_KV, other_KV = _compared(analysis)
     if real_KV.size:
         figure = draw.scatter_figure(real_KV, other_KV, cohorts.conditions, unit=unit)
         caption = "Every voxel of the mask: synthetic against real. The dotted line is equality."
-        elements.append(Figure.of(figure, caption))
+        elements.append(Figure.of(figure, caption, name="voxels"))
     return elements
 
 
@@ -218,7 +219,7 @@ def _geometry(analysis: Analysis) -> list[Element]:
         maps = (("real", real_KV), ("synthetic", other_KV))
         figure = draw.matrix_figure([(name, map_correlations(m, m)) for name, m in maps], names, names)
         caption = "Representational geometry: correlations between the group maps of all pairs of conditions. RSA is the correlation of their upper halves."
-        elements.append(Figure.of(figure, caption, vector=True))
+        elements.append(Figure.of(figure, caption, vector=True, name="geometry"))
     matrices = [("synthetic map against real maps", analysis.comparison.cross_KL)]
     figure = draw.matrix_figure(
         matrices, names, analysis.cohorts.candidates, row_label="synthetic", column_label="real"
@@ -226,7 +227,7 @@ def _geometry(analysis: Analysis) -> list[Element]:
     caption = (
         "Confusion matrix of Top-1: each synthetic map (row) should correlate most with its own real map (diagonal)."
     )
-    return [*elements, Figure.of(figure, caption, vector=True)]
+    return [*elements, Figure.of(figure, caption, vector=True, name="top1")]
 
 
 def _courses(analysis: Analysis) -> list[Element]:
@@ -244,7 +245,7 @@ def _courses(analysis: Analysis) -> list[Element]:
         return [Text(analysis.roi_note or "No regions lie inside the mask.", note=True)]
     figure = draw.courses_figure(panels, analysis.cohorts.tr_s)
     caption = "Mean percent signal change of each region; the band is the standard error of the mean over subjects."
-    return [Text(analysis.roi_note), Figure.of(figure, caption, vector=True)]
+    return [Text(analysis.roi_note), Figure.of(figure, caption, vector=True, name="courses")]
 
 
 def _checks(analysis: Analysis) -> list[Element]:
@@ -280,18 +281,18 @@ def _checks(analysis: Analysis) -> list[Element]:
         lags, courses, xlabel="lag (s)", ylabel="autocorrelation", title="Temporal autocorrelation"
     )
     caption = "Autocorrelation of voxel time courses within the window."
-    elements.append(Figure.of(figure, caption, width="half", vector=True))
+    elements.append(Figure.of(figure, caption, width="half", vector=True, name="autocorrelation"))
     power = {name: p.rows.spectrum_NF.mean(axis=0) for name, p in known.items()}
     frequencies = np.fft.rfftfreq(analysis.cohorts.n_frames, analysis.cohorts.tr_s)[1:]
     figure = draw.lines_figure(
         frequencies, power, xlabel="frequency (Hz)", ylabel="power (%²)", title="Power spectrum", logy=bool((power["synthetic"] > 0).all())
     )  # fmt: skip
     caption = "Power of voxel time courses, averaged over the brain."
-    elements.append(Figure.of(figure, caption, width="half", vector=True))
+    elements.append(Figure.of(figure, caption, width="half", vector=True, name="spectrum"))
     matrices = [(name, known[name].connectivity_PP) for name in ("real", "synthetic")]
     if (n_parcels := len(matrices[0][1])) >= 5:
         caption = f"Functional connectivity of {n_parcels} parcels (cubes of 8 voxels), residuals of the window GLM."
-        elements.append(Figure.of(draw.connectivity_figure(matrices), caption))
+        elements.append(Figure.of(draw.connectivity_figure(matrices), caption, name="connectivity"))
     return elements
 
 
@@ -321,7 +322,9 @@ def _variance(analysis: Analysis) -> list[Element]:
         panels.append((f"{name}: by task", scores, list(summary.conditions_N)))
         caption = f"First two principal components of {len(scores)} {name} block-mean volumes."
         width: Literal["full", "half"] = "full" if len(panels) > 1 else "half"
-        elements.append(Figure.of(draw.components_figure(panels, list(shares)), caption, width=width))
+        elements.append(
+            Figure.of(draw.components_figure(panels, list(shares)), caption, width=width, name=f"components-{name}")
+        )
     shares_of = analysis.variance
     keys = list(dict.fromkeys([*shares_of["real"], *shares_of["synthetic"]]))
     table = [[key, shares_of["real"].get(key), shares_of["synthetic"].get(key)] for key in keys]
@@ -347,7 +350,7 @@ def _privacy(analysis: Analysis) -> list[Element]:
             f"{name}: {100 * audit.share_below:.0f} % of samples under the threshold, {len(audit.copies)} singled out as near copies; "
             f"ratio of mean distances {audit.ratio_of_means:.2f}."
         )
-        elements.append(Figure.of(figure, caption, width="half", vector=True))
+        elements.append(Figure.of(figure, caption, width="half", vector=True, name=f"distances-{name}"))
     others = {"Synthetic": analysis.own} | {f"Baseline: {b.name}": b.judged for b in analysis.baselines}
     if analysis.control is not None:
         others["As many real blocks"] = analysis.control

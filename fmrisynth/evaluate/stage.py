@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmrisynth import __version__
-from fmrisynth.bids.atomic import write_json, write_text
+from fmrisynth.bids.atomic import write_json
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, Judged, analyse
@@ -19,6 +19,7 @@ from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, judge, show
 from fmrisynth.progress import StageSummary
+from fmrisynth.report import write_page
 from fmrisynth.stage import Stage, Unit
 
 SCHEMA_VERSION = "2.1"
@@ -66,8 +67,8 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
     if config.unit == "run":
         from fmrisynth.evaluate.run_stage import evaluate_runs
 
-        metrics, report, told = evaluate_runs(real, synthetic, config)
-        write_text(out / REPORT, report)
+        metrics, page, told = evaluate_runs(real, synthetic, config)
+        write_page(out / REPORT, page)
         write_json(
             out / METRICS, without_nan(metrics | {"schema_version": SCHEMA_VERSION, "fmrisynth_version": __version__})
         )
@@ -76,9 +77,9 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
         analysis = analyse(choose_cohorts(real, synthetic, config, Path(work)), config, stage)
     lines = judge(analysis)
 
-    from fmrisynth.evaluate.page import render_report
+    from fmrisynth.evaluate.page import write_report
 
-    write_text(out / REPORT, render_report(analysis, lines, config, real, synthetic))
+    write_report(out / REPORT, analysis, lines, config, real, synthetic)
     write_json(out / METRICS, without_nan(metrics_of(analysis, lines, config, real, synthetic)))
     told = [headline(lines)]
     for name, title in SCORE_TITLES.items():

@@ -73,7 +73,7 @@ def test_halves_are_disjoint_groups_of_people(rng):
 
 
 def test_a_candidate_of_one_person_takes_the_interval_and_not_its_truth(rng, only_simulated):
-    """Without the only person of a condition there is no map to choose from: no interval, where a correlation of 0 would make a wide one."""
+    """Without the only person of a condition there is no map to choose from: no interval, where r = 0 would make a wide one."""
     truth = rng.standard_normal((3, 200))
     maps = {c: {k: (truth[int(k)] + rng.standard_normal((n, 200))).astype(np.float32) for k, n in own.items()}
             for c, own in {"real": {"0": 8, "1": 8, "2": 1}, "other": {"0": 8, "1": 8}}.items()}  # fmt: skip
@@ -131,8 +131,9 @@ def test_jackknife_variance_of_sums_and_products():
 def simulate_coverage(n_simulations: int, seed: int) -> dict[str, float]:
     """Share of 95 % intervals that cover the expectation of a judged number, over simulated studies.
 
-    The size of study for which power is stated: 20 real people, 50 samples, 7 conditions. People differ in their overall response, in a few spatial patterns and in white noise, as real effect maps do, and in the numbers of their
-    blocks; real people have all conditions, synthetic samples one; a third dataset of as many real people sets the ceiling.
+    The size of study for which power is stated: 20 real people, 50 samples, 7 conditions. People differ in their overall response, in a few
+    spatial patterns and in white noise, as real effect maps do, and in the numbers of their blocks; real people have all conditions,
+    synthetic samples one; a third dataset of as many blocks as there are samples sets the ceiling.
     """
     rng = np.random.default_rng(seed)
     k, n_voxels, rank, n_real, n_synthetic = 7, 120, 6, 20, 50
