@@ -25,7 +25,7 @@ from fmrisynth.evaluate.checks import Context
 from fmrisynth.evaluate.probes import Probes
 from fmrisynth.evaluate.response import Timing
 from fmrisynth.evaluate.rois import read_spheres
-from fmrisynth.evaluate.summary import Reference, Summariser, WindowStore, patterns_of, summarise
+from fmrisynth.evaluate.summary import Reference, Summariser, WindowStore, patterns_of
 from fmrisynth.glm.windows import Window
 
 CONDITIONS = (
@@ -68,16 +68,15 @@ def main() -> None:
     people = People(int(mask_XYZ.sum()))
     voxels = np.sort(np.random.default_rng(0).permutation(int(mask_XYZ.sum()))[: config.resampling_voxels])
 
-    store, reference = WindowStore(probes), Reference(config.glm)
+    store, reference = WindowStore(), Reference(config.glm)
     for window in reference.watch(people.windows("t", arguments.training, arguments.blocks)):
-        store.add(window)
+        store.add(window.block.subject, window.block.condition, *probes.on_cells(window))
     arrays = reference.arrays(probes)
     patterns = patterns_of(arrays, probes)
 
     def summary(name: str, n_people: int, n_blocks: int, **options: bool):
-        return summarise(
-            people.windows(name, n_people, n_blocks), Summariser(probes, config.glm, voxels, patterns, **options)
-        )
+        keep = Summariser(probes, config.glm, voxels, patterns, **options)
+        return keep.take(people.windows(name, n_people, n_blocks))
 
     real = summary("r", arguments.test, arguments.blocks, keep_effects=False)
     peer, synthetic = (summary(name, arguments.samples, 1, as_samples=True) for name in ("p", "s"))

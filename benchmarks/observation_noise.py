@@ -22,7 +22,7 @@ from fmrisynth.evaluate.checks import Context
 from fmrisynth.evaluate.jackknife import STATISTICS, measure
 from fmrisynth.evaluate.probes import Probes
 from fmrisynth.evaluate.reconstruct import reconstructed_windows
-from fmrisynth.evaluate.summary import Summariser, Summary, summarise
+from fmrisynth.evaluate.summary import Summariser, Summary
 from fmrisynth.glm.windows import Window, common_mask, iterate_windows
 from fmrisynth.models.tokenizers import load_tokenizer
 
@@ -55,7 +55,7 @@ def main() -> None:
         return reconstructed_windows(other, mask_XYZ, grid, config, arguments.tokenizer)
 
     def reduced(windows: Iterable[Window]) -> Summary:
-        return summarise(windows, Summariser(probes, config, np.arange(int(mask_XYZ.sum())), n_groups=1))
+        return Summariser(probes, config, np.arange(int(mask_XYZ.sum())), n_groups=1).take(windows)
 
     real = reduced(iterate_windows(one, mask_XYZ, grid, config)).properties
     conditions = sorted(set(real.rows.conditions_N))

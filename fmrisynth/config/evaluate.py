@@ -39,9 +39,6 @@ class EvaluateConfig(StageConfig):
     utility_grid: bool = Field(
         True, description="Train classifiers on real people with so many times as many synthetic blocks added."
     )
-    max_training_subjects: int | None = Field(
-        None, ge=1, description="Read only the first so many training subjects; empty: all."
-    )
     rois: Path | None = Field(
         None, description="Own spherical ROIs: TSV with columns label, task, x, y, z (mm), radius_mm."
     )
@@ -50,14 +47,8 @@ class EvaluateConfig(StageConfig):
     tokenizer: Path | None = Field(
         None, description="Tokenizer folder: the compared real blocks are encoded and decoded with it, for its ceiling."
     )
-    reconstructions: Path | None = Field(
-        None, description="The same from a block dataset of already reconstructed test blocks."
-    )
     truth: Path | None = Field(
         None,
         description="Phantom cohort (or its ground_truth folder): group effects are compared with the planted maps.",
     )
-    privacy_percentile: float = Field(
-        5.0, gt=0, lt=50, description="A sample nearer to a training block than this percentile of training distances counts."
-    )  # fmt: skip
     glass_brain: bool = Field(True, description="Draw glass brains (MNI space only).")

@@ -46,7 +46,6 @@ class Baseline:
     name: str
     judged: Judged
     standings: dict[str, Standing | None]
-    n_per_condition: int
 
 
 @dataclass
@@ -98,11 +97,12 @@ class Judge:
     ) -> None:
         self.real, self.peer, self.context, self.config = real, peer, context, config
         self._training = training or real.blocks
-        self._galleries: dict[int | None, tuple[Gallery, Gallery] | None] = {}
+        self._galleries: dict[int | None, dict[str, Gallery]] = {}
 
     def __call__(
-        self, other: Summary, conditions: list[str] | None = None, *, whole: bool = True, n_training: int | None = None
-    ) -> Judged:
+        self, other: Summary, conditions: list[str] | None = None, *, whole: bool = True, classifiers: bool = True,
+        n_training: int | None = None, n_groups: int | None = None,
+    ) -> Judged:  # fmt: skip
         """Judge a dataset.
 
         Parameters
@@ -112,73 +112,64 @@ class Judge:
         conditions : list of str, optional
             If not all of the evaluation's.
         whole : bool
-            With classifiers and the search for duplicates; without them for baselines.
+            With classifiers, utility and the search for duplicates; without them for baselines.
+        classifiers : bool
+            With the classifiers of real against other blocks, which take longest, where `whole`.
         n_training : int, optional
             Copies are looked for among the first so many training windows; all by default. For training people who stand in for samples:
             those of the others.
+        n_groups : int, optional
+            At most so many groups of people are left out, one by one: as many as of the dataset it is held against.
         """
-        context = self.context if conditions is None else replace(self.context, conditions=conditions)
-        names, candidates = context.conditions, context.candidates
-        candidates = names + [c for c in candidates if c not in names]
-        context = replace(context, candidates=candidates)
-        real, peer = self.real, self.peer
-        evidence = gather(real.properties, other.properties, peer.properties if peer else None, context)
-        found = judge(evidence, names)
+        real, peer, names = self.real, self.peer, conditions or self.context.conditions
+        candidates = names + [c for c in self.context.candidates if c not in names]
+        context = replace(self.context, conditions=names, candidates=candidates)
+        evidence = gather(real.properties, other.properties, peer.properties if peer else None, context, n_groups)
+        found = judge(evidence)
         comparison = compare_maps(real.properties, other.properties, names, candidates, self.config.seed)
-        _add_intervals(comparison, evidence)
+        add_intervals(comparison, evidence)
         galleries = self._gallery(n_training)
-        audits = {}
-        if galleries is not None:
-            blocks = other.blocks
-            audits = {
-                "dynamics": galleries[0].audit(blocks.windows_NCT),
-                "anatomy": galleries[1].audit(blocks.anatomy_NC),
-            }
+        samples = {"dynamics": other.windows_NCT, "anatomy": other.blocks.anatomy_NC}
+        audits = {name: gallery.audit(samples[name]) for name, gallery in galleries.items()}
         found["copies"] = copies_check("copies", audits.get("dynamics"))
         found["copied_anatomy"] = copies_check("copied_anatomy", audits.get("anatomy"))
-        if whole:
+        if whole and classifiers:
             found |= {v.check.key: v for v in classifier_checks(real, other, peer, names)}
-            found["distinct"] = distinct_check(other, galleries[0].reach if galleries else None)
+        if whole:
+            found["distinct"] = distinct_check(other, galleries["dynamics"].reach if galleries else None)
             found["donors"] = donors_check(other, peer)
             found["utility"] = utility_check(real, other, peer, names)
         return Judged(comparison, evidence, [found[c.key] for c in CHECKS if c.key in found], audits)
 
-    def _gallery(self, n_training: int | None) -> tuple[Gallery, Gallery] | None:
-        """Of dynamics and of anatomies, made once; None for fewer than three people."""
+    def _gallery(self, n_training: int | None) -> dict[str, Gallery]:
+        """Of dynamics and of anatomies, made once; none for fewer than three people."""
         if n_training not in self._galleries:
-            own, percentile = self._training.first(n_training), self.config.privacy_percentile
-            self._galleries[n_training] = None
+            own, made = self._training.at(slice(n_training)), {}
             if len(set(own.people_N)) >= 3:
-                self._galleries[n_training] = (
-                    Gallery(own.windows_NCT, own.people_N, own.conditions_N, percentile),
-                    Gallery(own.anatomy_NC, own.people_N, None, percentile, one_each=True),
-                )
+                made["dynamics"] = Gallery(own.windows_NCT, own.people_N, own.conditions_N)
+                made["anatomy"] = Gallery(own.anatomy_NC, own.people_N, one_each=True)
+            self._galleries[n_training] = made
         return self._galleries[n_training]
 
 
-def _add_intervals(comparison: Comparison, evidence: Evidence) -> None:
-    """95 % intervals of Corr and RSA on Fisher's z scale."""
-    from scipy.special import stdtrit
-
+def add_intervals(comparison: Comparison, evidence: Evidence) -> None:
+    """95 % intervals of Corr and RSA on Fisher's z scale: how they vary between cohorts of as many people and samples."""
     for name, key in (("corr", "corr"), ("rsa_pearson", "rsa")):
-        score, error = comparison.scores[name], evidence.error_of(key)
-        if score.value is None or error is None:
+        score, variance = comparison.scores[name], evidence.variance(key, lambda one: _fisher_z(one.other))
+        if score.value is None or variance is None:
             continue
-        centre = np.arctanh(np.clip(score.value, -0.999999, 0.999999))
-        reach = float(stdtrit(evidence.dof, 0.975)) * error
+        centre, reach = _fisher_z(score.value), evidence.quantile() * float(np.sqrt(variance))
         score.low, score.high = float(np.tanh(centre - reach)), float(np.tanh(centre + reach))
+
+
+def _fisher_z(r: float) -> float:
+    return float(np.arctanh(np.clip(r, -0.999999, 0.999999)))
 
 
 def analyse(cohorts: Cohorts, config: EvaluateConfig, stage: Stage) -> Analysis:
     """Compute everything; reads each real, training and synthetic block once (those of the baselines and of the tokenizer's ceiling again).
 
-    Parameters
-    ----------
-    cohorts : Cohorts
-        What is compared.
-    config : EvaluateConfig
-    stage : Stage
-        Owner of the folder in which summaries are kept.
+    `stage` owns the folder in which summaries are kept.
     """
     notes = list(cohorts.notes)
     rois, roi_note = choose_rois(cohorts, config)
@@ -191,18 +182,15 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, stage: Stage) -> Analysis:
     log.info("checks")
     whole = shared == cohorts.conditions
     odd = {c: p.odd_energy for c, p in parts.patterns.items()}
-    timing = parts.timing if whole else {}
-    judged = Judge(
-        real, peer if whole else None, Context(cohorts.conditions, cohorts.candidates, rois, timing, odd), parts.training, config
-    )  # fmt: skip
+    context = Context(cohorts.conditions, cohorts.candidates, rois, parts.timing if whole else {}, odd)
+    judged = Judge(real, peer if whole else None, context, parts.training, config)
     own = judged(synthetic)
     stands_in = judged(control, n_training=parts.n_reference) if control is not None and whole else None
     found, cells = [], []
     if parts.training is not None and shared and config.baselines:
         for name, rival in parts.baselines(shared).items():
-            verdict = judged(rival, shared, whole=False)
-            standing = standings(own.evidence, verdict.evidence)
-            found.append(Baseline(name, verdict, standing, config.baseline_samples))
+            verdict = judged(rival, shared, whole=False, n_groups=len(own.evidence.left_out))
+            found.append(Baseline(name, verdict, standings(own.evidence, verdict.evidence)))
     if control is not None and peer is not None and whole and config.utility_grid:
         cells = utility_grid(real, control, peer, synthetic, cohorts.conditions, config.seed)
     if parts.training is None:
@@ -234,13 +222,9 @@ def _control_note(control: Summary | None, judged: Judged | None) -> str:
 
 
 def _refuse_constant(synthetic: Summary) -> None:
-    still = [
-        person for person, window in zip(synthetic.people_N, synthetic.windows_NCT, strict=True)
-        if not np.isfinite(window).all() or np.ptp(window) == 0
-    ]  # fmt: skip
-    if len(still) == synthetic.n_blocks:
+    if not any(np.isfinite(window).all() and np.ptp(window) > 0 for window in synthetic.windows_NCT):
         raise FmrisynthError(
-            f"all {len(still)} synthetic blocks are constant or not finite; the generator that made them is broken or untrained."
+            f"all {synthetic.n_blocks} synthetic blocks are constant or not finite; the generator that made them is broken or untrained."
         )
 
 
@@ -266,10 +250,8 @@ def choose_rois(cohorts: Cohorts, config: EvaluateConfig) -> tuple[list[Roi], st
     blocks = [block for block in source if block.condition in cohorts.conditions]
     if not blocks:
         return [], "No regions: there are no real blocks to choose them from."
-    reference = Reference(config.glm)
-    for _ in reference.watch(
-        track(iterate_windows(blocks, mask, grid, config.glm), "blocks for regions", total=len(blocks))
-    ):
+    reference, windows = Reference(config.glm), iterate_windows(blocks, mask, grid, config.glm)
+    for _ in reference.watch(track(windows, "blocks for regions", total=len(blocks))):
         pass
     found = reference.arrays(Probes(grid, mask, []))
     t_KV = found["effect"] / np.sqrt(np.maximum(found["variance"], 1e-12))

@@ -40,13 +40,7 @@ def choose_blocks(train: list[Block], conditions: list[str], per_condition: int,
 
 
 class TrainingWindows:
-    """Training windows in temporal frequencies (cosines), on disk, and their class means.
-
-    Parameters
-    ----------
-    windows : iterable of Window
-        Read once.
-    """
+    """Training windows in temporal frequencies (cosines), on disk, and their class means."""
 
     def __init__(self, windows: Iterable[Window]) -> None:
         self._file = TemporaryFile()  # noqa: SIM115 (lives as long as the object)

@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.special import digamma
 
-from fmrisynth.evaluate.courses import course_pairs, mean_agreement, mean_correlation
+from fmrisynth.evaluate.courses import Course, course_pairs, mean_agreement, mean_correlation
 from fmrisynth.evaluate.properties import Properties
 from fmrisynth.evaluate.response import Timing
 from fmrisynth.evaluate.rois import Roi
@@ -61,11 +62,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Found:
-    """The number in real people and in the samples, and what is judged: one value or one per condition."""
+    """The number in real people and in the samples, and what is judged: one value, or one for each of `names` and their mean."""
 
     real: float
     other: float
     values_K: np.ndarray
+    names: Sequence[str] = ()
 
 
 Statistic = Callable[[Properties, Properties, Properties | None, Context], Found | None]
@@ -115,9 +117,8 @@ class Check:
         if self.kind == "ratio":
             return f"tolerated up to a factor {self.tolerated:g}, must detect {self.alternative:g}"
         if self.kind == "share":
-            return (
-                f"tolerated from {self.tolerated:g} of what as many real blocks reach, must detect {self.alternative:g}"
-            )
+            reached = "of what as many real blocks reach"
+            return f"tolerated from {self.tolerated:g} {reached}, must detect {self.alternative:g}"
         return f"tolerated up to {self.tolerated:g}, must detect {self.alternative:g}"
 
     def miss(self, value: float) -> float:
@@ -142,7 +143,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A check's answer about one dataset; `value`, `low` and `high` as printed (ratios as factors)."""
+    """A check's answer about one dataset; `value`, `low`, `high` and the value of each of several `parts` (conditions, frequencies) as printed."""
 
     check: Check
     answer: Answer
@@ -151,23 +152,28 @@ class Verdict:
     value: float | None = None
     low: float | None = None
     high: float | None = None
-    per_condition: dict[str, tuple[float, Answer]] = field(default_factory=dict)
+    parts: dict[str, tuple[float, Answer]] = field(default_factory=dict)
     note: str = ""
+
+    @classmethod
+    def of(
+        cls, check: Check, real: float | None, other: float | None, value: float, reach: float, note: str = ""
+    ) -> Verdict:
+        """The answer that a judged value with its interval gives."""
+        low, high = value - reach, value + reach
+        ends = check.shown(low), check.shown(high)
+        return cls(check, check.answer(low, high), real, other, check.shown(value), *ends, note=note)
 
     @property
     def detail(self) -> str:
         """One sentence: the numbers, the rule, and why."""
-        pair = (
-            f"real {self.real:.3g}, samples {self.other:.3g}; "
-            if self.real is not None and self.other is not None
-            else ""
-        )
-        parts = [
-            f"{self.check.what}: {pair}{show(self.value, self.low, self.high)}"
-            if self.value is not None
-            else self.check.what
-        ]
-        bad = [f"{name} {value:.3g}" for name, (value, answer) in self.per_condition.items() if answer == "fail"]
+        text = self.check.what
+        if self.value is not None:
+            both = self.real is not None and self.other is not None
+            pair = f"real {self.real:.3g}, samples {self.other:.3g}; " if both else ""
+            text += f": {pair}{show(self.value, self.low, self.high)}"
+        parts = [text]
+        bad = [f"{name} {value:.3g}" for name, (value, answer) in self.parts.items() if answer == "fail"]
         if bad:
             parts.append(f"fails in {', '.join(bad)}")
         parts.append(f"{self.check.rule} ({self.check.detects})")
@@ -179,7 +185,7 @@ class Verdict:
             "title": self.check.title, "detects": self.check.detects, "kind": self.check.kind, "rule": self.check.rule, "what": self.check.what,
             "real": self.real, "synthetic": self.other, "value": self.value,
             "interval_95": None if self.low is None else [self.low, self.high], "answer": self.answer,
-            "per_condition": {name: {"value": value, "answer": answer} for name, (value, answer) in self.per_condition.items()},
+            "parts": {name: {"value": value, "answer": answer} for name, (value, answer) in self.parts.items()},
             "note": self.note,
         }  # fmt: skip
 
@@ -216,18 +222,15 @@ def _of_both(measure: Callable[[Properties, Context], float], build: Callable[[f
     return statistic
 
 
-def _share_of_peer(measure: Callable[[Properties, Properties, Context], float | None]) -> Statistic:
+def _share_of_peer(measure: Callable[[Properties, Properties, Context], float]) -> Statistic:
     """What the samples reach against the real data, as a share of what as many real blocks reach."""
 
-    def statistic(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
-        best = None
+    def statistic(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found:
+        best = float("nan")
         if peer is not None:  # the same for every dataset that is judged
             best = real.once((measure, peer.memo, *context.conditions), lambda: measure(real, peer, context))
         own = measure(real, other, context)
-        if own is None:
-            return None
-        known = best is not None and best > LEAST_CEILING
-        return Found(float("nan") if best is None else best, own, np.array([own / best if known and best else np.nan]))
+        return Found(best, own, np.array([own / best if best > LEAST_CEILING else np.nan]))
 
     return statistic
 
@@ -248,8 +251,17 @@ def _log_spread(properties: Properties, context: Context) -> float:
 
 
 def _effect_variance(properties: Properties, context: Context) -> float:
-    found = [properties.effect_variance(c) for c in context.conditions]
-    return float(np.mean([np.median(v) for v in found if v is not None])) if any(v is not None for v in found) else float("nan")  # fmt: skip
+    """Geometric mean over voxels and conditions, with the expectation that the logarithm of a normal variance of so many degrees of freedom has.
+
+    Not the median: leaving out one person reorders the voxels near it, which says nothing of how it varies between cohorts.
+    """
+    found = [(properties.effect_variance(c), properties.n_blocks_apart(c) - 1) for c in context.conditions]
+    logs = [
+        np.log(v[v > 0]).mean() - digamma(dof / 2) + np.log(dof / 2)
+        for v, dof in found
+        if v is not None and (v > 0).any()
+    ]
+    return float(np.exp(np.mean(logs))) if logs else float("nan")
 
 
 def _within_conditions(properties: Properties, context: Context, values_NX: np.ndarray) -> float:
@@ -273,9 +285,9 @@ def _spread_between_people(properties: Properties, features_NC: np.ndarray) -> f
 
 
 def _spectrum(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found:
-    a, b = (_of_blocks(p, context, "spectrum_NF").mean(axis=0) for p in (real, other))
-    value = float(np.abs(np.log(np.maximum(b, 1e-12) / np.maximum(a, 1e-12))).mean())
-    return Found(float(a.sum()), float(b.sum()), np.array([value]))
+    a_F, b_F = (np.maximum(_of_blocks(p, context, "spectrum_NF").mean(axis=0), 1e-12) for p in (real, other))
+    names = [f"{index + 1} per window" for index in range(len(a_F))]
+    return Found(float(a_F.sum()), float(b_F.sum()), np.log(b_F / a_F), names)
 
 
 def _condition_means(properties: Properties, context: Context, name: str) -> np.ndarray:
@@ -287,7 +299,8 @@ def _gain(real: Properties, other: Properties, peer: Properties | None, context:
     if not context.timing:
         return None
     a_K, b_K = (_condition_means(p, context, "gain_N") for p in (real, other))
-    return Found(float(a_K.mean()), float(b_K.mean()), np.array([_log(b / a) if a > 0 else np.nan for a, b in zip(a_K, b_K, strict=True)]))  # fmt: skip
+    values_K = np.array([_log(b / a) if a > 0 else np.nan for a, b in zip(a_K, b_K, strict=True)])
+    return Found(float(a_K.mean()), float(b_K.mean()), values_K, context.conditions)
 
 
 def _asymmetry(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
@@ -302,14 +315,10 @@ def _timing(which: int) -> Statistic:
     def statistic(real: Properties, other: Properties, peer: Properties | None, context: Context) -> Found | None:
         if not context.timing:
             return None
-        courses = [_condition_means(p, context, "response_NT") for p in (real, other)]
-        found = np.array(
-            [
-                [context.timing[c](course)[which] for c, course in zip(context.conditions, of, strict=True)]
-                for of in courses
-            ]
-        )
-        return Found(float(found[0].mean()), float(found[1].mean()), found[1] - found[0])
+        fits = [context.timing[c] for c in context.conditions]
+        means = [_condition_means(p, context, "response_NT") for p in (real, other)]
+        a_K, b_K = (np.array([fit(course)[which] for fit, course in zip(fits, of, strict=True)]) for of in means)
+        return Found(float(a_K.mean()), float(b_K.mean()), b_K - a_K, context.conditions)
 
     return statistic
 
@@ -331,58 +340,48 @@ def _phase_encoding(real: Properties, other: Properties, peer: Properties | None
 
 def _task_share(properties: Properties, context: Context) -> float:
     rows = properties.rows
-    share = (
-        variance_shares(rows.volume_NC - rows.anatomy_NC, list(rows.conditions_N))
-        if len(context.conditions) > 1
-        else None
-    )
-    return float("nan") if share is None else share
+    share = variance_shares(rows.volume_NC - rows.anatomy_NC, list(rows.conditions_N))
+    return float("nan") if share is None or len(context.conditions) < 2 else share
 
 
-def _log_variance_r(real: Properties, other: Properties, context: Context) -> float | None:
-    value = float(pearson(*(np.log(np.maximum(p.residual_variance_V, 1e-12)) for p in (real, other))))
-    return value if np.isfinite(value) else 0.0
+def _log_variance_r(real: Properties, other: Properties, context: Context) -> float:
+    return float(pearson(*(np.log(np.maximum(p.residual_variance_V, 1e-12)) for p in (real, other))))
 
 
-def _connectivity_r(real: Properties, other: Properties, context: Context) -> float | None:
+def _connectivity_r(real: Properties, other: Properties, context: Context) -> float:
     a, b = off_diagonal(real.connectivity_PP), off_diagonal(other.connectivity_PP)
-    if a.size < 10:
-        return None
-    value = float(pearson(a, b))
-    return value if np.isfinite(value) else 0.0
+    return float(pearson(a, b)) if a.size >= 10 else float("nan")
 
 
-def _courses_r(real: Properties, other: Properties, context: Context) -> float | None:
-    value = mean_correlation(course_pairs(real, other, context.conditions, context.rois))
-    return value if np.isfinite(value) else None
+def _courses(compare: Callable[[list[tuple[Course, Course]]], float]) -> Statistic:
+    def measure(real: Properties, other: Properties, context: Context) -> float:
+        key = ("courses", real.memo, *context.conditions)
+        return compare(other.once(key, lambda: course_pairs(real, other, context.conditions, context.rois)))
+
+    return _share_of_peer(measure)
 
 
-def _courses_agree(real: Properties, other: Properties, context: Context) -> float | None:
-    value = mean_agreement(course_pairs(real, other, context.conditions, context.rois))
-    return value if np.isfinite(value) else None
-
-
-def _score(name: str) -> Callable[[Properties, Properties, Context], float | None]:
-    def measure(real: Properties, other: Properties, context: Context) -> float | None:
+def _score(name: str) -> Statistic:
+    def measure(real: Properties, other: Properties, context: Context) -> float:
         key = ("scores", real.memo, *context.conditions)
         value = getattr(other.once(key, lambda: map_scores(real, other, context.conditions, context.candidates)), name)
-        return None if value is None else float(value)
+        return float("nan") if value is None else float(value)
 
-    return measure
+    return _share_of_peer(measure)
 
 
-def _top1(real: Properties, other: Properties, context: Context) -> float | None:
+def _top1(real: Properties, other: Properties, context: Context) -> float:
     hits = sample_hits(real, other, context.conditions, context.candidates)
-    return None if hits is None else float(hits.mean())
+    return float("nan") if hits is None else float(hits.mean())
 
 
 # ------------------------------------------------------------------ the list
 
 CHECKS: tuple[Check, ...] = (
     Check("corr", "Map correlation (Corr)", "maps that miss a quarter of what real blocks share", "share", 0.9, 0.75,
-          "mean Pearson r of group maps", _share_of_peer(_score("corr"))),
+          "mean Pearson r of group maps", _score("corr")),
     Check("rsa", "Representational similarity (RSA)", "another geometry of conditions", "share", 0.9, 0.6,
-          "Pearson r of the pairs of conditions", _share_of_peer(_score("rsa_pearson"))),
+          "Pearson r of the pairs of conditions", _score("rsa_pearson")),
     Check("top1_per_sample", "Condition specificity (Top-1, single samples)", "shuffled or mixed conditions", "share", 0.9, 0.7,
           "share of blocks nearest to their own real map", _share_of_peer(_top1)),
     Check("gain", "Amplitude of responses", "responses half as strong again, or two thirds", "ratio", 1.15, 1.5,
@@ -403,7 +402,7 @@ CHECKS: tuple[Check, ...] = (
           1.25, 1.67, "mean Dice of pairs, samples / real",
           _of_both(lambda p, c: float(np.mean([p.overlap(k) for k in c.conditions])), _ratio)),
     Check("effect_variance", "Variance of effects between blocks", "effects a third more or less spread", "ratio", 1.25, 1.75,
-          "median over voxels of the variance within conditions, samples / real", _of_both(_effect_variance, _ratio)),
+          "geometric mean over voxels of the variance within conditions, samples / real", _of_both(_effect_variance, _ratio)),
     Check("anatomy_spread", "Spread of anatomies between people", "one anatomy for all", "ratio", 1.4, 2.5,
           "variance over people of the log reference volume, samples / real",
           _of_both(lambda p, c: _spread_between_people(p, p.rows.anatomy_NC), _ratio)),
@@ -423,16 +422,16 @@ CHECKS: tuple[Check, ...] = (
           "Pearson r of log variance maps", _share_of_peer(_log_variance_r)),
     Check("autocorrelation", "Temporal autocorrelation (lag 1)", "another autocorrelation", "difference", 0.05, 0.15,
           "samples - real", _of_both(lambda p, c: _mean(_of_blocks(p, c, "autocorrelation_NL")[:, 0]), _difference)),
-    Check("spectrum", "Power spectrum", "power off by half at every frequency", "distance", 0.25, 0.6,
-          "mean abs(ln ratio) over frequencies", _spectrum),
+    Check("spectrum", "Power spectrum", "power off by three quarters at every frequency, or at one", "ratio", 1.3, 1.8,
+          "power, geometric mean over frequencies, samples / real", _spectrum),
     Check("smoothness", "Spatial smoothness", "residuals a quarter smoother or rougher", "ratio", 1.1, 1.25,
           "FWHM of residuals, samples / real", _of_both(lambda p, c: _mean(_of_blocks(p, c, "fwhm_mm_N")), _ratio)),
     Check("connectivity", "Functional connectivity (residuals, parcel pairs)", "other networks", "share", 0.9, 0.7,
           "Pearson r over parcel pairs", _share_of_peer(_connectivity_r)),
     Check("roi_courses", "ROI time courses", "courses of another shape", "share", 0.9, 0.7,
-          "mean Pearson r of mean courses", _share_of_peer(_courses_r)),
+          "mean Pearson r of mean courses", _courses(mean_correlation)),
     Check("roi_agreement", "ROI time courses within sampling error", "courses of another height or shape", "share", 0.85, 0.6,
-          "share of frames at which means differ by less than 1.96 standard errors", _share_of_peer(_courses_agree)),
+          "share of frames at which means differ by less than 1.96 standard errors", _courses(mean_agreement)),
     Check("linear_classifier", "A linear classifier tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,
           "AUC above that of real blocks against real blocks"),
     Check("forest_classifier", "A forest tells samples from people", "samples that it recognises", "distance", 0.1, 0.25,

@@ -82,7 +82,6 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
     seen = {block.subject for block in real}
     every_training = every_real if config.training is None else read_blocks(config.training)
     train = [block for block in every_training if block.split == "train" and block.subject not in seen]
-    train = _first_subjects(train, config.max_training_subjects)
     if not train:
         notes.append("There are no training blocks apart from the compared ones, so no baselines were fitted.")
 
@@ -104,7 +103,12 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
     lost = [label for label in wanted if label not in known_real]
     if lost:
         notes.append(f"No real blocks of {', '.join(lost)}: these synthetic blocks were left out.")
-    candidates = conditions + [label for label in known_real if label not in conditions]
+    people = {label: len({block.subject for block in real if block.condition == label}) for label in known_real}
+    least = min(3, *(people[label] for label in conditions))
+    rare = [label for label in known_real if label not in conditions and people[label] < least]
+    if rare:
+        notes.append(f"Real conditions with fewer than {least} subjects are no candidates of Top-1: {', '.join(rare)}.")
+    candidates = conditions + [label for label in known_real if label not in (*conditions, *rare)]
     if len(candidates) > len(conditions):
         notes.append(
             f"{len(candidates) - len(conditions)} real conditions were not synthesised ({', '.join(candidates[len(conditions) :])}); they "
@@ -138,13 +142,6 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
         )
     mask_XYZ = _mask([*real, *train, *synthetic], grid, config.glm.min_reference_fraction)
     return Cohorts(real, train, synthetic, conditions, candidates, grid, mask_XYZ, shape[0], shape[1], notes)
-
-
-def _first_subjects(blocks: Sequence[Block], limit: int | None) -> list[Block]:
-    if limit is None:
-        return list(blocks)
-    subjects = list(dict.fromkeys(block.subject for block in blocks))[:limit]
-    return [block for block in blocks if block.subject in subjects]
 
 
 def _mask(blocks: Sequence[Block], grid: Grid, min_reference_fraction: float) -> np.ndarray:

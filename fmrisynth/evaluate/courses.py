@@ -6,7 +6,6 @@ Axis legend: N blocks, R regions, T frames.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,11 +13,14 @@ from fmrisynth.evaluate.properties import Properties
 from fmrisynth.evaluate.rois import Roi
 from fmrisynth.glm.map_scores import pearson
 
+Course = tuple[np.ndarray, np.ndarray, int]
+"""Mean over people and its standard error, (T,) each, and the number of people."""
 
-def roi_courses(properties: Properties, condition: str, region: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean and SEM over subjects of one region's course in one condition, and the number of subjects.
 
-    Blocks of one subject are averaged first: they are not independent. One subject has no SEM (NaN).
+def roi_course(properties: Properties, condition: str, region: int) -> Course:
+    """One region's course in one condition.
+
+    Blocks of one subject are averaged first: they are not independent. One subject has no standard error (NaN).
     """
     rows = properties.rows
     chosen = rows.conditions_N == condition
@@ -31,23 +33,13 @@ def roi_courses(properties: Properties, condition: str, region: int) -> tuple[np
     return courses.mean(axis=0), sem, n
 
 
-@dataclass(frozen=True)
-class CoursePair:
-    """One region in one condition it belongs to: mean courses and their SEM, real and other."""
-
-    mean: np.ndarray
-    sem: np.ndarray
-    other: np.ndarray
-    other_sem: np.ndarray
-
-
 def course_pairs(
     real: Properties, other: Properties, conditions: Sequence[str], rois: Sequence[Roi]
-) -> list[CoursePair]:
-    """Every region in every condition that it belongs to and that both datasets have."""
+) -> list[tuple[Course, Course]]:
+    """Real and other course of every region in every condition that it belongs to and that both datasets have."""
     shared = set(real.rows.conditions_N) & set(other.rows.conditions_N)
     return [
-        CoursePair(*roi_courses(real, condition, region)[:2], *roi_courses(other, condition, region)[:2])
+        (roi_course(real, condition, region), roi_course(other, condition, region))
         for condition in conditions
         if condition in shared
         for region, roi in enumerate(rois)
@@ -55,16 +47,16 @@ def course_pairs(
     ]
 
 
-def mean_correlation(pairs: list[CoursePair]) -> float:
+def mean_correlation(pairs: list[tuple[Course, Course]]) -> float:
     """Mean Pearson r of the mean courses; NaN for none."""
-    values = np.array([float(pearson(pair.mean, pair.other)) for pair in pairs])
+    values = np.array([float(pearson(a[0], b[0])) for a, b in pairs])
     good = values[np.isfinite(values)]
     return float(good.mean()) if good.size else float("nan")
 
 
-def mean_agreement(pairs: list[CoursePair]) -> float:
-    """Share of frames at which the means differ by less than chance: 0.95 for two samples of one population; NaN without an SEM."""
-    reaches = [1.96 * np.hypot(pair.sem, pair.other_sem) for pair in pairs]
+def mean_agreement(pairs: list[tuple[Course, Course]]) -> float:
+    """Share of frames at which the means differ by less than chance: 0.95 for two samples of one population; NaN without an error."""
+    reaches = [1.96 * np.hypot(a[1], b[1]) for a, b in pairs]
     if not pairs or not all(np.isfinite(reach).all() for reach in reaches):
         return float("nan")
-    return float(np.mean([(np.abs(p.other - p.mean) <= reach).mean() for p, reach in zip(pairs, reaches, strict=True)]))
+    return float(np.mean([(np.abs(b[0] - a[0]) <= reach).mean() for (a, b), reach in zip(pairs, reaches, strict=True)]))

@@ -5,15 +5,15 @@ Axis legend: N, M blocks, D features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.special import stdtrit
 
-from fmrisynth.evaluate.checks import BY_KEY, Verdict
+from fmrisynth.evaluate.checks import BY_KEY, Answer, Verdict
 from fmrisynth.evaluate.jackknife import MIN_SUBJECTS
 from fmrisynth.evaluate.privacy import Audit
-from fmrisynth.evaluate.summary import Summary
+from fmrisynth.evaluate.summary import Blocks, Summary
 
 N_FOLDS = 5
 MAX_BLOCKS = 600
@@ -38,7 +38,7 @@ def distinct_check(other: Summary, reach: float | None) -> Verdict:
         return Verdict(check, "unclear", note="It needs training blocks of at least three people for a scale.")
     n = other.n_blocks
     value = effective_number(np.asarray(other.windows_NCT, np.float32), reach) / n
-    return Verdict(check, check.answer(value, value), None, round(value * n, 1), value, value, value)
+    return Verdict.of(check, None, round(value * n, 1), value, 0.0)
 
 
 def donors_check(other: Summary, peer: Summary | None) -> Verdict:
@@ -58,18 +58,10 @@ def donors_check(other: Summary, peer: Summary | None) -> Verdict:
     between = np.where(same, np.inf, distance).min(axis=1)
     reach = (float(np.median(own)) if own.size else 0.0) / 2 + float(np.median(between)) / 2
     best, found = (effective_number(s.blocks.anatomy_NC, min(reach, 0.9 * float(between.min()))) for s in (peer, other))
-    value = found / best
-    return Verdict(check, check.answer(value, value), best, found, value, value, value)
+    return Verdict.of(check, best, found, found / best, 0.0)
 
 
-@dataclass(frozen=True)
-class _Side:
-    windows_ND: np.ndarray
-    people: np.ndarray
-    conditions: np.ndarray
-
-
-def _balanced(real: Summary, other: Summary, conditions: tuple[str, ...]) -> tuple[_Side, _Side]:
+def _balanced(real: Summary, other: Summary, conditions: tuple[str, ...]) -> tuple[Blocks, Blocks]:
     """As many blocks of each condition on both sides, people in turn."""
     rng = np.random.default_rng(0)
     chosen: tuple[list[int], list[int]] = ([], [])
@@ -77,17 +69,9 @@ def _balanced(real: Summary, other: Summary, conditions: tuple[str, ...]) -> tup
     for condition in conditions:
         pools = [rng.permutation(np.flatnonzero(s.conditions_N == condition)) for s in (real, other)]
         n = min(limit, *(len(pool) for pool in pools))
-        for side, (summary, pool) in enumerate(zip((real, other), pools, strict=True)):
-            chosen[side].extend(in_turn(summary.people_N, pool)[:n])
-    sides = [
-        _Side(
-            np.asarray(s.windows_NCT[np.sort(index)], np.float32),
-            s.people_N[np.sort(index)],
-            s.conditions_N[np.sort(index)],
-        )
-        for s, index in zip((real, other), chosen, strict=True)
-    ]
-    return sides[0], sides[1]
+        for index, summary, pool in zip(chosen, (real, other), pools, strict=True):
+            index.extend(in_turn(summary.people_N, pool)[:n])
+    return real.blocks.at(np.sort(chosen[0])), other.blocks.at(np.sort(chosen[1]))
 
 
 def in_turn(people_N: np.ndarray, pool: np.ndarray) -> np.ndarray:
@@ -127,8 +111,8 @@ def _held_out_scores(kind: str, x_ND: np.ndarray, y: np.ndarray, people: np.ndar
     return cross_val_predict(model, x_ND, y, groups=people, cv=folds, method="predict_proba")[:, 1]
 
 
-def _auc_of(scores: np.ndarray, y: np.ndarray, people: np.ndarray) -> tuple[float, float]:
-    """AUC and its standard error, by leaving out whole people of either side (structural components, DeLong et al. 1988, per person)."""
+def auc_of(scores: np.ndarray, y: np.ndarray, people: np.ndarray) -> tuple[float, float]:
+    """AUC and the reach of its 95 % interval, by leaving out whole people of either side (structural components, DeLong et al. 1988, per person)."""
     from scipy.stats import rankdata
 
     positive, negative = scores[y == 1], scores[y == 0]
@@ -137,25 +121,29 @@ def _auc_of(scores: np.ndarray, y: np.ndarray, people: np.ndarray) -> tuple[floa
     above = (ranks[:m] - rankdata(positive)) / n
     below = 1 - (ranks[m:] - rankdata(negative)) / m
     auc = float(above.mean())
-    variance = 0.0
+    variance, fewest = 0.0, len(scores)
     for values, own in ((above, people[y == 1]), (below, people[y == 0])):
         _, code = np.unique(own, return_inverse=True)
         g = int(code.max()) + 1
+        fewest = min(fewest, g)
         sums = np.bincount(code, values - auc)
         variance += g / max(g - 1, 1) * float(np.square(sums).sum()) / len(values) ** 2
-    return auc, float(np.sqrt(variance))
+    return auc, float(stdtrit(max(fewest - 1, 1), 0.975) * np.sqrt(variance))
 
 
 @lru_cache(maxsize=4)  # the control is the same for every dataset that is judged
 def held_out_auc(kind: str, real: Summary, other: Summary, conditions: tuple[str, ...]) -> tuple[float, float] | None:
-    """AUC of a classifier of real against other blocks and its standard error; None for too few people."""
+    """AUC of a classifier of real against other blocks and the reach of its interval; None for too few people."""
     a, b = _balanced(real, other, conditions)
-    if min(len(set(a.people)), len(set(b.people))) < N_FOLDS:
+    if min(len(set(a.people_N)), len(set(b.people_N))) < N_FOLDS:
         return None
-    people = np.concatenate([np.char.add("real ", a.people.astype(str)), np.char.add("other ", b.people.astype(str))])
-    y = np.repeat([0, 1], [len(a.people), len(b.people)])
-    x = _features(kind, np.concatenate([a.windows_ND, b.windows_ND]), real.properties.rows.response_NT.shape[1])
-    return _auc_of(_held_out_scores(kind, x, y, people), y, people)
+    people = np.concatenate(
+        [np.char.add("real ", a.people_N.astype(str)), np.char.add("other ", b.people_N.astype(str))]
+    )
+    y = np.repeat([0, 1], [len(a.people_N), len(b.people_N)])
+    windows_ND = np.concatenate([a.windows_NCT, b.windows_NCT]).astype(np.float32)
+    x = _features(kind, windows_ND, real.properties.rows.response_NT.shape[1])
+    return auc_of(_held_out_scores(kind, x, y, people), y, people)
 
 
 def classifier_checks(real: Summary, other: Summary, peer: Summary | None, conditions: list[str]) -> list[Verdict]:
@@ -170,9 +158,7 @@ def classifier_checks(real: Summary, other: Summary, peer: Summary | None, condi
             verdicts.append(Verdict(check, "unclear", note=note))
             continue
         value = max(0.0, found[0] - 0.5) - max(0.0, control[0] - 0.5)
-        reach = 1.959964 * float(np.hypot(found[1], control[1]))
-        answer = check.answer(value - reach, value + reach)
-        verdicts.append(Verdict(check, answer, control[0], found[0], value, value - reach, value + reach))
+        verdicts.append(Verdict.of(check, control[0], found[0], value, float(np.hypot(found[1], control[1]))))
     return verdicts
 
 
@@ -181,14 +167,14 @@ def copies_check(key: str, audit: Audit | None) -> Verdict:
     check = BY_KEY[key]
     if audit is None:
         return Verdict(check, "unclear", note="It needs training blocks of at least three people.")
-    answer = {"pass": "pass", "warn": "unclear", "fail": "fail"}[audit.outcome]
-    note = {
-        "pass": "No sample singles out a training block more often than chance.",
-        "warn": "Samples lie nearer to the training data than training blocks of different subjects do, but single out none: over-smooth samples and means do that.",
-        "fail": "Samples are copies or near copies of single training blocks.",
-    }[audit.outcome]
-    n = len(audit.synthetic_nearest_M)
+    answers: dict[str, tuple[Answer, str]] = {
+        "pass": ("pass", "No sample singles out a training block more often than chance."),
+        "warn": ("unclear", "Samples lie nearer to the training data than training blocks of different subjects do, but single out none: "
+                 "over-smooth samples and means do that."),
+        "fail": ("fail", "Samples are copies or near copies of single training blocks."),
+    }  # fmt: skip
+    (answer, note), n = answers[audit.outcome], len(audit.synthetic_nearest_M)
     note = (
         f"{100 * audit.share_below:.0f} % of {n} samples ({audit.n_distinct} distinct) lie under the threshold. {note}"
     )
-    return Verdict(check, answer, None, None, len(audit.copies) / n, note=note)  # type: ignore[arg-type]
+    return Verdict(check, answer, None, None, len(audit.copies) / n, note=note)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
-from fmrisynth.evaluate.analysis import Analysis, Baseline
+from fmrisynth.data.nifti import read_image
+from fmrisynth.evaluate import checks
+from fmrisynth.evaluate.analysis import Analysis
 from fmrisynth.evaluate.checks import ANSWERS
 from fmrisynth.evaluate.checks import show as show_numbers
-from fmrisynth.evaluate.courses import roi_courses
-from fmrisynth.evaluate.properties import Properties
-from fmrisynth.evaluate.scoring import Score
+from fmrisynth.evaluate.courses import roi_course
 from fmrisynth.evaluate.variance import principal_components
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, show
 from fmrisynth.glm.map_scores import map_correlations
@@ -74,78 +75,69 @@ SHORT = {
     "rsa_pearson": ("RSA", "rsa"),
     "top1_per_sample": ("Top-1, single samples", "top1_per_sample"),
 }
+"""Scores on the cards: their short titles, and the checks that judge them."""
 
 
 def _summary(analysis: Analysis, lines: list[Judgement]) -> list[Element]:
-    answers = {line.key: line.outcome for line in lines}
+    answers = {line.key: line.answer for line in lines}
     control = analysis.control.comparison.scores if analysis.control is not None else {}
     cards = []
     for name, (short, key) in SHORT.items():
         score = analysis.comparison.scores.get(name)
         if score is None:
             continue
-        context = (
-            f"as many real blocks {show(control.get(name))}" if name in control else "no real blocks to compare with"
-        )
+        note = f"as many real blocks {show(control[name])}" if name in control else "no real blocks to compare with"
         if score.low is not None and score.high is not None:
-            context = f"95 % interval {score.low:.2f} to {score.high:.2f}; {context}"
-        value = "–" if score.value is None else f"{score.value:.2f}"
-        cards.append(
-            Card(short, value, context if score.value is not None else score.note, STATUS[answers.get(key, "info")])
-        )
-    elements: list[Element] = [Cards(cards)]
+            note = f"95 % interval {score.low:.2f} to {score.high:.2f}; {note}"
+        value, note = ("–", score.note) if score.value is None else (f"{score.value:.2f}", note)
+        cards.append(Card(short, value, note, STATUS[answers.get(key, "info")]))
+    verdicts = []
+    for line in sorted(lines, key=lambda line: list(STATUS).index(line.answer)):  # worst first
+        twin = f" (as many real blocks: {ANSWERS[line.control]})" if line.control else ""
+        detail = f"{ANSWERS[line.answer].capitalize()}: {line.detail}"
+        verdicts.append(Verdict(STATUS[line.answer], line.title + twin, detail))
     notes = [*analysis.notes, *analysis.comparison.notes, analysis.control_note]
-    elements.append(Text("\n\n".join(notes), note=True))
-    elements.append(
-        Text(
-            "A check passes when its 95 % interval excludes the stated alternative, fails when the interval lies wholly beyond what is tolerated, and "
-            "otherwise cannot tell. In brackets: the answer that as many real blocks of other people get."
-        )
+    text = (
+        "A check passes when its 95 % interval excludes the stated alternative, fails when the interval lies wholly beyond what is tolerated, and "
+        "otherwise cannot tell. In brackets: the answer that as many real blocks of other people get."
     )
-    worst_first = sorted(lines, key=lambda line: list(STATUS).index(line.outcome))
-    elements.append(Verdicts([
-        Verdict(STATUS[line.outcome], line.title + (f" (as many real blocks: {ANSWERS[line.control]})" if line.control else ""), f"{ANSWERS[line.outcome].capitalize()}: {line.detail}")
-        for line in worst_first
-    ]))  # fmt: skip
-    return elements
+    return [Cards(cards), Text("\n\n".join(notes), note=True), Text(text), Verdicts(verdicts)]
 
 
 def _scores(analysis: Analysis) -> list[Element]:
-    columns = ("", "Corr", "RSA Pearson", "RSA Spearman", "Top-1 group", "Top-1 samples")
-    rivals = [(b.name, b.judged.comparison) for b in analysis.baselines]
-    control = [("as many real blocks", analysis.control.comparison)] if analysis.control is not None else []
-    tokenizer = [("tokenizer", analysis.tokenizer_ceiling)] if analysis.tokenizer_ceiling is not None else []
-
-    def row(name: str, scores: dict[str, Score]) -> list[str]:
-        return [name, *(show(scores.get(key)) for key in SCORE_TITLES)]
-
-    rows = [row("Synthetic", analysis.comparison.scores)]
-    rows += [row(f"Ceiling: {name}", c.scores) for name, c in [*control, *tokenizer]]
+    scores, per_condition = analysis.comparison.scores, analysis.comparison.corr_per_condition
+    others = [("as many real blocks", analysis.control.comparison)] if analysis.control is not None else []
+    ceilings = {name: c.scores for name, c in others}
+    if analysis.tokenizer_ceiling is not None:
+        ceilings["tokenizer"] = analysis.tokenizer_ceiling.scores
     if analysis.split_half:
-        rows.append(row("Ceiling: split halves of test", analysis.split_half))
-    rows += [row(f"Baseline: {name}", c.scores) for name, c in rivals]
-    p = ", ".join(
-        f"{SCORE_TITLES[k]} {max(s.p, 0.001):.3f}" for k, s in analysis.comparison.scores.items() if s.p is not None
-    )
+        ceilings["split halves of test"] = analysis.split_half
+    others += [(b.name, b.judged.comparison) for b in analysis.baselines]
+    known = [
+        ("Synthetic", "synthetic", scores),
+        *((f"Ceiling: {name}", "ceiling", own) for name, own in ceilings.items()),
+    ]
+    known += [(f"Baseline: {b.name}", "baseline", b.judged.comparison.scores) for b in analysis.baselines]
+    p = ", ".join(f"{SCORE_TITLES[k]} {max(s.p, 0.001):.3f}" for k, s in scores.items() if s.p is not None)
     elements: list[Element] = [
         Text(
             "Every score stands between what as many real blocks of other people reach and what a trivial generator gets. Brackets hold 95 % "
-            "intervals: delete-a-group jackknife for Corr and RSA, Wilson for Top-1, the range over random halves for split halves. "
-            + (f"Permutation p (condition labels shuffled): {p}." if p else "")
+            "intervals: over cohorts of as many people and samples (delete-a-group jackknife) for Corr and RSA, Wilson's over conditions or blocks for "
+            "Top-1, the range over random halves for split halves. " + (f"Permutation p (condition labels shuffled): {p}." if p else "")
         ),
-        Table(columns, rows, highlight=0),
-    ]
+        Table(
+            ("", "Corr", "RSA Pearson", "RSA Spearman", "Top-1 group", "Top-1 samples"),
+            [[name, *(show(own.get(key)) for key in SCORE_TITLES)] for name, _, own in known], highlight=0,
+        ),
+    ]  # fmt: skip
     for key, title in (("corr", "Corr"), ("rsa_pearson", "RSA (Pearson)")):
-        dots = [_dot("synthetic", "synthetic", analysis.comparison.scores[key])]
-        dots += [_dot(name, "ceiling", c.scores[key]) for name, c in [*control, *tokenizer]]
-        if key in analysis.split_half:
-            dots.append(_dot("split halves", "ceiling", analysis.split_half[key]))
-        dots += [_dot(name, "baseline", c.scores[key]) for name, c in rivals]
+        dots = [
+            {"name": name.split(": ")[-1], "role": role, "value": own[key].value, "low": own[key].low, "high": own[key].high}
+            for name, role, own in known if key in own
+        ]  # fmt: skip
         if any(dot["value"] is not None for dot in dots):
             caption = f"{title} of the synthetic data (orange), real-against-real ceilings (blue) and baselines (grey), with 95 % intervals."
             elements.append(Figure.of(draw.score_figure(dots, title), caption, width="half", vector=True, name=key))
-    others = [*control, *rivals]
-    per_condition = analysis.comparison.corr_per_condition
     if len(per_condition) > 1:
         table = [[c, value, *(o.corr_per_condition.get(c) for _, o in others)] for c, value in per_condition.items()]
         caption = "Correlation of each condition's group map with the real test map."
@@ -159,32 +151,19 @@ def _scores(analysis: Analysis) -> list[Element]:
             [c, t.real, t.synthetic, "n/a" if t.ceiling is None else f"{t.ceiling:.3f}", t.estimates]
             for c, t in analysis.truth.items()
         ]
-        elements.append(
-            Table(
-                ("Condition", "Real test", "Synthetic", "Ceiling", "The window map estimates"), table, caption=caption
-            )
-        )
+        columns = ("Condition", "Real test", "Synthetic", "Ceiling", "The window map estimates")
+        elements.append(Table(columns, table, caption=caption))
     if analysis.noise_free_corr is not None:
         text = f"A perfect, noise-free group map would correlate {analysis.noise_free_corr:.2f} with the real test maps (Spearman-Brown from the split halves). "
         elements.append(Text(text + analysis.split_half_note, note=True))
     return elements
 
 
-def _dot(name: str, role: str, score: Score) -> dict:
-    return {"name": name, "role": role, "value": score.value, "low": score.low, "high": score.high}
-
-
-def _background(analysis: Analysis) -> np.ndarray:
-    from fmrisynth.data.nifti import read_image
-
-    return read_image(analysis.cohorts.real[0].reference_path, ndim=3).scaled()
-
-
 def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
-    cohorts = analysis.cohorts
-    real_KV, other_KV, finite = _group_maps(analysis)
-    unit = "z" if analysis.comparison.map_kind == "z" else "% signal change"
-    background = _background(analysis)
+    cohorts, mask_XYZ = analysis.cohorts, analysis.cohorts.mask_XYZ
+    maps = analysis.comparison.maps
+    unit = "z" if maps.kind == "z" else "% signal change"
+    background = read_image(cohorts.real[0].reference_path, ndim=3).scaled()
     elements: list[Element] = [
         Text(
             f"Group maps ({unit}) of the real data, of the synthetic data, and their difference on the scale of the real map: the "
@@ -193,48 +172,38 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
         )
     ]
     for index, condition in enumerate(cohorts.conditions):
-        real = to_volume(real_KV[index], cohorts.mask_XYZ)
-        other = to_volume(other_KV[index], cohorts.mask_XYZ)
-        spread = np.nanstd(other_KV[index])
-        scaled = other * (np.nanstd(real_KV[index]) / spread) if spread > 0 else other
+        real, other = (to_volume(maps_KV[index], mask_XYZ) for maps_KV in (maps.real_LV, maps.other_KV))
+        spread = np.nanstd(maps.other_KV[index])
+        scaled = other * (np.nanstd(maps.real_LV[index]) / spread) if spread > 0 else other
         limits = [_limit(real), _limit(other), _limit(real)]
-        r = analysis.comparison.corr_per_condition.get(condition)
         n_real, n_synthetic = (s.properties.n_people(condition) for s in (analysis.real, analysis.synthetic))
+        rows = [
+            (f"{condition}: real (n = {n_real})", real), (f"synthetic (n = {n_synthetic})", other), ("synthetic (rescaled) - real", scaled - real)
+        ]  # fmt: skip
         figure = mosaic(
-            [(f"{condition}: real (n = {n_real})", real), (f"synthetic (n = {n_synthetic})", other), ("synthetic (rescaled) - real", scaled - real)],
-            background, cohorts.mask_XYZ, cohorts.grid, limits=limits, threshold=DISPLAY_SHARE, unit=unit, relative_threshold=True,
+            rows, background, mask_XYZ, cohorts.grid, limits=limits, threshold=DISPLAY_SHARE, unit=unit, relative_threshold=True
         )  # fmt: skip
+        r = analysis.comparison.corr_per_condition.get(condition)
         text = "not defined" if r is None else f"{r:.2f}"
-        elements.append(Figure.of(figure, f"{condition}: correlation of the synthetic with the real group map {text}.",
-                                  name=f"maps-{condition}"))  # fmt: skip
+        caption = f"{condition}: correlation of the synthetic with the real group map {text}."
+        elements.append(Figure.of(figure, caption, name=f"maps-{condition}"))
         if config.glass_brain and not cohorts.grid.is_native:
             rows = [("real", real / max(limits[0], 1e-9)), ("synthetic", other / max(limits[1], 1e-9))]
+            caption = f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it."
             glass = glass_brains(rows, cohorts.grid, threshold=GLASS_SHARE, limit=1.0)
-            elements.append(
-                Figure.of(
-                    glass,
-                    f"{condition} on the glass brain; each map as a share of its own colour limit, above half of it.",
-                    name=f"glass-{condition}",
-                )
-            )
-    if finite.any():
-        figure = draw.scatter_figure(real_KV[:, finite], other_KV[:, finite], cohorts.conditions, unit=unit)
-        elements.append(
-            Figure.of(
-                figure, "Every voxel of the mask: synthetic against real. The dotted line is equality.", name="voxels"
-            )
-        )
+            elements.append(Figure.of(glass, caption, name=f"glass-{condition}"))
+    real_KV, other_KV = _compared(analysis)
+    if real_KV.size:
+        figure = draw.scatter_figure(real_KV, other_KV, cohorts.conditions, unit=unit)
+        caption = "Every voxel of the mask: synthetic against real. The dotted line is equality."
+        elements.append(Figure.of(figure, caption, name="voxels"))
     return elements
 
 
-def _group_maps(analysis: Analysis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Real and synthetic group maps, (K, V), and the voxels where all of them are finite."""
-    kind, names = analysis.comparison.map_kind, analysis.cohorts.conditions
-    real_KV, other_KV = (
-        np.stack([s.properties.z(c) if kind == "z" else s.properties.group(c).effect for c in names])
-        for s in (analysis.real, analysis.synthetic)
-    )
-    return real_KV, other_KV, np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
+def _compared(analysis: Analysis) -> tuple[np.ndarray, np.ndarray]:
+    """Real and synthetic group maps of the compared conditions, where all of them are finite, (K, V)."""
+    real_LV, other_KV = analysis.comparison.maps.compared
+    return real_LV[: len(other_KV)], other_KV
 
 
 def _limit(volume: np.ndarray) -> float:
@@ -243,75 +212,51 @@ def _limit(volume: np.ndarray) -> float:
 
 
 def _geometry(analysis: Analysis) -> list[Element]:
-    cohorts = analysis.cohorts
-    names = cohorts.conditions
+    names = analysis.cohorts.conditions
     elements: list[Element] = []
-    real_KV, other_KV, finite = _group_maps(analysis)
-    if len(names) >= 2 and finite.any():
-        real_KK = map_correlations(real_KV[:, finite], real_KV[:, finite])
-        other_KK = map_correlations(other_KV[:, finite], other_KV[:, finite])
-        figure = draw.matrix_figure([("real", real_KK), ("synthetic", other_KK)], names, names)
-        elements.append(
-            Figure.of(
-                figure,
-                "Representational geometry: correlations between the group maps of all pairs of conditions. RSA is the correlation of their upper halves.",
-                vector=True,
-                name="geometry",
-            )
-        )
+    real_KV, other_KV = _compared(analysis)
+    if len(names) >= 2 and real_KV.size:
+        maps = (("real", real_KV), ("synthetic", other_KV))
+        figure = draw.matrix_figure([(name, map_correlations(m, m)) for name, m in maps], names, names)
+        caption = "Representational geometry: correlations between the group maps of all pairs of conditions. RSA is the correlation of their upper halves."
+        elements.append(Figure.of(figure, caption, vector=True, name="geometry"))
+    matrices = [("synthetic map against real maps", analysis.comparison.cross_KL)]
     figure = draw.matrix_figure(
-        [("synthetic map against real maps", analysis.comparison.cross_KL)], names, cohorts.candidates,
-        row_label="synthetic", column_label="real",
-    )  # fmt: skip
-    elements.append(
-        Figure.of(
-            figure,
-            "Confusion matrix of Top-1: each synthetic map (row) should correlate most with its own real map (diagonal).",
-            vector=True,
-            name="top1",
-        )
+        matrices, names, analysis.cohorts.candidates, row_label="synthetic", column_label="real"
     )
-    return elements
+    caption = (
+        "Confusion matrix of Top-1: each synthetic map (row) should correlate most with its own real map (diagonal)."
+    )
+    return [*elements, Figure.of(figure, caption, vector=True, name="top1")]
 
 
 def _courses(analysis: Analysis) -> list[Element]:
     panels = []
     for condition in analysis.cohorts.conditions:
         for index, roi in enumerate(analysis.rois):
-            if not roi.belongs_to(condition):
-                continue
-            lines = {}
-            for name, summary, role in (
-                ("real", analysis.real, "real"),
-                ("synthetic", analysis.synthetic, "synthetic"),
-            ):
-                mean, sem, n = roi_courses(summary.properties, condition, index)
-                lines[f"{name} (n = {n})"] = (mean, sem, role)
-            place = roi.label if condition in roi.label else f"{condition}\n{roi.label}"
-            panels.append({"title": place, "lines": lines})
+            if roi.belongs_to(condition):
+                lines = {}
+                for name, summary in (("real", analysis.real), ("synthetic", analysis.synthetic)):
+                    mean, sem, n = roi_course(summary.properties, condition, index)
+                    lines[f"{name} (n = {n})"] = (mean, sem, name)
+                place = roi.label if condition in roi.label else f"{condition}\n{roi.label}"
+                panels.append({"title": place, "lines": lines})
     if not panels:
         return [Text(analysis.roi_note or "No regions lie inside the mask.", note=True)]
     figure = draw.courses_figure(panels, analysis.cohorts.tr_s)
-    return [
-        Text(analysis.roi_note),
-        Figure.of(
-            figure,
-            "Mean percent signal change of each region; the band is the standard error of the mean over subjects.",
-            vector=True,
-            name="courses",
-        ),
-    ]
+    caption = "Mean percent signal change of each region; the band is the standard error of the mean over subjects."
+    return [Text(analysis.roi_note), Figure.of(figure, caption, vector=True, name="courses")]
 
 
 def _checks(analysis: Analysis) -> list[Element]:
     control = {v.check.key: v for v in analysis.control.verdicts} if analysis.control is not None else {}
+    rivals = [(b.standings, {v.check.key: v for v in b.judged.verdicts}) for b in analysis.baselines]
     rows = []
     for v in analysis.own.verdicts:
-        twin = control.get(v.check.key)
+        key = v.check.key
         rows.append([
             v.check.title, v.real, v.other, show_numbers(v.value, v.low, v.high).replace(", ", ",\u00a0"), v.check.rule, ANSWERS[v.answer],
-            f"{show_numbers(twin.value)}, {ANSWERS[twin.answer]}" if twin is not None else "–",
-            *(_rival(b, v.check.key) for b in analysis.baselines),
+            _short(control.get(key)), *(_short(twins.get(key), standings.get(key)) for standings, twins in rivals),
         ])  # fmt: skip
     columns = ["Check", "Real", "Synthetic", "Judged number", "Rule", "Answer", "As many real blocks", *(b.name for b in analysis.baselines)]  # fmt: skip
     caption = (
@@ -321,65 +266,41 @@ def _checks(analysis: Analysis) -> list[Element]:
     elements: list[Element] = [Table(columns, rows, caption=caption)]
     names = analysis.cohorts.conditions
     table = [
-        [v.check.title, *(f"{v.per_condition[c][0]:.2f}" + ("" if v.per_condition[c][1] == "pass" else f" ({ANSWERS[v.per_condition[c][1]]})") for c in names)]
-        for v in analysis.own.verdicts if v.per_condition
+        [v.check.title, *(f"{value:.2f}" + ("" if answer == "pass" else f" ({ANSWERS[answer]})") for value, answer in v.parts.values())]
+        for v in analysis.own.verdicts if list(v.parts) == names
     ]  # fmt: skip
     if table:
-        elements.append(
-            Table(
-                ("Per condition", *names),
-                table,
-                caption="A check fails when one condition does, at a level shared by all of them.",
-            )
-        )
-    real, synthetic = analysis.real.properties, analysis.synthetic.properties
-    lags = np.arange(1, real.rows.autocorrelation_NL.shape[1] + 1) * analysis.cohorts.tr_s
-    frequencies = np.fft.rfftfreq(analysis.cohorts.n_frames, analysis.cohorts.tr_s)[1:]
-    pairs: dict[str, Properties] = {"real": real, "synthetic": synthetic}
+        caption = "A check fails when one condition does, at a level shared by all of them."
+        elements.append(Table(("Per condition", *names), table, caption=caption))
+    known = {"real": analysis.real.properties, "synthetic": analysis.synthetic.properties}
     if analysis.peer is not None:
-        pairs["other real people"] = analysis.peer.properties
-    courses = {n: np.nanmean(p.rows.autocorrelation_NL, axis=0) for n, p in pairs.items()}
+        known["other real people"] = analysis.peer.properties
+    courses = {name: np.nanmean(p.rows.autocorrelation_NL, axis=0) for name, p in known.items()}
+    lags = np.arange(1, len(courses["real"]) + 1) * analysis.cohorts.tr_s
     figure = draw.lines_figure(
         lags, courses, xlabel="lag (s)", ylabel="autocorrelation", title="Temporal autocorrelation"
     )
-    elements.append(
-        Figure.of(
-            figure,
-            "Autocorrelation of voxel time courses within the window.",
-            width="half",
-            vector=True,
-            name="autocorrelation",
-        )
-    )
-    power = {n: p.rows.spectrum_NF.mean(axis=0) for n, p in pairs.items()}
+    caption = "Autocorrelation of voxel time courses within the window."
+    elements.append(Figure.of(figure, caption, width="half", vector=True, name="autocorrelation"))
+    power = {name: p.rows.spectrum_NF.mean(axis=0) for name, p in known.items()}
+    frequencies = np.fft.rfftfreq(analysis.cohorts.n_frames, analysis.cohorts.tr_s)[1:]
     figure = draw.lines_figure(
         frequencies, power, xlabel="frequency (Hz)", ylabel="power (%²)", title="Power spectrum", logy=bool((power["synthetic"] > 0).all())
     )  # fmt: skip
-    elements.append(
-        Figure.of(
-            figure, "Power of voxel time courses, averaged over the brain.", width="half", vector=True, name="spectrum"
-        )
-    )
-    if real.connectivity_PP.shape[0] >= 5:
-        figure = draw.connectivity_figure([("real", real.connectivity_PP), ("synthetic", synthetic.connectivity_PP)])
-        elements.append(
-            Figure.of(
-                figure,
-                f"Functional connectivity of {real.connectivity_PP.shape[0]} parcels (cubes of 8 voxels), residuals of the window GLM.",
-                name="connectivity",
-            )
-        )
+    caption = "Power of voxel time courses, averaged over the brain."
+    elements.append(Figure.of(figure, caption, width="half", vector=True, name="spectrum"))
+    matrices = [(name, known[name].connectivity_PP) for name in ("real", "synthetic")]
+    if (n_parcels := len(matrices[0][1])) >= 5:
+        caption = f"Functional connectivity of {n_parcels} parcels (cubes of 8 voxels), residuals of the window GLM."
+        elements.append(Figure.of(draw.connectivity_figure(matrices), caption, name="connectivity"))
     return elements
 
 
-def _rival(baseline: Baseline, key: str) -> str:
-    """A baseline's judged number, its answer, and how it stands against the synthetic data."""
-    twin = next((v for v in baseline.judged.verdicts if v.check.key == key), None)
-    if twin is None:
+def _short(verdict: checks.Verdict | None, standing: str | None = None) -> str:
+    """The judged number of real blocks or of a baseline, its answer, and how a baseline stands against the synthetic data."""
+    if verdict is None:
         return "–"
-    return ", ".join(
-        part for part in (show_numbers(twin.value), ANSWERS[twin.answer], baseline.standings.get(key)) if part
-    )
+    return ", ".join(part for part in (show_numbers(verdict.value), ANSWERS[verdict.answer], standing) if part)
 
 
 def _variance(analysis: Analysis) -> list[Element]:
@@ -390,28 +311,24 @@ def _variance(analysis: Analysis) -> list[Element]:
         )
     ]
     for name, summary in (("real", analysis.real), ("synthetic", analysis.synthetic)):
-        features = summary.properties.rows.volume_NC
-        if len(features) < 3:
+        rows = summary.properties.rows
+        if len(rows.volume_NC) < 3:
             continue
-        scores, shares = principal_components(features)
+        scores, shares = principal_components(rows.volume_NC)
+        encodings = list(rows.phase_encodings_N)
         panels = [(f"{name}: by subject", scores, list(summary.people_N))] if name == "real" else []
-        encodings = list(summary.properties.rows.phase_encodings_N)
         if all(encodings) and len(set(encodings)) > 1:
             panels.append((f"{name}: by phase encoding", scores, encodings))
         panels.append((f"{name}: by task", scores, list(summary.conditions_N)))
-        figure = draw.components_figure(panels, list(shares))
+        caption = f"First two principal components of {len(scores)} {name} block-mean volumes."
+        width: Literal["full", "half"] = "full" if len(panels) > 1 else "half"
         elements.append(
-            Figure.of(
-                figure,
-                f"First two principal components of {len(features)} {name} block-mean volumes.",
-                width="full" if len(panels) > 1 else "half",
-                name=f"components-{name}",
-            )
+            Figure.of(draw.components_figure(panels, list(shares)), caption, width=width, name=f"components-{name}")
         )
-    keys = list(dict.fromkeys([*analysis.variance["real"], *analysis.variance["synthetic"]]))
-    rows = [[key, analysis.variance["real"].get(key), analysis.variance["synthetic"].get(key)] for key in keys]
-    elements.append(Table(("Share of variance explained", "Real", "Synthetic"), rows))
-    return elements
+    shares_of = analysis.variance
+    keys = list(dict.fromkeys([*shares_of["real"], *shares_of["synthetic"]]))
+    table = [[key, shares_of["real"].get(key), shares_of["synthetic"].get(key)] for key in keys]
+    return [*elements, Table(("Share of variance explained", "Real", "Synthetic"), table)]
 
 
 def _privacy(analysis: Analysis) -> list[Element]:
@@ -434,13 +351,13 @@ def _privacy(analysis: Analysis) -> list[Element]:
             f"ratio of mean distances {audit.ratio_of_means:.2f}."
         )
         elements.append(Figure.of(figure, caption, width="half", vector=True, name=f"distances-{name}"))
-    others = [("Synthetic", analysis.own), *((f"Baseline: {b.name}", b.judged) for b in analysis.baselines)]
+    others = {"Synthetic": analysis.own} | {f"Baseline: {b.name}": b.judged for b in analysis.baselines}
     if analysis.control is not None:
-        others.append(("As many real blocks", analysis.control))
+        others["As many real blocks"] = analysis.control
+    audited = {name: judged.audits["dynamics"] for name, judged in others.items() if judged.audits}
     rows = [
         [name, f"{100 * a.share_below:.0f} %", len(a.copies), a.ratio_of_means, a.outcome]
-        for name, a in ((name, judged.audits.get("dynamics")) for name, judged in others)
-        if a is not None
+        for name, a in audited.items()
     ]
     columns = ("Dynamics", "Under the threshold", "Singled out", "Mean distance, times training to training", "Audit")
     caption = "What writes training data out again may look as real as it likes: it is no substitute for samples that copy nobody."
@@ -449,17 +366,15 @@ def _privacy(analysis: Analysis) -> list[Element]:
 
 
 def _utility(analysis: Analysis) -> list[Element]:
-    cells = analysis.utility
-    if not cells:
+    if not analysis.utility:
         return []
-    counts = sorted({cell.n_real_people for cell in cells})
-    rows = []
-    for key in dict.fromkeys((c.classifier, c.added, c.multiple) for c in cells):
-        found = {c.n_real_people: c for c in cells if (c.classifier, c.added, c.multiple) == key}
-        name = "real blocks alone" if key[1] == "nothing" else f"with {key[2]} times as many: {key[1]}"
-        rows.append(
-            [key[0], name, *(f"{found[n].accuracy:.2f} ± {found[n].sd:.2f}" if n in found else "–" for n in counts)]
-        )
+    counts = sorted({cell.n_real_people for cell in analysis.utility})
+    table: dict[tuple[str, str], dict[int, str]] = {}
+    for cell in analysis.utility:
+        name = "real blocks alone" if cell.added == "nothing" else f"with {cell.multiple} times as many: {cell.added}"
+        row = table.setdefault((cell.classifier, name), {})
+        row[cell.n_real_people] = f"{cell.accuracy:.2f} ± {cell.sd:.2f}"
+    rows = [[*key, *(row.get(n, "–") for n in counts)] for key, row in table.items()]
     return [
         Text(
             "What the samples are worth to who wants to tell conditions apart (conditional ICA, Tajini et al. 2021): classifiers trained on the effect maps of "
@@ -486,7 +401,7 @@ def _methods(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
         Table(
             ("Group maps", "Real model", "Real n", "Synthetic model", "Synthetic n"),
             [
-                [c, real.model(c), real.n_people(c), synthetic.model(c), synthetic.n_people(c)]
+                [c, *(value for p in (real, synthetic) for value in (p.model(c), p.n_people(c)))]
                 for c in analysis.cohorts.conditions
             ],
         ),

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.config.evaluate import EvaluateConfig
-from fmrisynth.data.blocks import Block, read_blocks
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.data.blocks import Block
 from fmrisynth.evaluate import baselines
 from fmrisynth.evaluate.cohorts import Cohorts
 from fmrisynth.evaluate.distinguish import in_turn
@@ -30,7 +29,6 @@ from fmrisynth.evaluate.summary import (
     load_arrays,
     patterns_of,
     save_arrays,
-    summarise,
 )
 from fmrisynth.glm.windows import Window, iterate_windows
 from fmrisynth.progress import track
@@ -42,40 +40,27 @@ def choose_control(
 ) -> tuple[set[str], dict[str, set[int]]]:
     """Who stands in for the samples, and which blocks: as many per condition as there are samples, people in turn.
 
-    Returns
-    -------
-    people : set of str
-        Half of the training people: the control. The others are the reference.
-    chosen : dict
-        ``control`` and ``peer``: indices into `train` of the blocks of each half, as many as there are samples.
+    Half of the training people are the control, the others the reference. Returned are the former, and indices into `train` of the blocks of
+    each half (``control``, ``peer``).
     """
     rng = np.random.default_rng(seed)
     names = sorted({block.subject for block in train})
     control = {names[i] for i in rng.permutation(len(names))[: len(names) // 2]}
     people = np.array([block.subject for block in train])
+    inside_N, conditions_N = np.isin(people, list(control)), np.array([block.condition for block in train])
     found: dict[str, set[int]] = {"control": set(), "peer": set()}
     for condition in conditions:
         n = sum(block.condition == condition for block in synthetic)
         for key in found:
-            pool = [
-                i
-                for i, b in enumerate(train)
-                if b.condition == condition and (b.subject in control) == (key == "control")
-            ]
-            found[key] |= {int(i) for i in in_turn(people, rng.permutation(np.array(pool, int)))[:n]}
+            pool = np.flatnonzero((conditions_N == condition) & (inside_N == (key == "control")))
+            found[key] |= {int(i) for i in in_turn(people, rng.permutation(pool))[:n]}
     return control, found
 
 
 class Parts:
     """Reads datasets and keeps their summaries between calls: each is made again only when what determines it has changed.
 
-    Parameters
-    ----------
-    cohorts : Cohorts
-    config : EvaluateConfig
-    stage : Stage
-        Owner of the output folder.
-    probes : Probes
+    `stage` owns the output folder in which they are kept.
     """
 
     def __init__(self, cohorts: Cohorts, config: EvaluateConfig, stage: Stage, probes: Probes) -> None:
@@ -117,19 +102,14 @@ class Parts:
         """The summary of a dataset's blocks."""
         about = {"blocks": digest_of(blocks), "reference": self.stage.result_digest("training"), **options}
         return self.summary(
-            label, about, lambda: summarise(self.stream(blocks, f"{label} blocks"), self.summariser(**options))
+            label, about, lambda: self.summariser(**options).take(self.stream(blocks, f"{label} blocks"))
         )
 
     def read_training(self) -> tuple[Summary | None, Summary | None]:
         """One pass over the training blocks.
 
         Half of the people are the reference, whose patterns tell the responses of all datasets, and as many of their blocks as there are samples
-        are the *peers*; as many of the others are the *control*.
-
-        Returns
-        -------
-        peer, control : Summary or None
-            None without training people, and where these have too few blocks.
+        are the *peers*; as many of the others are the *control*. None without training people, and where these have too few blocks.
         """
         train = self.cohorts.train
         if not train:
@@ -150,16 +130,16 @@ class Parts:
 
     def _read_training(self, halves: list[list[int]], chosen: dict[str, set[int]]) -> None:
         train = self.cohorts.train
-        store, reference = WindowStore(self.probes), Reference(self.config.glm)
+        store, reference = WindowStore(), Reference(self.config.glm)
         windows = self.stream([train[i] for i in chain(*halves)], "training blocks")
         arrays: dict[str, np.ndarray] = {}
         for half, key in zip(halves, ("peer", "control"), strict=True):
             keep = self.summariser(as_samples=True)
             own = islice(windows, len(half))
             for index, window in zip(half, reference.watch(own) if key == "peer" else own, strict=True):
-                store.add(window)
+                store.add(window.block.subject, window.block.condition, *self.probes.on_cells(window))
                 if index in chosen[key]:
-                    keep.add(window)
+                    keep.add(keep.measure(window))
             if chosen[key]:
                 keep.finish().save(self.path(key))
             if key == "peer":
@@ -183,44 +163,25 @@ class Parts:
             if not fitted:
                 fitted.append(baselines.TrainingWindows(self.stream(own, "training blocks of the baselines")))
             windows = baselines.GENERATORS[name](fitted[0], conditions, config.baseline_samples, seed)
-            return summarise(track(windows, name, total=config.baseline_samples * len(conditions)), self.summariser())
+            return self.summariser().take(track(windows, name, total=config.baseline_samples * len(conditions)))
 
+        labels = {name: "-".join(["baseline", *re.findall("[a-z]+", name.lower())]) for name in baselines.GENERATORS}
         return {
-            name: self.summary(
-                "-".join(["baseline", *re.findall("[a-z]+", name.lower())]),
-                about,
-                partial(make, name, config.seed + 1 + i),
-            )
-            for i, name in enumerate(baselines.GENERATORS)
+            name: self.summary(label, about, partial(make, name, config.seed + 1 + i))
+            for i, (name, label) in enumerate(labels.items())
         }
 
     def tokenizer_ceiling(self) -> Comparison | None:
         """Scores of real blocks that went through a tokenizer (one of each person and condition), against the same blocks before."""
         config, cohorts = self.config, self.cohorts
+        if config.tokenizer is None:
+            return None
         known = {(b.subject, b.condition): b for b in reversed(cohorts.real) if b.condition in cohorts.conditions}
         own = list(reversed(known.values()))
-        if config.tokenizer is not None:
-            folder = config.tokenizer
-            about: dict[str, Any] = {"tokenizer": sorted(path for path in folder.rglob("*") if path.is_file())}
-            windows = reconstructed_windows(own, cohorts.mask_XYZ, cohorts.grid, config.glm, folder)
-        elif config.reconstructions is not None:
-            rebuilt = {b.bold: b for b in read_blocks(config.reconstructions)}
-            own = [b for b in own if b.bold in rebuilt]
-            if not own:
-                raise FmrisynthError(
-                    f"{config.reconstructions}: holds no blocks of the compared subjects and conditions; reconstruct the same test blocks."
-                )
-            again = [rebuilt[b.bold] for b in own]
-            about = {"reconstructions": digest_of(again)}
-            windows = iterate_windows(again, cohorts.mask_XYZ, cohorts.grid, config.glm)
-        else:
-            return None
-        about |= {"blocks": digest_of(own)}
-        after = self.summary(
-            "tokenizer",
-            about,
-            lambda: summarise(track(windows, "tokenizer ceiling", total=len(own)), self.summariser()),
-        ).properties
+        about = {"tokenizer": sorted(p for p in config.tokenizer.rglob("*") if p.is_file()), "blocks": digest_of(own)}
+        windows = reconstructed_windows(own, cohorts.mask_XYZ, cohorts.grid, config.glm, config.tokenizer)
+        windows = track(windows, "tokenizer ceiling", total=len(own))
+        after = self.summary("tokenizer", about, lambda: self.summariser().take(windows)).properties
         before = self.of("before-tokenizer", own).properties
         conditions = [c for c in cohorts.conditions if after.has(c)]
         return compare_maps(before, after, conditions, conditions, config.seed)

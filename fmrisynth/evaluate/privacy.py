@@ -19,6 +19,9 @@ _CHUNK = 512
 MAX_QUERIES = 2000
 """Training blocks whose own neighbours are looked for: enough for a percentile."""
 
+PERCENTILE = 5.0
+"""Of training distances: a sample nearer to a training block than this is under the threshold."""
+
 EXACT_SHARE = 0.1
 """A sample nearer to a training block than this share of the median training distance is a copy."""
 
@@ -78,19 +81,7 @@ def nearest_two(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distance to the nearest training row, to the nearest one of a further subject, and which row the nearest is.
 
-    Parameters
-    ----------
-    query_MD, train_ND : arrays
-        Features.
-    train_subjects : array of shape (N,)
-        Subject of each training row.
-    query_subjects : array of shape (M,), optional
-        Subject of each query; its own subject's rows are not neighbours.
-
-    Returns
-    -------
-    first, second : arrays of shape (M,)
-    row : int array of shape (M,)
+    With `query_subjects` the rows of a query's own subject are no neighbours. Three arrays of shape (M,).
     """
     first, second, row = np.empty(len(query_MD)), np.empty(len(query_MD)), np.zeros(len(query_MD), int)
     names, codes = np.unique(train_subjects, return_inverse=True)
@@ -144,25 +135,12 @@ def _more_often(hits: int, n: int, reference_hits: int, n_reference: int) -> boo
 class Gallery:
     """Training rows that samples are compared with, and how training rows compare with each other.
 
-    Parameters
-    ----------
-    train_ND : array
-        Features.
-    subjects, groups : arrays of shape (N,)
-        Subject of each row, and what rows of different subjects have in common (the condition).
-    percentile : float
-        Of training distances: the threshold.
-    one_each : bool
-        The training side is one row of each person: what a person's blocks share (anatomy) is not so many independent distances.
-
-    Raises
-    ------
-    ValueError
-        Fewer than three subjects.
+    Features are rows; rows of one of the `groups` have something in common (the condition). With `one_each` the training side is one row of each
+    person: what a person's blocks share (anatomy) is not so many independent distances. Refuses fewer than three subjects (`ValueError`).
     """
 
     def __init__(
-        self, train_ND: np.ndarray, subjects: np.ndarray, groups: np.ndarray | None = None, percentile: float = 5.0, *,
+        self, train_ND: np.ndarray, subjects: np.ndarray, groups: np.ndarray | None = None, *,
         one_each: bool = False,
     ) -> None:  # fmt: skip
         if len(np.unique(subjects)) < 3:
@@ -172,10 +150,10 @@ class Gallery:
         every = np.unique(subjects, return_index=True)[1] if one_each else np.arange(len(train_ND))
         asked = np.sort(np.random.default_rng(0).permutation(every)[:MAX_QUERIES])
         self.nearest_N, second, row = nearest_two(train_ND[asked], train_ND, subjects, subjects[asked])
-        self._threshold = float(np.percentile(self.nearest_N, percentile))
+        self._threshold = float(np.percentile(self.nearest_N, PERCENTILE))
         finite = np.isfinite(second) & (second > 0)
         ratio = np.divide(self.nearest_N, second, out=np.ones_like(second), where=finite)
-        self._ratio = min(float(np.percentile(ratio[finite], percentile)), NEAR_COPY_RATIO) if finite.any() else 0.0
+        self._ratio = min(float(np.percentile(ratio[finite], PERCENTILE)), NEAR_COPY_RATIO) if finite.any() else 0.0
         self._n_copies = int(self._singled_out(self.nearest_N, second, row).sum())
 
     @property

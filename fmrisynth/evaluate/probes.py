@@ -5,14 +5,13 @@ Axis legend: V voxels, C cells, P parcels, R regions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from scipy import sparse
 
 from fmrisynth.data.grid import Grid
 from fmrisynth.evaluate.response import mirror_index
 from fmrisynth.evaluate.rois import Roi
+from fmrisynth.glm.windows import Window
 
 CELL_VOXELS = 4
 """Cells have the size of a latent voxel of a 4x tokenizer: the space of the privacy audit and the classifiers."""
@@ -59,38 +58,33 @@ def neighbour_pairs(mask_XYZ: np.ndarray, seed: int = 0) -> list[tuple[np.ndarra
     return pairs
 
 
-@dataclass
+def log_anatomy(reference_C: np.ndarray) -> np.ndarray:
+    """Log reference volume on cells, mean removed, float32."""
+    log_C = np.log(np.maximum(reference_C, 1e-6))
+    return (log_C - log_C.mean()).astype(np.float32)
+
+
 class Probes:
     """The fixed projections that every window goes through; `pairs` of neighbours are indices into the voxels `near_U`."""
 
-    grid: Grid
-    mask_XYZ: np.ndarray
-    rois: list[Roi]
-    cells: sparse.csr_matrix = field(init=False)
-    parcels: sparse.csr_matrix = field(init=False)
-    regions: sparse.csr_matrix = field(init=False)
-    near_U: np.ndarray = field(init=False)
-    pairs: list[tuple[np.ndarray, np.ndarray]] = field(init=False)
-    mirror_V: np.ndarray | None = field(init=False)
-    _every: sparse.csr_matrix = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.cells = cell_matrix(self.mask_XYZ, CELL_VOXELS)
-        self.parcels = cell_matrix(self.mask_XYZ, PARCEL_VOXELS)
-        if self.rois:
-            weights = np.stack([roi.voxels_V / roi.voxels_V.sum() for roi in self.rois]).astype(np.float32)
-        else:
-            weights = np.zeros((0, int(self.mask_XYZ.sum())), np.float32)
-        self.regions = sparse.csr_matrix(weights)
-        pairs = neighbour_pairs(self.mask_XYZ)
+    def __init__(self, grid: Grid, mask_XYZ: np.ndarray, rois: list[Roi]) -> None:
+        self.grid, self.mask_XYZ, self.rois = grid, mask_XYZ, rois
+        self.cells, self.parcels = cell_matrix(mask_XYZ, CELL_VOXELS), cell_matrix(mask_XYZ, PARCEL_VOXELS)
+        weights = [roi.voxels_V / roi.voxels_V.sum() for roi in rois]
+        regions_RV = np.reshape(weights, (len(rois), int(mask_XYZ.sum()))).astype(np.float32)
+        self._every = sparse.vstack([self.cells, self.parcels, sparse.csr_matrix(regions_RV)], "csr")
+        pairs = neighbour_pairs(mask_XYZ)
         self.near_U, index = np.unique(np.concatenate([side for pair in pairs for side in pair]), return_inverse=True)
         sides = np.split(index, np.cumsum([len(side) for pair in pairs for side in pair])[:-1])
         self.pairs = list(zip(sides[::2], sides[1::2], strict=True))
-        self._every = sparse.vstack([self.cells, self.parcels, self.regions], "csr")
-        self.mirror_V = None if self.grid.is_native else mirror_index(self.mask_XYZ, self.grid.affine)
+        self.mirror_V = None if grid.is_native else mirror_index(mask_XYZ, grid.affine)
 
     def project(self, percent_TV: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean courses of cells (C, T), parcels (P, T) and regions (R, T), float32."""
         courses = self._every @ np.ascontiguousarray(percent_TV.T)
         cells, parcels, regions = np.split(courses, np.cumsum([self.cells.shape[0], self.parcels.shape[0]]))
         return cells, parcels, regions
+
+    def on_cells(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Mean courses (C, T) and log reference volume (C,) of a window on cells."""
+        return self.cells @ np.ascontiguousarray(window.percent_TV.T), log_anatomy(self.cells @ window.reference_V)

@@ -8,20 +8,15 @@ Axis legend: N blocks, G groups of subjects, T frames, V voxels, S voxels of the
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 
-from fmrisynth.evaluate.probes import Probes
-from fmrisynth.evaluate.response import Pattern
-from fmrisynth.glm.design import Design
 from fmrisynth.glm.group import RANDOM_EFFECTS, SINGLE_SUBJECT
 from fmrisynth.glm.statistics import Estimate, t_to_z
-from fmrisynth.glm.windows import Window
 
 R = TypeVar("R")
 
@@ -71,7 +66,8 @@ def power_spectrum(gram_TT: np.ndarray, n_voxels: int) -> np.ndarray:
     return np.einsum("ft,ts,fs->f", fourier_FT, gram_TT, fourier_FT.conj()).real / n_voxels / len(gram_TT)
 
 
-def _fisher_correlation(series_PT: np.ndarray) -> np.ndarray:
+def fisher_correlation(series_PT: np.ndarray) -> np.ndarray:
+    """Correlations of all pairs of courses on Fisher's z scale, diagonal 0."""
     centred = series_PT - series_PT.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(centred).sum(axis=1, keepdims=True))
     unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
@@ -80,20 +76,14 @@ def _fisher_correlation(series_PT: np.ndarray) -> np.ndarray:
     return np.arctanh(r)
 
 
-def log_anatomy(reference_C: np.ndarray) -> np.ndarray:
-    """Log reference volume on cells, mean removed, float32."""
-    log_C = np.log(np.maximum(reference_C, 1e-6))
-    return (log_C - log_C.mean()).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class BlockRows:
     """The numbers that every block leaves; see `Properties`."""
 
     people_N: np.ndarray
     conditions_N: np.ndarray
-    phase_encodings_N: np.ndarray
     group_N: np.ndarray
+    phase_encodings_N: np.ndarray
     courses_NRT: np.ndarray
     autocorrelation_NL: np.ndarray
     spectrum_NF: np.ndarray
@@ -137,6 +127,18 @@ class Sums(dict[tuple[str, ...], np.ndarray]):
         for name, value in (("n", 1.0), ("sum", effect), ("square", effect**2)):
             self.accumulate((kind, condition, name), value)
 
+    def group(self, condition: str, kind: str = "people") -> Estimate:
+        """Random effects over people, or the fixed effects of the only one."""
+        n = float(self[kind, condition, "n"])
+        mean = self[kind, condition, "sum"] / (n or np.nan)  # nobody is left: NaN
+        if n < 2:
+            variance, dof = self["fixed", condition, "variance"], self["fixed", condition, "dof"]
+            return Estimate(mean.astype(np.float32), variance.astype(np.float32), float(dof))
+        variance = np.maximum(self[kind, condition, "square"] - n * mean**2, 0.0) / (n - 1) / n
+        # A spread at the level of float32 rounding is no spread: the people are copies of each other.
+        variance[variance <= (np.finfo(np.float32).eps * np.abs(mean)) ** 2] = 0.0
+        return Estimate(mean.astype(np.float32), variance.astype(np.float32), n - 1)
+
 
 class Memo(dict[Any, Any]):
     """Numbers by what they are; itself a key, by identity."""
@@ -152,7 +154,7 @@ class Properties:
     Attributes
     ----------
     rows : BlockRows
-        Per block: person, condition, phase encoding and group; mean courses of regions (%); autocorrelation, spectrum, smoothness (mm); mean
+        Per block: person, condition, group and phase encoding; mean courses of regions (%); autocorrelation, spectrum, smoothness (mm); mean
         residual variance (%²); log reference volume, log block-mean volume and effect on cells; course of the condition's pattern, gain along it and
         along its left-right odd part, both in multiples of the reference people's response; place of the response (mm from the reference
         peak); the effect map at S voxels (empty where it is not kept).
@@ -186,13 +188,15 @@ class Properties:
         """How many groups of people can be left out."""
         return len(self.parts)
 
-    def leave_one_group_out(self) -> Iterator[Properties]:
-        """The properties without each group of people in turn, at the voxels of the resampling."""
-        whole = self.at_resampled
-        for index, part in enumerate(self.parts):
-            kept = self.rows.only(self.rows.group_N != index)
-            memo = self.once(("without", index), Memo)
-            yield Properties(kept, whole.sums.without(part), [], whole.voxels_S, whole.n_voxels, memo)
+    def without(self, groups: Sequence[int], n_groups: int) -> Properties:
+        """The properties without some of `n_groups` groups of people, at the voxels of the resampling."""
+        whole, gone = self.at_resampled, [i for i in range(self.n_groups) if i % n_groups in groups]
+        sums = whole.sums
+        for index in gone:
+            sums = sums.without(self.parts[index])
+        kept = self.rows.only(~np.isin(self.rows.group_N, gone))
+        memo = self.once(("without", n_groups, *groups), Memo)
+        return Properties(kept, sums, [], whole.voxels_S, whole.n_voxels, memo)
 
     @cached_property
     def at_resampled(self) -> Properties:
@@ -226,18 +230,8 @@ class Properties:
         return min(len(set(self.rows.people_N[self.rows.conditions_N == c])) for c in conditions)
 
     def group(self, condition: str, kind: str = "people") -> Estimate:
-        """Random effects over people, or the fixed effects of the only one."""
-        n = float(self.sums[kind, condition, "n"])
-        mean = self.sums[kind, condition, "sum"] / n
-        if n < 2:
-            return Estimate(
-                mean.astype(np.float32), self.sums["fixed", condition, "variance"].astype(np.float32),
-                float(self.sums["fixed", condition, "dof"]),
-            )  # fmt: skip
-        variance = np.maximum(self.sums[kind, condition, "square"] - n * mean**2, 0.0) / (n - 1) / n
-        # A spread at the level of float32 rounding is no spread: the people are copies of each other.
-        variance[variance <= (np.finfo(np.float32).eps * np.abs(mean)) ** 2] = 0.0
-        return Estimate(mean.astype(np.float32), variance.astype(np.float32), n - 1)
+        """Group map of a condition."""
+        return self.sums.group(condition, kind)
 
     def model(self, condition: str) -> str:
         """The model behind `group`."""
@@ -264,9 +258,12 @@ class Properties:
 
     def effect_variance(self, condition: str) -> np.ndarray | None:
         """Variance over people of the effect of one block, (V,); None for fewer than two."""
-        kind = self._of_one_block(condition)
-        n = float(self.sums.get((kind, condition, "n"), np.zeros(())))
-        return None if n < 2 else self.group(condition, kind).variance.astype(np.float64) * n
+        n = self.n_blocks_apart(condition)
+        return None if n < 2 else self.group(condition, self._of_one_block(condition)).variance.astype(np.float64) * n
+
+    def n_blocks_apart(self, condition: str) -> int:
+        """How many blocks of a condition there are that do not share their person."""
+        return int(self.sums.get((self._of_one_block(condition), condition, "n"), np.zeros(())))
 
     def _of_one_block(self, condition: str) -> str:
         """Whose moments are those of one block of each person: where people have one block each, their own."""
@@ -274,125 +271,8 @@ class Properties:
 
     def overlap(self, condition: str) -> float:
         """Mean Dice overlap of the active voxels of two people's blocks (maps of equal area); NaN for fewer than two."""
-        n = float(self.sums.get((self._of_one_block(condition), condition, "n"), np.zeros(())))
+        n = self.n_blocks_apart(condition)
         if n < 2:
             return float("nan")
         count_V = self.sums["active", condition]
         return float((count_V * (count_V - 1)).sum() / ((n - 1) * count_V.sum()))
-
-
-class PropertyAccumulator:
-    """Measures windows one at a time, which must come person by person.
-
-    Parameters
-    ----------
-    probes : Probes
-    patterns : mapping of str to Pattern
-        Where and how strongly each condition answers in other people; empty for none.
-    voxels_S : int array
-        Voxels of the resampling.
-    n_groups : int, default 20
-        The k-th person to come with a condition first is dealt to group ``k % n_groups``, so that no group holds a condition alone
-        in whatever order samples come; 1 for no groups.
-    as_samples : bool
-        Every block is a sample of its own in group maps, as a generator's are; groups stay groups of people.
-    keep_effects : bool
-        Keep every block's effect at `voxels_S` (float16).
-    """
-
-    def __init__(
-        self, probes: Probes, patterns: dict[str, Pattern], voxels_S: np.ndarray, *, n_groups: int = N_GROUPS,
-        as_samples: bool = False, keep_effects: bool = False,
-    ) -> None:  # fmt: skip
-        self._probes, self._patterns, self._voxels = probes, patterns, voxels_S
-        self._as_samples, self._keep_effects = as_samples, keep_effects
-        self._n_voxels = int(probes.mask_XYZ.sum())
-        self._sums, self._parts = Sums(), [] if n_groups == 1 else [Sums()]
-        self._n_groups = n_groups
-        self._group_of: dict[str, int] = {}
-        self._dealt: Counter[str] = Counter()
-        self._rows: list[tuple] = []
-        self._current: str | None = None
-        self._several = False
-        self._pending: dict[str, list[Estimate]] = {}
-        self._rng = np.random.default_rng(0)
-
-    def add(self, window: Window, design: Design, estimate: Estimate) -> np.ndarray:
-        """Add a window, with its design and the block's effect; returns its mean courses on cells, (C, T)."""
-        block, percent, probes, effect_V = window.block, window.percent_TV, self._probes, estimate.effect
-        if block.subject != self._current:
-            self._close_person()
-            self._current = block.subject
-        if block.subject not in self._group_of:
-            self._group_of[block.subject] = self._dealt[block.condition] % self._n_groups
-            self._dealt[block.condition] += 1
-        group = self._group_of[block.subject]
-        while self._n_groups > 1 and group >= len(self._parts):
-            self._parts.append(Sums())
-        n_frames = len(percent)
-        remainder_TT = np.eye(n_frames) - design.matrix_TP @ design.pinv_PT
-        residual_TU = remainder_TT.astype(np.float32) @ np.take(percent, probes.near_U, axis=1)
-        residual_variance = estimate.variance.astype(np.float64) / design.covariance_PP[0, 0]
-        cells_CT, parcels_PT, courses_RT = probes.project(percent)
-        fisher = _fisher_correlation(parcels_PT @ remainder_TT)
-        centring_TT = np.eye(n_frames) - 1 / n_frames
-        gram_TT = centring_TT @ (percent @ percent.T).astype(np.float64) @ centring_TT
-        for sums, at in self._targets(group):
-            sums.accumulate(("blocks",), 1.0)
-            sums.accumulate(("residual variance",), residual_variance[at])
-            sums.accumulate(("connectivity",), fisher)
-        self._pending.setdefault(block.condition, []).append(estimate)
-        cells_C = probes.cells @ window.reference_V
-        anatomy_C = log_anatomy(cells_C)
-        change_C = np.log1p(np.maximum(cells_CT.mean(axis=1), -99.0) / 100.0).astype(np.float32)
-        pattern = self._patterns.get(block.condition)
-        nothing = np.float32(np.nan)
-        self._rows.append((
-            block.subject, block.condition, block.attributes.get("phase_encoding") or "", group,
-            courses_RT,
-            autocorrelation(gram_TT, min(N_LAGS, n_frames - 1)),
-            power_spectrum(gram_TT, percent.shape[1]),
-            smoothness_fwhm_mm(residual_TU, probes.pairs, probes.grid.voxel_mm),
-            float(residual_variance.mean()),
-            anatomy_C, anatomy_C + change_C, (cells_CT @ design.pinv_PT[0]).astype(np.float32),
-            np.full(n_frames, nothing) if pattern is None else percent @ pattern.weights_V,
-            nothing if pattern is None else effect_V @ pattern.weights_V,
-            nothing if pattern is None or pattern.odd_weights_V is None else effect_V @ pattern.odd_weights_V,
-            np.full(3, nothing) if pattern is None else pattern.place_mm(effect_V),
-            effect_V[self._voxels].astype(np.float16) if self._keep_effects else np.zeros(0, np.float16),
-        ))  # fmt: skip
-        return cells_CT
-
-    def _targets(self, group: int) -> Iterator[tuple[Sums, np.ndarray | slice]]:
-        yield self._sums, slice(None)
-        if self._n_groups > 1:
-            yield self._parts[group], self._voxels
-
-    def _close_person(self) -> None:
-        for condition, estimates in self._pending.items():
-            people = [[e] for e in estimates] if self._as_samples else [estimates]
-            self._several |= len(people[0]) > 1
-            for own in people:
-                mean_V = np.asarray(np.mean([e.effect for e in own], axis=0, dtype=np.float64))
-                single_V = own[int(self._rng.integers(len(own)))].effect
-                n_active = max(1, round(ACTIVE_SHARE * len(single_V)))
-                active_V = np.zeros(len(single_V), bool)
-                active_V[np.argpartition(single_V, -n_active)[-n_active:]] = True
-                for sums, at in self._targets(self._group_of[str(self._current)]):
-                    sums.people("people", condition, mean_V[at])
-                    sums.people("single", condition, single_V[at])
-                    sums.accumulate(("active", condition), active_V[at].astype(np.float64))
-                variance_V = np.sum([e.variance for e in own], axis=0, dtype=np.float64) / len(own) ** 2
-                self._sums.accumulate(("fixed", condition, "variance"), variance_V)
-                self._sums.accumulate(("fixed", condition, "dof"), float(sum(e.dof for e in own)))
-        self._pending = {}
-
-    def finish(self) -> Properties:
-        """The properties of all windows."""
-        self._close_person()
-        if not self._several:
-            for sums in (self._sums, *self._parts):
-                for key in [key for key in sums if key[0] == "single"]:
-                    del sums[key]
-        rows = BlockRows(*(np.array(column) for column in zip(*self._rows, strict=True)))
-        return Properties(rows, self._sums, self._parts, self._voxels, self._n_voxels)

@@ -20,15 +20,6 @@ def reconstructed_windows(
 ) -> Iterator[Window]:
     """Windows of blocks that went through a tokenizer, in percent of their own reference volume.
 
-    Parameters
-    ----------
-    blocks : sequence of Block
-        Real blocks.
-    mask_XYZ : bool array
-        Voxels of the comparison.
-    tokenizer_folder : Path
-        As ``fmrisynth tokenize`` writes it.
-
     Raises
     ------
     FmrisynthError

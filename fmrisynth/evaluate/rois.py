@@ -25,19 +25,7 @@ PEAK_DISTANCE_MM = 20.0
 
 @dataclass(frozen=True)
 class Roi:
-    """A region.
-
-    Attributes
-    ----------
-    label : str
-        For people.
-    task : str
-        Task it was chosen for; ``*`` for all.
-    voxels_V : bool array
-        Which voxels of the mask belong to it.
-    origin : str
-        Where it comes from: coordinates, atlas or data.
-    """
+    """A region: bool voxels of the mask, with a label for people, the task it was chosen for (``*`` for all), and where it comes from."""
 
     label: str
     task: str
@@ -65,11 +53,8 @@ def read_spheres(mask_XYZ: np.ndarray, grid: Grid, path: Path | None = None) -> 
 
     Spheres with no voxel in the mask are left out.
     """
-    if path is None:
-        with resources.as_file(resources.files("fmrisynth.evaluate") / "rois.tsv") as packaged:
-            rows = read_tsv(packaged, ("label", "task", "x", "y", "z", "radius_mm"))
-    else:
-        rows = read_tsv(path, ("label", "task", "x", "y", "z", "radius_mm"))
+    with resources.as_file(resources.files("fmrisynth.evaluate") / "rois.tsv") as packaged:
+        rows = read_tsv(path or packaged, ("label", "task", "x", "y", "z", "radius_mm"))
     rois = []
     for row in rows:
         try:
@@ -105,12 +90,7 @@ def read_atlas(mask_XYZ: np.ndarray, grid: Grid, atlas: Path, labels: Path) -> l
 def peak_rois(maps: Mapping[str, np.ndarray], mask_XYZ: np.ndarray, grid: Grid, source: str) -> list[Roi]:
     """Data-driven ROIs: per condition, spheres around the three largest |z| at least 20 mm apart.
 
-    Parameters
-    ----------
-    maps : mapping
-        Condition -> z map (V,) of the data that *choose* the ROIs.
-    source : str
-        What these data are; it is written beside every figure made with the ROIs.
+    The `maps` (V,) are of the data that *choose* the regions; `source` says what these data are, beside every figure made with the regions.
     """
     positions = positions_mm(mask_XYZ, grid)
     rois = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,18 +29,8 @@ MIN_FINITE = 0.5
 class Score:
     """One number, or the reason why there is none.
 
-    Attributes
-    ----------
-    value : float or None
-    low, high : float or None
-        95 % interval.
-    p : float or None
-        Permutation p over the pairing of conditions.
-    n : int
-        What it was computed from: conditions, pairs or samples (see `unit`).
-    unit : str
-    note : str
-        How the number is reduced, or why it is missing.
+    `low` and `high` are its 95 % interval, `p` is by permutation of the pairing of conditions; it was computed from `n` conditions, pairs or
+    blocks (`unit`); `note` says how it is reduced, or why it is missing.
     """
 
     value: float | None
@@ -59,26 +49,27 @@ class Score:
         }  # fmt: skip
 
 
-@dataclass
-class GroupMaps:
-    """Group maps of one dataset over one list of conditions."""
+@dataclass(frozen=True)
+class Maps:
+    """Group maps of two datasets: z, or effects where too few voxels have a z. Where all of them are finite they are compared."""
 
-    conditions: list[str]
-    z_KV: np.ndarray
-    effect_KV: np.ndarray
-    models: dict[str, str]
-    n_subjects: dict[str, int]
+    real_LV: np.ndarray
+    other_KV: np.ndarray
+    kind: str
+    notes: list[str]
 
+    @property
+    def finite_V(self) -> np.ndarray:
+        """Voxels that are finite in all maps."""
+        return np.isfinite(self.real_LV).all(axis=0) & np.isfinite(self.other_KV).all(axis=0)
 
-def group_maps(properties: Properties, conditions: Sequence[str]) -> GroupMaps:
-    """Group maps of the given conditions; z is NaN where there is no statistic."""
-    return GroupMaps(
-        list(conditions),
-        np.stack([properties.z(c) for c in conditions]),
-        np.stack([properties.group(c).effect for c in conditions]),
-        {c: properties.model(c) for c in conditions},
-        {c: properties.n_people(c) for c in conditions},
-    )
+    @property
+    def compared(self) -> tuple[np.ndarray, np.ndarray]:
+        """Real and other maps at these voxels."""
+        finite_V = self.finite_V
+        return (
+            (self.real_LV, self.other_KV) if finite_V.all() else (self.real_LV[:, finite_V], self.other_KV[:, finite_V])
+        )
 
 
 @dataclass
@@ -88,32 +79,34 @@ class Comparison:
     scores: dict[str, Score]
     corr_per_condition: dict[str, float | None]
     cross_KL: np.ndarray
-    map_kind: str
+    maps: Maps
     notes: list[str] = field(default_factory=list)
 
 
-def shared_maps(
-    real: Properties, other: Properties, conditions: Sequence[str], candidates: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, str, list[str]]:
-    """Maps over the voxels that have a z in all of them, or effect maps where too few have one."""
-    real_KV, other_KV = np.stack([real.z(c) for c in candidates]), np.stack([other.z(c) for c in conditions])
-    finite = np.isfinite(real_KV).all(axis=0) & np.isfinite(other_KV).all(axis=0)
-    if finite.all():
-        return real_KV, other_KV, "z", []
-    if finite.mean() >= MIN_FINITE:
-        note = f"{int((~finite).sum())} of {finite.size} voxels have no z in some map and were left out."
-        return real_KV[:, finite], other_KV[:, finite], "z", [note]
-    lacking = [c for c, z in zip(conditions, other_KV, strict=True) if np.isfinite(z).mean() < MIN_FINITE]
-    lacking += [f"{c} (real)" for c, z in zip(candidates, real_KV, strict=True) if np.isfinite(z).mean() < MIN_FINITE]
-    effects = [np.stack([p.group(c).effect for c in names]) for p, names in ((real, candidates), (other, conditions))]
-    note = f"No between-subject variance in {', '.join(lacking)}: z does not exist there, so maps of effects were compared instead."
-    return effects[0], effects[1], "effect", [note]
+def shared_maps(real: Properties, other: Properties, conditions: Sequence[str], candidates: Sequence[str]) -> Maps:
+    """Maps over the voxels that have a z in all of them, or effect maps where too few have one; `candidates` starts with `conditions`."""
+    maps = Maps(np.stack([real.z(c) for c in candidates]), np.stack([other.z(c) for c in conditions]), "z", [])
+    n_lost = int((~maps.finite_V).sum())
+    if n_lost == 0:
+        return maps
+    if n_lost <= (1 - MIN_FINITE) * maps.finite_V.size:
+        note = f"{n_lost} of {maps.finite_V.size} voxels have no z in some map and were left out."
+        return replace(maps, notes=[note])
+    named = [
+        *zip(conditions, maps.other_KV, strict=True),
+        *zip([f"{c} (real)" for c in candidates], maps.real_LV, strict=True),
+    ]
+    lacking = ", ".join(name for name, z in named if np.isfinite(z).mean() < MIN_FINITE)
+    real_LV, other_KV = (np.stack([p.group(c).effect for c in n]) for p, n in ((real, candidates), (other, conditions)))
+    note = (
+        f"No between-subject variance in {lacking}: z does not exist there, so maps of effects were compared instead."
+    )
+    return Maps(real_LV, other_KV, "effect", [note])
 
 
 def map_scores(real: Properties, other: Properties, conditions: Sequence[str], candidates: Sequence[str]) -> Scores:
-    """The paper's scores of two datasets; `candidates` starts with `conditions`."""
-    real_maps, other_maps, _, _ = shared_maps(real, other, conditions, candidates)
-    return score_maps(real_maps, other_maps, np.arange(len(conditions)))
+    """The paper's scores of two datasets."""
+    return score_maps(*shared_maps(real, other, conditions, candidates).compared, np.arange(len(conditions)))
 
 
 def compare_maps(
@@ -121,40 +114,29 @@ def compare_maps(
 ) -> Comparison:
     """Score one dataset (synthetic, baseline, other real blocks) against the real group maps, without intervals.
 
-    Parameters
-    ----------
-    real, other : Properties
-    conditions, candidates : sequence of str
-        Those of both datasets, and all real ones, the first list first.
-    seed : int
-        Seed of random permutations.
+    `conditions` are those of both datasets, `candidates` all real ones, the former first; `seed` is that of random permutations.
     """
     k, n_candidates = len(conditions), len(candidates)
-    real_maps, other_maps, kind, notes = shared_maps(real, other, conditions, candidates)
+    maps = shared_maps(real, other, conditions, candidates)
+    (real_maps, other_maps), notes = maps.compared, list(maps.notes)
     found = score_maps(real_maps, other_maps, np.arange(k))
     if any(real.model(c) == SINGLE_SUBJECT for c in candidates):
         notes.append("Real group maps are single subject: fixed effects over its blocks.")
     if any(other.model(c) == SINGLE_SUBJECT for c in conditions):
         notes.append("Some of the compared group maps come from one sample: fixed effects, not random effects.")
-    scores = {"corr": Score(_finite(found.corr), k, "conditions")}
-    if scores["corr"].value is None:
-        scores["corr"].note = "A group map is constant, so its correlation does not exist."
-    pairs = k * (k - 1) // 2
-    for name, value in (("rsa_pearson", found.rsa_pearson), ("rsa_spearman", found.rsa_spearman)):
-        if value is None:
-            note = f"Not computed: {k} condition{'s give' if k > 1 else ' gives'} {pairs} pair{'s' if pairs != 1 else ''}; RSA needs three."
-            scores[name] = Score(None, pairs, "pairs", note=note)
-        else:
-            note = f"Only {pairs} pairs of conditions: read it with care." if pairs < 10 else ""
-            scores[name] = Score(_finite(value), pairs, "pairs", note=note)
-    if found.top1 is None:
-        note = "Not computed: one candidate condition leaves nothing to choose."
-        scores["top1"] = Score(None, k, "conditions", note=note)
-    else:
-        share = float(found.top1)
-        low, high = wilson_interval(share, k)
+    corr, pairs = _finite(found.corr), k * (k - 1) // 2
+    note = "A group map is constant, so its correlation does not exist." if corr is None else ""
+    scores = {"corr": Score(corr, k, "conditions", note=note)}
+    note = f"Only {pairs} pairs of conditions: read it with care." if pairs < 10 else ""
+    if found.rsa_pearson is None:
+        note = f"Not computed: {k} condition{'s give' if k > 1 else ' gives'} {pairs} pair{'s' if pairs != 1 else ''}; RSA needs three."
+    scores["rsa_pearson"] = Score(_finite(found.rsa_pearson), pairs, "pairs", note=note)
+    scores["rsa_spearman"] = Score(_finite(found.rsa_spearman), pairs, "pairs", note=note)
+    note = "Not computed: one candidate condition leaves nothing to choose."
+    scores["top1"] = Score(None, k, "conditions", note=note)
+    if found.top1 is not None:
         note = f"{n_candidates} candidates, chance {1 / n_candidates:.2f}; Wilson's interval over conditions."
-        scores["top1"] = Score(share, k, "conditions", low, high, note=note)
+        scores["top1"] = Score(float(found.top1), k, "conditions", *wilson_interval(float(found.top1), k), note=note)
     tests = {
         "corr": permute_corr(found.cross_KL[:, :k], seed),
         "rsa_pearson": permute_rsa(map_correlations(real_maps[:k], real_maps[:k]), map_correlations(other_maps, other_maps), seed),
@@ -166,15 +148,14 @@ def compare_maps(
     hits_N = sample_hits(real, other, conditions, candidates)
     if hits_N is not None:
         share = float(hits_N.mean())
-        low, high = wilson_interval(share, len(hits_N))
-        scores["top1_per_sample"] = Score(share, len(hits_N), "blocks", low, high, note=f"Chance {1 / n_candidates:.2f}.")  # fmt: skip
+        interval, note = wilson_interval(share, len(hits_N)), f"Chance {1 / n_candidates:.2f}."
+        scores["top1_per_sample"] = Score(share, len(hits_N), "blocks", *interval, note=note)
     per_condition = {c: _finite(v) for c, v in zip(conditions, found.corr_K, strict=True)}
-    return Comparison(scores, per_condition, found.cross_KL, kind, notes)
+    return Comparison(scores, per_condition, found.cross_KL, maps, notes)
 
 
 def _finite(value: Any) -> float | None:
-    number = float(value)
-    return number if np.isfinite(number) else None
+    return float(value) if value is not None and np.isfinite(value) else None
 
 
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
@@ -209,11 +190,7 @@ def split_half_ceiling(
 ) -> tuple[dict[str, Score], str]:
     """Real against real: random halves of the subjects (whole groups of them); mean and 95 % range over halves.
 
-    Returns
-    -------
-    scores : dict of str to Score
-        Empty with the reason in the second value when there are too few subjects.
-    note : str
+    Without scores, where there are too few subjects, the second value says so.
     """
     fewest = real.fewest(conditions)
     if fewest < 4 or n_repeats < 2:

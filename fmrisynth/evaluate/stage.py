@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,17 +17,20 @@ from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.evaluate.analysis import Analysis, Judged, analyse
 from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.scoring import Comparison, Score
-from fmrisynth.evaluate.verdicts import SCORE_TITLES, headline, judge, show
+from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, judge, show
 from fmrisynth.progress import StageSummary
 from fmrisynth.report import write_page
 from fmrisynth.stage import Stage, Unit
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
+METHOD = 2
+"""Of the numbers: evaluations by an earlier method are made again."""
+
 METRICS = Path("metrics.json")
 REPORT = Path("report.html")
 
 
-OPTIONAL_INPUTS = ("rois", "roi_atlas", "roi_labels", "tokenizer", "reconstructions", "truth", "training")
+OPTIONAL_INPUTS = ("rois", "roi_atlas", "roi_labels", "tokenizer", "truth", "training")
 """Settings that are files or folders: their content counts, and where they lie does not."""
 
 
@@ -40,7 +44,7 @@ def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *,
     for name, path in ({"real": real, "synthetic": synthetic} | inputs).items():
         about[name] = _content(path / "ground_truth" if (path / "ground_truth").is_dir() and name == "truth" else path)
     stage = Stage.begin(
-        "evaluate", out, config, sources=[real, synthetic], known=["evaluation"], settings={}, force=force,
+        "evaluate", out, config, version=METHOD, sources=[real, synthetic], known=["evaluation"], settings={}, force=force,
         title=f"Evaluation of {synthetic.name} against {real.name}",
         readme="`report.html` is for people, `metrics.json` for machines; both hold the same numbers. `parts` is what later calls need not compute again.",
         origin=read_origin(synthetic),
@@ -76,7 +80,7 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
     from fmrisynth.evaluate.page import write_report
 
     write_report(out / REPORT, analysis, lines, config, real, synthetic)
-    write_json(out / METRICS, without_nan(metrics_of(analysis, config, real, synthetic)))
+    write_json(out / METRICS, without_nan(metrics_of(analysis, lines, config, real, synthetic)))
     told = [headline(lines)]
     for name, title in SCORE_TITLES.items():
         score = analysis.comparison.scores.get(name)
@@ -86,22 +90,29 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
     return [*told, f"Report: {out / REPORT}"]
 
 
-def _comparison_json(comparison: Comparison | None, note: str = "") -> dict[str, Any] | None:
-    if comparison is None:
-        return None
-    return {
-        "scores": {name: score.to_json() for name, score in comparison.scores.items()},
-        "corr_per_condition": comparison.corr_per_condition,
-        "maps": comparison.map_kind,
-        "notes": comparison.notes + ([note] if note else []),
-    }
-
-
 def _scores_json(scores: dict[str, Score]) -> dict[str, Any]:
     return {name: score.to_json() for name, score in scores.items()}
 
 
-def metrics_of(analysis: Analysis, config: EvaluateConfig, real_root: Path, synthetic: Path) -> dict[str, Any]:
+def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "scores": _scores_json(comparison.scores), "corr_per_condition": comparison.corr_per_condition,
+        "maps": comparison.maps.kind, "notes": comparison.notes,
+    }  # fmt: skip
+
+
+def _judged_json(judged: Judged | None) -> dict[str, Any]:
+    if judged is None:
+        return {}
+    return _comparison_json(judged.comparison) | {
+        "checks": {v.check.key: v.to_json() for v in judged.verdicts},
+        "privacy": {name: audit.to_json() for name, audit in judged.audits.items()},
+    }
+
+
+def metrics_of(
+    analysis: Analysis, lines: list[Judgement], config: EvaluateConfig, real_root: Path, synthetic: Path
+) -> dict[str, Any]:
     """The content of ``metrics.json``; see ``docs/metrics.md`` for every field."""
     cohorts, real = analysis.cohorts, analysis.real.properties
     return {
@@ -128,32 +139,25 @@ def metrics_of(analysis: Analysis, config: EvaluateConfig, real_root: Path, synt
         "ceiling": {
             "split_half": {"scores": _scores_json(analysis.split_half), "note": analysis.split_half_note},
             "noise_free_corr": analysis.noise_free_corr,
-            "tokenizer": _comparison_json(analysis.tokenizer_ceiling),
+            "tokenizer": None if analysis.tokenizer_ceiling is None else _comparison_json(analysis.tokenizer_ceiling),
         },
         "baselines": {
-            b.name: _judged_json(b.judged) | {"against_synthetic": b.standings, "samples_per_condition": b.n_per_condition}
+            b.name: _judged_json(b.judged) | {"against_synthetic": b.standings, "samples_per_condition": config.baseline_samples}
             for b in analysis.baselines
         },
-        "truth": {condition: found.to_json() for condition, found in analysis.truth.items()},
+        "truth": analysis.truth,
         "variance_explained": analysis.variance,
-        "utility": [cell.to_json() for cell in analysis.utility],
+        "utility": analysis.utility,
         "rois": {"note": analysis.roi_note, "regions": [{"label": r.label, "task": r.task, "origin": r.origin, "voxels": int(r.voxels_V.sum())} for r in analysis.rois]},
-        "summary": [line.to_json() for line in judge(analysis)],
+        "summary": lines,
         "notes": analysis.notes,
     }  # fmt: skip
 
 
-def _judged_json(judged: Judged | None) -> dict[str, Any]:
-    if judged is None:
-        return {}
-    return (_comparison_json(judged.comparison) or {}) | {
-        "checks": {v.check.key: v.to_json() for v in judged.verdicts},
-        "privacy": {name: audit.to_json() for name, audit in judged.audits.items()},
-    }
-
-
 def without_nan(value: Any) -> Any:
-    """Plain JSON values: numpy numbers become Python ones, NaN and infinity become null."""
+    """Plain JSON values: records become objects, numpy numbers Python ones, NaN and infinity null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, dict):
         return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

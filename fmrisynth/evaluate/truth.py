@@ -5,7 +5,7 @@ Axis legend: K conditions, V voxels of the mask; X, Y, Z voxel axes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,7 @@ FOLDER = "ground_truth"
 def read_truth(root: Path, condition: str, grid: Grid) -> np.ndarray | None:
     """The true group response of a condition on a grid, (X, Y, Z) percent signal change, or None.
 
-    Parameters
-    ----------
-    root : Path
-        A phantom cohort, or its ``ground_truth`` folder.
-    condition : str
-        Condition label.
-    grid : Grid
-        Where to; a truth on another grid is resampled linearly.
+    `root` is a phantom cohort, or its ``ground_truth`` folder; a truth on another grid is resampled linearly.
 
     Raises
     ------
@@ -73,10 +66,6 @@ class Ceiling:
     ceiling: float | None
     estimates: str
 
-    def to_json(self) -> dict[str, float | str | None]:
-        """Plain values."""
-        return asdict(self)
-
 
 def truth_correlations(
     root: Path, cohorts: Cohorts, real: Properties, synthetic: Properties, config: GlmConfig
@@ -85,11 +74,7 @@ def truth_correlations(
 
     A block that follows another condition is compared with what that one has left behind (`glm.estimand`). Noise-free, the window map of a
     condition is the sum of the true maps with these weights; its correlation with the condition's own true map is the ceiling.
-
-    Returns
-    -------
-    dict
-        By condition; conditions without a true map are left out.
+    Conditions without a true map are left out.
     """
     found = {}
     for condition in cohorts.conditions:

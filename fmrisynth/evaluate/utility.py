@@ -10,12 +10,11 @@ Axis legend: N blocks, D features (cells or components).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from fmrisynth.evaluate.checks import BY_KEY, Verdict
 from fmrisynth.evaluate.distinguish import in_turn
@@ -35,39 +34,27 @@ N_SOURCES = 30
 """Independent components of conditional ICA."""
 
 
-def _standardised(train_x: np.ndarray, test_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    centre, scale = train_x.mean(axis=0), train_x.std(axis=0)
-    scale = np.where(scale > 1e-6 * max(float(scale.max()), 1e-12), scale, np.inf)
-    return (train_x - centre) / scale, (test_x - centre) / scale
+CLASSIFIERS = ("ridge", "discriminant")
 
 
-def classify(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> np.ndarray:
-    """Predict conditions with a ridge classifier on features standardised by the training set.
+def classify(kind: str, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> np.ndarray:
+    """Predict conditions from features that are standardised by the training set.
 
-    The penalty is the number of features, so that a feature's weight is shrunk by half when it carries as
-    much noise as signal; classes are weighted equally.
+    ``ridge``: a ridge classifier whose penalty is the number of features, so that a feature's weight is shrunk by half when it carries as much
+    noise as signal; classes are weighted equally. ``discriminant``: a linear discriminant (Ledoit-Wolf covariance) on the 50 leading components.
     """
-    from sklearn.linear_model import RidgeClassifier
-
-    train, test = _standardised(train_x, test_x)
-    model = RidgeClassifier(alpha=float(train_x.shape[1]), class_weight="balanced")
-    return np.asarray(model.fit(train, train_y).predict(test))
-
-
-def classify_by_discriminant(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> np.ndarray:
-    """Predict conditions with a linear discriminant (Ledoit-Wolf covariance) on the leading components."""
     from sklearn.decomposition import PCA
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    train, test = _standardised(train_x, test_x)
-    components = PCA(min(50, len(train) - 1, train.shape[1]), random_state=0).fit(train)
-    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-    return np.asarray(model.fit(components.transform(train), train_y).predict(components.transform(test)))
-
-
-CLASSIFIERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "ridge": classify, "discriminant": classify_by_discriminant,
-}  # fmt: skip
+    n, n_features = train_x.shape
+    steps = [RidgeClassifier(alpha=float(n_features), class_weight="balanced")]
+    if kind == "discriminant":
+        components = PCA(min(50, n - 1, n_features), random_state=0)
+        steps = [components, LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")]
+    return np.asarray(make_pipeline(StandardScaler(), *steps).fit(train_x, train_y).predict(test_x))
 
 
 def _blocks(summary: Summary, conditions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,28 +70,37 @@ def utility_check(real: Summary, other: Summary, peer: Summary | None, condition
     """
     check = BY_KEY["utility"]
     x, y, people = _blocks(real, conditions)
-    if len(conditions) < 2 or peer is None or len(set(people)) < MIN_SUBJECTS:
-        return Verdict(check, "unclear", note="It needs two conditions, training people and five test people.")
+    if (
+        peer is None
+        or len(conditions) < 2
+        or min(p.properties.fewest(conditions) for p in (real, other, peer)) < MIN_SUBJECTS
+    ):
+        note = f"It needs two conditions, and {MIN_SUBJECTS} test people, training people and samples in each."
+        return Verdict(check, "unclear", note=note)
     right = np.zeros((2, len(y)))
     for row, source in enumerate((other, peer)):
         train_x, train_y, _ = _blocks(source, conditions)
-        for classifier in CLASSIFIERS.values():
-            right[row] += (classifier(train_x, train_y, x) == y) / len(CLASSIFIERS)
+        for kind in CLASSIFIERS:
+            right[row] += (classify(kind, train_x, train_y, x) == y) / len(CLASSIFIERS)
     chance = 1 / len(conditions)
-    names, code = np.unique(people, return_inverse=True)
     own, best = right.mean(axis=1)
     if best - chance <= 0.05:
         return Verdict(check, "unclear", best, own, note="Real blocks teach the classifiers nothing either.")
+    note = f"Chance {chance:.2f}; mean of {' and '.join(CLASSIFIERS)}."
+    return Verdict.of(check, float(best), float(own), *share_of_skill(right, people, chance), note=note)
+
+
+def share_of_skill(right_2N: np.ndarray, people: np.ndarray, chance: float) -> tuple[float, float]:
+    """Accuracy above chance in the first row as a share of that in the second, and the reach of its 95 % interval over people."""
+    names, code = np.unique(people, return_inverse=True)
 
     def share(kept: np.ndarray) -> float:
-        a, b = right[:, kept].mean(axis=1) - chance
-        return float(a / b)
+        own, best = right_2N[:, kept].mean(axis=1) - chance
+        return float(own / best)
 
     left_out = np.array([share(code != index) for index in range(len(names))])
-    value = float((own - chance) / (best - chance))
-    reach = 1.959964 * float(np.sqrt((len(names) - 1) * left_out.var()))
-    note = f"Chance {chance:.2f}; mean of {' and '.join(CLASSIFIERS)}."
-    return Verdict(check, check.answer(value - reach, value + reach), float(best), float(own), value, value - reach, value + reach, note=note)  # fmt: skip
+    variance = (len(names) - 1) * float(left_out.var())
+    return share(code >= 0), float(stdtrit(len(names) - 1, 0.975) * np.sqrt(variance))
 
 
 @dataclass(frozen=True)
@@ -119,21 +115,13 @@ class Cell:
     sd: float
     n_train: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 class ConditionalIca:
     """Conditional ICA (Tajini et al. 2021): independent components of unlabelled blocks, coloured for each class.
 
     The components' samples are drawn from their own distributions in other people's blocks, one independently of the other, and given the mean
     and the (Ledoit-Wolf) covariance of the class.
-
-    Parameters
-    ----------
-    unlabelled_ND : array
-        Blocks of other people; their conditions are not used.
+    The conditions of the `unlabelled_ND` blocks of other people are not used.
     """
 
     def __init__(self, unlabelled_ND: np.ndarray) -> None:
@@ -175,15 +163,7 @@ def utility_grid(
 ) -> list[Cell]:
     """Accuracy on the real test people by number of real training people, by what was added, and by how much.
 
-    Parameters
-    ----------
-    real, train, others : Summary
-        Tested on; where the real training people come from; real people whose labels are not used.
-    synthetic : Summary
-        The samples.
-    conditions : list of str
-    seed : int
-        Of the draws.
+    `real` is tested on; few real people come from `train`; the labels of `others` are not used; `synthetic` are the samples.
     """
     from sklearn.decomposition import PCA
 
@@ -217,9 +197,9 @@ def utility_grid(
                     train_x.append(more)
                     train_y.append(np.full(len(more), condition))
                 all_x, all_y = np.concatenate(train_x), np.concatenate(train_y)
-                for name, classifier in CLASSIFIERS.items():
-                    accuracy = float(np.mean(classifier(all_x, all_y, test_x) == test_y))
-                    found.setdefault((name, n, added, multiple), []).append((accuracy, len(all_y)))
+                for kind in CLASSIFIERS:
+                    accuracy = float(np.mean(classify(kind, all_x, all_y, test_x) == test_y))
+                    found.setdefault((kind, n, added, multiple), []).append((accuracy, len(all_y)))
     return [
         Cell(*key, float(np.mean([a for a, _ in each])), float(np.std([a for a, _ in each])), each[0][1])
         for key, each in found.items()

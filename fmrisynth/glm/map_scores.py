@@ -34,8 +34,10 @@ def map_correlations(a_KV: np.ndarray, b_LV: np.ndarray) -> np.ndarray:
     Returns
     -------
     array of shape (..., K, L), float64
-        NaN where a map is constant or has missing voxels (the correlation does not exist).
+        NaN where a map is constant, has missing voxels or none at all (the correlation does not exist).
     """
+    if np.shape(a_KV)[-1] == 0:
+        return np.full((*np.shape(a_KV)[:-1], np.shape(b_LV)[-2]), np.nan)
     return np.matmul(_unit_rows(a_KV), np.swapaxes(_unit_rows(b_LV), -1, -2)).astype(np.float64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres, sp
 from fmrisynth.evaluate.stage import without_nan
 from fmrisynth.evaluate.utility import classify
 from fmrisynth.evaluate.variance import principal_components, variance_shares
+from tests.evaluate.conftest import CONDITIONS
 
 
 def test_nearest_distances_by_hand():
@@ -210,8 +212,8 @@ def test_classifier_learns_and_ignores_dead_features(rng):
     x[:, 5] = 0.0
     order = rng.permutation(90)
     train, test = order[:60], order[60:]
-    assert np.mean(classify(x[train], y[train], x[test]) == y[test]) > 0.7
-    assert np.mean(classify(x[train], rng.permutation(y[train]), x[test]) == y[test]) < 0.65
+    assert np.mean(classify("ridge", x[train], y[train], x[test]) == y[test]) > 0.7
+    assert np.mean(classify("ridge", x[train], rng.permutation(y[train]), x[test]) == y[test]) < 0.65
 
 
 def test_json_has_no_nan():
@@ -229,6 +231,15 @@ def test_training_cohort_in_a_dataset_of_its_own(maker, real_cohort, good_sample
     # subjects 001 to 006 are in both datasets: who is compared with takes no part in training
     assert sorted({block.subject for block in cohorts.train}) == ["007", "008"]
     assert {block.root for block in cohorts.train} == {training}
+
+
+def test_a_condition_of_one_person_is_no_candidate(maker, good_samples, quick, tmp_path):
+    maker.cohort(tmp_path / "real", 4, test=4, n_blocks=1)
+    more = replace(maker, truth=maker.truth | {"wm_2bk": maker.truth["motor_rh"]})
+    more.write(tmp_path / "real", "090", ("wm_2bk", *CONDITIONS), np.random.default_rng(9), split="test", n_blocks=1)
+    cohorts = choose_cohorts(tmp_path / "real", good_samples, quick)
+    assert cohorts.candidates == list(CONDITIONS)
+    assert any("fewer than 3 subjects" in note and "wm_2bk" in note for note in cohorts.notes)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from tests.evaluate.conftest import CONDITIONS, Maker, brain_mask, smooth_map
 
 def run(real: Path, synthetic: Path, config: EvaluateConfig, out: Path) -> tuple[Analysis, dict[str, str]]:
     analysis = analyse(choose_cohorts(real, synthetic, config), config, Stage("evaluate", out))
-    return analysis, {line.key: line.outcome for line in judge(analysis)}
+    return analysis, {line.key: line.answer for line in judge(analysis)}
 
 
 def test_good_samples_pass(real_cohort, good_samples, quick, tmp_path):
@@ -162,7 +162,7 @@ def test_identical_samples_are_compared_by_effects_and_say_so(real_cohort, maker
         )
     config = quick.model_copy(update={"baselines": False})
     analysis, _ = run(real_cohort, tmp_path / "same", config, tmp_path)
-    assert analysis.comparison.map_kind == "effect"
+    assert analysis.comparison.maps.kind == "effect"
     assert any("No between-subject variance" in note for note in analysis.comparison.notes)
     assert analysis.comparison.scores["corr"].value is not None
 
@@ -171,7 +171,7 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     summary = evaluate_datasets(tmp_path / "out", real=real_cohort, synthetic=good_samples, config=quick)
     assert any("as many real blocks of other people pass" in line for line in summary.lines)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["schema_version"] == "2.0"
+    assert metrics["schema_version"] == "2.1"
     assert metrics["synthetic"]["scores"]["corr"]["n"] == 4
     assert set(metrics["baselines"]) == set(GENERATORS)
     assert metrics["baselines"]["class mean + residuals"]["scores"]["corr"]["value"] > 0.5

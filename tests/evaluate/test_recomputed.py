@@ -40,14 +40,22 @@ def _z(effects_SV: np.ndarray) -> np.ndarray:
     return stats.norm.isf(stats.t.sf(np.abs(t), len(effects_SV) - 1)) * np.sign(t)
 
 
-def _group(root: Path, mask_XYZ: np.ndarray, chosen) -> dict[str, np.ndarray]:
-    """z of each condition: people's means over blocks first."""
-    effects: dict[str, dict[str, list[np.ndarray]]] = {}
+def _effects(root: Path, mask_XYZ: np.ndarray, chosen) -> dict[str, dict[str, list[np.ndarray]]]:
+    """Effects of blocks by condition and person."""
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
     for row in _rows(root):
         if chosen(row):
-            person = effects.setdefault(row["condition"], {}).setdefault(row["subject"], [])
+            person = found.setdefault(row["condition"], {}).setdefault(row["subject"].removeprefix("sub-"), [])
             person.append(_effect(root, row, mask_XYZ))
-    return {c: _z(np.stack([np.mean(own, axis=0) for own in people.values()])) for c, people in effects.items()}
+    return found
+
+
+def _group(effects: dict[str, dict[str, list[np.ndarray]]], only=None) -> dict[str, np.ndarray]:
+    """z of each condition: people's means over blocks first."""
+    return {
+        c: _z(np.stack([np.mean(own, axis=0) for name, own in people.items() if only is None or name in only]))
+        for c, people in effects.items()
+    }
 
 
 def _scores(real: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[float, float, float]:
@@ -62,24 +70,52 @@ def _scores(real: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[
     )
 
 
+def _single_hits(real: dict[str, np.ndarray], effects: dict[str, dict[str, list[np.ndarray]]]) -> float:
+    """Share of single blocks whose own effect map is nearest to their condition's real map."""
+    hits = [
+        max(real, key=lambda name: np.corrcoef(effect, real[name])[0, 1]) == condition
+        for condition, people in effects.items()
+        for own in people.values()
+        for effect in own
+    ]
+    return float(np.mean(hits))
+
+
 def test_scores_and_ceilings_agree_with_nilearn_and_numpy(real_cohort, good_samples, quick, tmp_path):
     cohorts = choose_cohorts(real_cohort, good_samples, quick)
     analysis = analyse(
         cohorts, quick.model_copy(update={"baselines": False, "utility_grid": False}), Stage("evaluate", tmp_path)
     )
     mask = cohorts.mask_XYZ
-    real = _group(real_cohort, mask, lambda row: row["split"] == "test")
-    found = _scores(real, _group(good_samples, mask, lambda row: True))
+    people = _effects(real_cohort, mask, lambda row: row["split"] == "test")
+    samples = _effects(good_samples, mask, lambda row: True)
+    real = _group(people)
+    names = ("corr", "rsa_pearson", "top1", "top1_per_sample")
     scores = analysis.comparison.scores
-    assert [scores[name].value for name in ("corr", "rsa_pearson", "top1")] == pytest.approx(found, abs=1e-6)
+    expected = (*_scores(real, _group(samples)), _single_hits(real, samples))
+    assert [scores[name].value for name in names] == pytest.approx(expected, abs=1e-6)
 
-    # The ceiling: the chosen blocks of the other half of the training people, each in the place of a sample.
-    rows = analysis.peer.properties.rows
-    single = {c: [] for c in cohorts.conditions}
-    people = set(rows.people_N)
-    for row in _rows(real_cohort):
-        if row["subject"].removeprefix("sub-") in people:
-            single[row["condition"]].append(_effect(real_cohort, row, mask))
-    ceiling = _scores(real, {c: _z(np.stack(v)) for c, v in single.items()})
+    # The ceilings: the chosen blocks of either half of the training people, each in the place of a sample.
     verdicts = {v.check.key: v for v in analysis.own.verdicts}
-    assert (verdicts["corr"].real, verdicts["rsa"].real) == pytest.approx(ceiling[:2], abs=1e-6)
+    for half in (analysis.peer, None):
+        chosen = (
+            set(half.people_N) if half is not None else {b.subject for b in cohorts.train} - set(analysis.peer.people_N)
+        )
+        single = _effects(real_cohort, mask, lambda row, own=chosen: row["subject"].removeprefix("sub-") in own)
+        maps = {c: _z(np.stack([effect for own in of.values() for effect in own])) for c, of in single.items()}
+        ceiling = (*_scores(real, maps), _single_hits(real, single))
+        if half is not None:  # the peers, whom shares are of
+            found = [verdicts[key].real for key in ("corr", "rsa", "top1_per_sample")]
+            assert found == pytest.approx([ceiling[0], ceiling[1], ceiling[3]], abs=1e-6)
+        else:  # the control, through the same scores as the samples
+            control = analysis.control.comparison.scores
+            assert [control[name].value for name in names] == pytest.approx(ceiling, abs=1e-6)
+
+    # Random halves of the test people, drawn as the seed says.
+    rng, order, drawn = np.random.default_rng(quick.seed), sorted(next(iter(people.values()))), []
+    for _ in range(quick.split_half_repeats):
+        first = {order[i] for i in rng.permutation(len(order))[: len(order) // 2]}
+        drawn.append(_scores(_group(people, first), _group(people, set(order) - first)))
+    halves = np.mean(drawn, axis=0)
+    assert [analysis.split_half[name].value for name in names[:3]] == pytest.approx(halves, abs=1e-6)
+    assert analysis.noise_free_corr == pytest.approx(np.sqrt(2 * halves[0] / (1 + halves[0])), abs=1e-6)
