@@ -7,8 +7,8 @@ In Python::
     model = fs.load()
     samples = model.sample("gambling_loss", n=4, seed=7)
 
-`fs.simulate`, `fs.prepare`, `fs.tokenize`, `fs.train`, `fs.sample`, `fs.glm`, `fs.evaluate` and `fs.check` are the packages of the
-commands; called, they run the command (`fmrisynth.api`). Nothing is loaded before it is used.
+`fs.simulate`, `fs.prepare`, `fs.tokenize`, `fs.train`, `fs.sample`, `fs.glm`, `fs.evaluate`, `fs.check` and `fs.embed` are the packages of
+the commands; called, they run the command (`fmrisynth.api`). Nothing is loaded before it is used.
 """
 
 import sys
@@ -18,7 +18,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate", "check")
+COMMANDS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate", "check", "embed")
 """Each a package of that name, a command of the command line and a function of `fmrisynth.api`."""
 
 _FROM_API = ("load", "Model", "Samples")

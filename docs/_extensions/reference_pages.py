@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-STAGES = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
+STAGES = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate", "embed")
 
 
 def command_line() -> str:

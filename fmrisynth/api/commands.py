@@ -8,8 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fmrisynth.api.results import BlockResult, EvaluationResult, LatentsResult, MapsResult, Result, TrainingResult
+from fmrisynth.api.results import (
+    BlockResult,
+    EvaluationResult,
+    FeaturesResult,
+    LatentsResult,
+    MapsResult,
+    Result,
+    TrainingResult,
+)
 from fmrisynth.config.base import StageConfig
+from fmrisynth.config.embed import EmbedConfig
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.config.load import load_config
@@ -201,6 +210,38 @@ def evaluate(
     resolved = settings_of(EvaluateConfig, "evaluate", settings, config)
     summary = evaluate_datasets(_path(out), real=_path(real), synthetic=_path(synthetic), config=resolved, force=force)
     return _result(EvaluationResult, out, summary)
+
+
+def embed(
+    dataset: str | Path, out: str | Path, *, encoder: str | Path | None = None, preset: str = "mae-small",
+    probes: Sequence[str] = (), participants: Sequence[str] | None = None, force: bool = False,
+    config: str | Path | None = None, **settings: Any,
+) -> FeaturesResult:  # fmt: skip
+    """Flat maps of the cortex, an encoder of them, features and probes (``fmrisynth embed``).
+
+    Parameters
+    ----------
+    dataset, out : str or Path
+        Block dataset in MNI space, and output folder.
+    encoder : str or Path, optional
+        An encoder that was fitted before; default: fit one.
+    preset : str, default "mae-small"
+        Encoder to fit.
+    probes : sequence of str
+        What to tell from the features: ``condition``, ``subject`` or columns of ``participants.tsv``.
+    participants, force, config
+        As in `prepare`.
+    **settings
+        Settings of ``embed``: ``maps``, ``model``, ``steps``, ...
+    """
+    from fmrisynth.embed import embed_dataset
+
+    resolved = settings_of(EmbedConfig, "embed", settings, config, preset)
+    given = None if encoder is None else _path(encoder)
+    summary = embed_dataset(
+        _path(dataset), _path(out), resolved, encoder=given, probes=probes, participant_labels=participants, force=force
+    )
+    return _result(FeaturesResult, out, summary)
 
 
 def check(data: str | Path, *, checkpoint: str | Path = BUNDLED, n_blocks: int = 40) -> pd.DataFrame:

@@ -152,6 +152,34 @@ class TrainingResult(Result):
 
 
 @dataclass(frozen=True)
+class FeaturesResult(Result):
+    """Features of blocks, one row each."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """Participant, file, condition, split and the features of every block."""
+        import pandas as pd
+
+        return pd.read_csv(self.out / "features.tsv", sep="\t", dtype={"participant_id": str}, na_values="n/a")
+
+    def plot(self) -> Figure:
+        """The blocks in the plane of their first two principal components, coloured by condition."""
+        from fmrisynth.report.style import new_figure
+
+        table = self.to_frame()
+        values = table.filter(like="feature").to_numpy(float)
+        left, singular, _ = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+        figure = new_figure(5.6, 4.4)
+        axis = figure.subplots()
+        for condition in sorted(table["condition"].unique()):
+            chosen = (table["condition"] == condition).to_numpy()
+            axis.scatter(*(left[chosen, :2] * singular[:2]).T, s=8, label=condition)
+        axis.set_xlabel("component 1")
+        axis.set_ylabel("component 2")
+        axis.legend(fontsize=7)
+        return shown(figure)
+
+
+@dataclass(frozen=True)
 class MapsResult(Result):
     """Subject and group maps."""
 

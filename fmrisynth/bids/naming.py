@@ -186,6 +186,11 @@ def latent_events(subject: str) -> Path:
     return Path(f"sub-{subject}_latentevents.tsv")
 
 
+def subject_flatmaps(subject: str) -> tuple[Path, Path]:
+    """Shard and index of a subject's flat maps."""
+    return Path(f"sub-{subject}_flatmaps.safetensors"), Path(f"sub-{subject}_flatmaps.tsv")
+
+
 def subject_statmap(entities: Entities, contrast: str, stat: str, extension: str = ".nii.gz") -> Path:
     """A subject's stat map; `stat` is ``effect``, ``variance``, ``t`` or ``z``."""
     return entities.path("statmap", extension, contrast=contrast, stat=stat)

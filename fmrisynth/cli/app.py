@@ -11,6 +11,7 @@ from fmrisynth.cli.commands import (
     bids_app,
     check,
     conditions,
+    embed,
     evaluate,
     glm,
     prepare,
@@ -23,7 +24,7 @@ from fmrisynth.cli.commands import (
 PANELS = {
     "Data": (simulate, prepare, conditions),
     "Model": (tokenize, train, sample),
-    "Proof": (glm, evaluate, check),
+    "Proof": (glm, evaluate, embed, check),
 }
 
 app = typer.Typer(

@@ -12,6 +12,7 @@ from pathlib import Path
 from fmrisynth.bids import naming
 from fmrisynth.conditions import load_table
 from fmrisynth.config.app import AppConfig
+from fmrisynth.config.embed import EmbedConfig
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.config.simulate import SimulateConfig
@@ -114,6 +115,36 @@ def maps(dataset: Path, out: Path, config: GlmConfig, labels: Sequence[str] | No
             else f"sub-{subject}: no block of the split"
         )
     yield f"group maps of {count(len(contrasts), 'contrast')} in {out / 'group'}"
+
+
+def embedding(
+    dataset: Path, out: Path, config: EmbedConfig, encoder: Path | None, labels: Sequence[str] | None
+) -> Iterator[str]:
+    """Whose series are mapped, and what encodes them."""
+    import torch
+
+    from fmrisynth.bids.sources import choose_subjects
+    from fmrisynth.data.blocks import read_blocks, subjects_of
+    from fmrisynth.embed.encoder import build_autoencoder, load_encoder
+    from fmrisynth.embed.flatmap import flat_map
+    from fmrisynth.models.build import count_parameters
+
+    subjects = choose_subjects(dataset, subjects_of(dataset), labels)
+    splits = Counter(block.split or "no split" for block in read_blocks(dataset, subjects=subjects))
+    shares = ", ".join(f"{split} {n}" for split, n in splits.items())
+    if encoder is not None:
+        loaded = load_encoder(encoder)
+        config = config.model_copy(update={"maps": loaded.maps})
+        yield f"use encoder {encoder}, step {loaded.card.step}"
+    else:
+        with torch.device("meta"):
+            network = build_autoencoder(config.model, config.maps)
+        whole, alone = count_parameters(network) / 1e6, count_parameters(network.encoder) / 1e6
+        yield f"fit an encoder: {whole:.1f} M parameters with its decoder, {alone:.1f} M without"
+        yield f"{config.steps} steps of {count(config.batch_size, 'clip')}, a checkpoint every {config.checkpoint_every} steps"
+    picture = flat_map(config.maps.pixel_mm)
+    yield f"flat maps of {picture.shape[0]} x {picture.shape[1]} pixels of {config.maps.pixel_mm:g} mm, {picture.n_pixels} on the cortex"
+    yield f"{count(sum(splits.values()), 'block')} of {count(len(subjects), 'subject')} ({shares}) to {out}"
 
 
 def comparison(real: Path, synthetic: Path, config: EvaluateConfig) -> Iterator[str]:

@@ -47,7 +47,6 @@ class RunConfig(StageConfig):
     distributed: Literal["ddp", "fsdp"] = Field("ddp", description="Engine when started by torchrun or srun.")
     compile: bool = Field(False, description="torch.compile the network.")
     channels_last: bool = Field(False, description="Keep convolution weights in channels-last-3d order.")
-    prefetch: int = Field(2, ge=0, description="Batches prepared ahead by a background thread.")
 
     log_every: int = Field(50, ge=1, description="Steps between log records.")
     val_every: int = Field(1000, ge=1, description="Steps between validations.")

@@ -225,13 +225,13 @@ def _check_weights(path: Path, card: ModelCard) -> None:
             f"{path.with_name(CARD_NAME)}: there is no network with this architecture ({error}); use the fmrisynth version "
             "that wrote it."
         ) from None
-    found, whitening = _stored_shapes(path), Whitening.shapes(tuple(card.latent_shape))
+    found, whitening = stored_shapes(path), Whitening.shapes(tuple(card.latent_shape))
     if not found.keys().isdisjoint(whitening):
         wanted |= whitening
-    _compare(path, wanted | {BRAIN: tuple(card.latent_shape[2:])}, found)
+    compare_shapes(path, wanted | {BRAIN: tuple(card.latent_shape[2:])}, found)
 
 
-def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes from the header of a safetensors file."""
     try:
         path.open("rb").close()  # says why a file cannot be read, which safetensors does not
@@ -245,7 +245,13 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         ) from None
 
 
-def _compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+def compare_shapes(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights of another network.
+
+    Raises
+    ------
+    FmrisynthError
+    """
     odd = next((name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)), None)
     if odd is not None:
         raise FmrisynthError(

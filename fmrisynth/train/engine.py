@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fmrisynth.config.run import RunConfig
 from fmrisynth.models.blocks import FilmConvBlock, TransformerBlock
 from fmrisynth.models.distributed import World
+from fmrisynth.models.vit import ViTBlock
 from fmrisynth.progress import log
 
 CLEARLY = 0.8
@@ -76,7 +77,7 @@ def wrap_network(network: nn.Module, config: RunConfig, world: World) -> Engine:
     if world.size > 1 and config.distributed == "fsdp":
         mesh = init_device_mesh(world.device.type, (world.size,))
         for module in network.modules():
-            if isinstance(module, FilmConvBlock | TransformerBlock):
+            if isinstance(module, FilmConvBlock | TransformerBlock | ViTBlock):
                 fully_shard(module, mesh=mesh)
         # In place. The root is resharded after the forward pass too, so that the average can be swapped in and out.
         fully_shard(network, mesh=mesh, reshard_after_forward=True)

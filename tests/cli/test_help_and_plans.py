@@ -105,7 +105,7 @@ def _settings(model: type[BaseModel], prefix: str = ""):
             yield f"{prefix}{name}"
 
 
-STAGES = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
+STAGES = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate", "embed")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -88,6 +88,7 @@ def test_usage_errors_exit_with_2(arguments, text, tmp_path, monkeypatch, capsys
         ["train", "nowhere", "out"],
         ["glm", "nowhere", "out"],
         ["evaluate", "out", "--real", "nowhere", "--synthetic", "nowhere"],
+        ["embed", "nowhere", "out"],
         ["bids-app", "nowhere", "out", "participant"],
     ],
 )

@@ -1,0 +1,192 @@
+"""The encoder's directory: ``checkpoint.json`` and ``ema.safetensors``, as a denoiser's (`fmrisynth.models.checkpoint`).
+
+Axis legend: B series, T frames, H W rows and columns of the padded flat map, P valid pixels, M used patches, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from fmrisynth.bids.provenance import sha256_of
+from fmrisynth.config.embed import MaeConfig, MapConfig
+from fmrisynth.embed.flatmap import flat_map, sheet
+from fmrisynth.errors import FmrisynthError
+from fmrisynth.models.checkpoint import (
+    CARD_NAME,
+    EMA_NAME,
+    compare_shapes,
+    list_checkpoints,
+    load_tensors,
+    stored_shapes,
+)
+from fmrisynth.models.masked_autoencoder import MaskedAutoencoder
+from fmrisynth.parse import read_json
+
+FORMAT_VERSION = 1
+KIND = "masked autoencoder of flat maps"
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """Content of ``checkpoint.json``.
+
+    Attributes
+    ----------
+    step : int
+        Optimiser steps done.
+    model, maps : dict
+        `MaeConfig` and `MapConfig` as mappings.
+    config_digest : str
+        SHA-256 of the training settings.
+    weights_sha256 : str
+        Of ``ema.safetensors``.
+    trained_on : dict
+        ``origin``, how many subjects and series, and the digest of the flat maps.
+    """
+
+    step: int
+    model: dict[str, Any]
+    maps: dict[str, Any]
+    config_digest: str = ""
+    weights_sha256: str = ""
+    trained_on: dict[str, Any] = field(default_factory=dict)
+    kind: str = KIND
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def settings(self) -> tuple[MaeConfig, MapConfig]:
+        """Of the network and of the maps, checked."""
+        return MaeConfig.model_validate(self.model), MapConfig.model_validate(self.maps)
+
+    def build(self) -> MaskedAutoencoder:
+        """The network, freshly initialised."""
+        return build_autoencoder(*self.settings)
+
+
+def build_autoencoder(model: MaeConfig, maps: MapConfig) -> MaskedAutoencoder:
+    """A masked autoencoder for clips of the flat map, padded to whole patches."""
+    valid_HW = sheet(flat_map(maps.pixel_mm).valid_HW, model.patch[1:])
+    return MaskedAutoencoder(model, (maps.n_frames, *valid_HW.shape), torch.from_numpy(valid_HW))
+
+
+def read_card(folder: Path) -> EncoderCard:
+    """Read and check ``checkpoint.json``."""
+    path = folder / CARD_NAME
+    try:
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("kind") != KIND:
+            raise ValueError("it is not of a masked autoencoder of flat maps")
+        if content.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"it has format version {content.get('format_version')!r}")
+        card = TypeAdapter(EncoderCard).validate_python(content)
+        card.settings  # noqa: B018  # refuses what no training writes, before memory is taken for it
+        return card
+    except OSError as error:
+        raise FmrisynthError(f"{path}: cannot be read ({error.strerror}); check the path and permissions.") from None
+    except (ValueError, TypeError) as error:
+        raise FmrisynthError(
+            f"{path}: expected the description of an encoder of flat maps (version {FORMAT_VERSION}), found something else ({error}); "
+            "name a folder that `fmrisynth embed` made."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A trained encoder.
+
+    Attributes
+    ----------
+    network : MaskedAutoencoder
+        Averaged weights, evaluation mode, gradients off.
+    maps : MapConfig
+        What it wants to see.
+    sha256 : str
+        Of card and weights.
+    """
+
+    network: MaskedAutoencoder
+    maps: MapConfig
+    card: EncoderCard
+    sha256: str
+
+    def tokens(self, clips: Iterator[np.ndarray] | Sequence[np.ndarray], batch_size: int = 16) -> Iterator[Tensor]:
+        """Tokens of clips (T, P) one after the other, (1 + M, D) float32: the class token, then the used patches, time slowest."""
+        waiting: list[np.ndarray] = []
+        for clip in clips:
+            waiting.append(clip)
+            if len(waiting) == batch_size:
+                yield from self._encode(waiting)
+                waiting = []
+        if waiting:
+            yield from self._encode(waiting)
+
+    @torch.inference_mode()
+    def _encode(self, clips: list[np.ndarray]) -> Tensor:
+        device = self.network.valid.device
+        return self.network.tokens(to_sheet(np.stack(clips), self.network.valid).to(device)).float().cpu()
+
+
+def to_sheet(clips_BTP: np.ndarray, valid_HW: Tensor) -> Tensor:
+    """Clips in the network's form, (B, T, H, W) float32, 0 where there is no cortex."""
+    x_BTHW = torch.zeros(*clips_BTP.shape[:2], *valid_HW.shape)
+    x_BTHW[:, :, valid_HW.cpu()] = torch.from_numpy(np.asarray(clips_BTP, np.float32))
+    return x_BTHW
+
+
+def find_encoder(path: Path) -> Path:
+    """An encoder's directory: itself, ``best`` or the newest checkpoint of a run, or of the run inside an output of `embed`."""
+    for run in (path, path / "encoder"):
+        if (run / CARD_NAME).is_file():
+            return run
+        if (run / "best" / CARD_NAME).is_file():
+            return run / "best"
+        found = list_checkpoints(run)
+        if found:
+            return found[-1]
+    raise FmrisynthError(
+        f"{path}: expected an encoder ({CARD_NAME} + {EMA_NAME}) or the output of `fmrisynth embed`, found neither."
+    )
+
+
+def load_encoder(path: Path, device: torch.device | None = None) -> Encoder:
+    """Load an encoder.
+
+    Raises
+    ------
+    FmrisynthError
+        Missing, damaged or incompatible files.
+    """
+    folder = find_encoder(path)
+    card = read_card(folder)
+    network = card.build()
+    compare_shapes(
+        folder / EMA_NAME,
+        {name: tuple(t.shape) for name, t in network.state_dict().items()},
+        stored_shapes(folder / EMA_NAME),
+    )
+    digests = [sha256_of(folder / name) for name in (CARD_NAME, EMA_NAME)]
+    if digests[1] != card.weights_sha256:
+        raise FmrisynthError(
+            f"{folder / EMA_NAME}: the weights do not match their digest in {CARD_NAME}; they were altered, copy them again."
+        )
+    network.load_state_dict(load_tensors(folder / EMA_NAME))
+    network.eval().requires_grad_(False).to(device or torch.device("cpu"))
+    return Encoder(network, card.settings[1], card, hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest())
+
+
+def untrained(like: Encoder, seed: int) -> Encoder:
+    """The same network with random weights: what the architecture alone gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = like.card.build()
+    network.eval().requires_grad_(False).to(like.network.valid.device)
+    return Encoder(network, like.maps, like.card, "")
