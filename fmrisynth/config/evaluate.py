@@ -51,4 +51,7 @@ class EvaluateConfig(StageConfig):
         None,
         description="Phantom cohort (or its ground_truth folder): group effects are compared with the planted maps.",
     )
+    encoder: Path | None = Field(
+        None, description="Encoder of `fmrisynth embed`: distances between real and synthetic blocks in its features."
+    )
     glass_brain: bool = Field(True, description="Draw glass brains (MNI space only).")

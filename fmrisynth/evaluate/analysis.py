@@ -11,6 +11,7 @@ from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.checks import CHECKS, Context, Verdict
 from fmrisynth.evaluate.cohorts import Cohorts
 from fmrisynth.evaluate.distinguish import classifier_checks, copies_check, distinct_check, donors_check
+from fmrisynth.evaluate.embedding import Embedding, compare_embeddings
 from fmrisynth.evaluate.jackknife import Evidence, Standing, gather, judge, standings
 from fmrisynth.evaluate.parts import Parts
 from fmrisynth.evaluate.privacy import Audit, Gallery
@@ -69,6 +70,7 @@ class Analysis:
     utility: list[Cell]
     variance: dict[str, dict[str, float | None]]
     truth: dict[str, Ceiling] = field(default_factory=dict)
+    embedding: Embedding | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -208,7 +210,8 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, stage: Stage) -> Analysis:
         noise_free_corr=noise_free_ceiling(corr.value) if corr is not None and corr.value is not None else None,
         tokenizer_ceiling=parts.tokenizer_ceiling(),
         baselines=found, rois=rois, roi_note=roi_note, utility=cells,
-        variance={"real": explained_variance(real), "synthetic": explained_variance(synthetic)}, truth=truth, notes=notes,
+        variance={"real": explained_variance(real), "synthetic": explained_variance(synthetic)}, truth=truth,
+        embedding=compare_embeddings(cohorts, config, parts), notes=notes,
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def write_report(
         Section("Checks", _checks(analysis)),
         Section("Variance", _variance(analysis)),
         Section("Privacy", _privacy(analysis)),
+        Section("Embedding", _embedding(analysis)),
         Section("Utility", _utility(analysis)),
         Section("Methods", _methods(analysis, config)),
     ]
@@ -362,6 +363,32 @@ def _privacy(analysis: Analysis) -> list[Element]:
     columns = ("Dynamics", "Under the threshold", "Singled out", "Mean distance, times training to training", "Audit")
     caption = "What writes training data out again may look as real as it likes: it is no substitute for samples that copy nobody."
     elements.append(Table(columns, rows, highlight=0, caption=caption))
+    return elements
+
+
+def _embedding(analysis: Analysis) -> list[Element]:
+    found = analysis.embedding
+    if found is None:
+        return []
+    rows = [
+        [
+            name,
+            show_numbers(d.frechet, d.frechet_low, d.frechet_high),
+            show_numbers(d.kernel, d.kernel_low, d.kernel_high, 3),
+            d.n,
+        ]
+        for name, d in found.distances.items()
+    ]
+    caption = (
+        "Distances from the compared real people in the mean tokens of a masked autoencoder of flat maps, with 95 % intervals over people. Real blocks "
+        "of other people are the floor: no sample needs to be nearer."
+    )
+    columns = ("Blocks", "Fréchet distance", "Kernel distance", "Blocks compared")
+    elements: list[Element] = [Table(columns, rows, highlight=0, caption=caption)]
+    if found.audit is not None:
+        below, audit = f"{100 * found.audit.share_below:.0f} % of samples under the threshold", found.audit
+        text = f"Nearest training blocks in this space: {below}, {len(audit.copies)} singled out; audit: {audit.outcome}."
+        elements.append(Text(text))
     return elements
 
 

@@ -14,6 +14,7 @@ from fmrisynth import __version__
 from fmrisynth.bids.atomic import write_json
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
+from fmrisynth.embed.encoder import find_encoder
 from fmrisynth.evaluate.analysis import Analysis, Judged, analyse
 from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.scoring import Comparison, Score
@@ -30,7 +31,7 @@ METRICS = Path("metrics.json")
 REPORT = Path("report.html")
 
 
-OPTIONAL_INPUTS = ("rois", "roi_atlas", "roi_labels", "tokenizer", "truth", "training")
+OPTIONAL_INPUTS = ("rois", "roi_atlas", "roi_labels", "tokenizer", "truth", "training", "encoder")
 """Settings that are files or folders: their content counts, and where they lie does not."""
 
 
@@ -41,6 +42,8 @@ def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *,
     """
     about: dict[str, Any] = {key: value for key, value in config if key not in OPTIONAL_INPUTS}
     inputs = {name: getattr(config, name) for name in OPTIONAL_INPUTS if getattr(config, name) is not None}
+    if "encoder" in inputs:
+        inputs["encoder"] = find_encoder(inputs["encoder"])
     for name, path in ({"real": real, "synthetic": synthetic} | inputs).items():
         about[name] = _content(path / "ground_truth" if (path / "ground_truth").is_dir() and name == "truth" else path)
     stage = Stage.begin(
@@ -147,6 +150,7 @@ def metrics_of(
         },
         "truth": analysis.truth,
         "variance_explained": analysis.variance,
+        "embedding": None if analysis.embedding is None else analysis.embedding.to_json(),
         "utility": analysis.utility,
         "rois": {"note": analysis.roi_note, "regions": [{"label": r.label, "task": r.task, "origin": r.origin, "voxels": int(r.voxels_V.sum())} for r in analysis.rois]},
         "summary": lines,

@@ -44,6 +44,9 @@ def judge(analysis: Analysis) -> list[Judgement]:
         Judgement(v.check.key, v.answer, v.check.title, v.detail, control.get(v.check.key))
         for v in analysis.own.verdicts
     ]
+    if analysis.embedding is not None:
+        title = "Distance in the features of an encoder of flat maps"
+        lines.append(Judgement("embedding", "info", title, analysis.embedding.sentence, counted=False))
     return lines + (_against_baselines(analysis) if analysis.baselines else [])
 
 
