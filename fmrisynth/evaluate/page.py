@@ -387,7 +387,9 @@ def _embedding(analysis: Analysis) -> list[Element]:
     elements: list[Element] = [Table(columns, rows, highlight=0, caption=caption)]
     if found.audit is not None:
         below, audit = f"{100 * found.audit.share_below:.0f} % of samples under the threshold", found.audit
-        text = f"Nearest training blocks in this space: {below}, {len(audit.copies)} singled out; audit: {audit.outcome}."
+        text = (
+            f"Nearest training blocks in this space: {below}, {len(audit.copies)} singled out; audit: {audit.outcome}."
+        )
         elements.append(Text(text))
     return elements
 
