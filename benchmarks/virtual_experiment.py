@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def table(root: Path, names: list[str]) -> str:
-    """All checks of all designs, synthetic and, in brackets, other real people."""
+    """All checks of all designs: synthetic (? cannot tell) and, in brackets, other real people."""
     both = {
         (group, name): json.loads((root / f"evaluation-{group}-{name}" / "metrics.json").read_text())
         for group in ("synthetic", "others")
@@ -93,9 +93,8 @@ def table(root: Path, names: list[str]) -> str:
         for name in names:
             own, other = (both[group, name]["checks"][key] for group in ("synthetic", "others"))
             low, high = own["interval"]
-            cells.append(
-                f"{own['value']:.2f} [{low:.2f}, {high:.2f}] {own['answer']} ({other['value']:.2f} {other['answer']})"
-            )
+            answer = {"passes": "", "fails": " **fails**", "cannot tell": " ?"}[own["answer"]]
+            cells.append(f"{own['value']:.2f} [{low:.2f}, {high:.2f}]{answer} ({other['value']:.2f})")
         lines.append(f"| {check['title']} | " + " | ".join(cells) + " |")
     for what in ("r", "slopes"):
         cells = []
