@@ -163,11 +163,6 @@ def probe(
     people = np.array([row.subject for row in maps.rows])
     traits = read_participants(dataset)
     targets = {name: _target(name, maps, traits) for name in names}
-    if len(set(people)) < config.folds:
-        raise FmrisynthError(
-            f"{dataset}: expected {config.folds} subjects or more for probes in {config.folds} folds, found {len(set(people))}; add "
-            "subjects, or lower probe.folds."
-        )
     seen = look(maps, encoder, config, seed)
     results = []
     for name, (value_N, is_trait) in targets.items():
@@ -185,8 +180,13 @@ def probe(
     return results
 
 
-def check_targets(dataset: Path, names: Sequence[str]) -> None:
-    """Refuse what is neither a state nor a column of ``participants.tsv``, before any work is done."""
+def check_targets(dataset: Path, names: Sequence[str], n_people: int, config: ProbeConfig) -> None:
+    """Refuse what is neither a state nor a column of ``participants.tsv``, and too few people, before any work is done."""
+    if n_people < config.folds:
+        raise FmrisynthError(
+            f"{dataset}: expected {config.folds} subjects or more for probes in {config.folds} folds, found {n_people}; add subjects, "
+            "or lower probe.folds."
+        )
     columns = sorted({key for row in read_participants(dataset).values() for key in row} - {"participant_id"})
     for name in names:
         if name not in (*STATES, *columns):

@@ -69,7 +69,7 @@ def embed_dataset(
     if probes:
         from fmrisynth.embed.probes import check_targets
 
-        check_targets(dataset, probes)
+        check_targets(dataset, probes, len(subjects), config.probe)
     given = None if encoder is None else find_encoder(encoder)
     loaded = None if given is None else load_encoder(given, pick_device(config.device))
     if loaded is not None:
