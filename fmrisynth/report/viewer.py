@@ -56,7 +56,7 @@ def write_viewer(
         f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
     )
     top = (
-        f'<p style="margin: 0; padding: 9px 24px; {_LOUD if origin.is_phantom else _QUIET}">{escape(origin.statement)}</p>'
+        f'<p class="banner{" loud" if origin.is_phantom else ""}" style="margin: 0; padding: 9px 24px; {_LOUD if origin.is_phantom else _QUIET}">{escape(origin.statement)}</p>'
         f'<h1 style="margin: 12px 24px; font-size: 1.3rem">{escape(title)}</h1>'
         '<p style="margin: 12px 24px">Click or drag in a slice to move. <a style="color: #8fb3dd" '
         f'href="{escape(back)}">Back to all maps</a></p>'

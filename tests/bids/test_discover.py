@@ -164,7 +164,7 @@ def test_database_is_built_once_and_then_only_read(tmp_path: Path) -> None:
     [
         (lambda root: None, "found neither"),
         (lambda root: (root / "MNINonLinear" / "Results").mkdir(parents=True), "this is one HCP subject"),
-        (lambda root: touch(root, "sub-01/sub-01_scans.tsv", text="filename\tn_frames\n"), "block dataset already"),
+        (lambda root: touch(root, "sub-01/sub-01_scans.tsv", text="filename\tn_frames\n"), "was prepared already"),
     ],
 )
 def test_layouts_that_are_none(tmp_path: Path, make, message: str) -> None:

@@ -184,7 +184,7 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     assert not line["counted"]
     assert "NaN" not in (tmp_path / "out/metrics.json").read_text()
     text = (tmp_path / "out/report.html").read_text()
-    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    assert not re.search(r"(src|href)=\"(?!data:|#|figures/)", text)
     assert "url(" not in text
     assert text.count("<figure") >= 12
     for heading in ("Summary", "Activation maps", "Checks", "Privacy", "Time courses"):
