@@ -55,8 +55,9 @@ def write_viewer(
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{NO_REQUESTS}">'
         f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
     )
+    kind, colours = ("banner loud", _LOUD) if origin.is_phantom else ("banner", _QUIET)
     top = (
-        f'<p class="banner{" loud" if origin.is_phantom else ""}" style="margin: 0; padding: 9px 24px; {_LOUD if origin.is_phantom else _QUIET}">{escape(origin.statement)}</p>'
+        f'<p class="{kind}" style="margin: 0; padding: 9px 24px; {colours}">{escape(origin.statement)}</p>'
         f'<h1 style="margin: 12px 24px; font-size: 1.3rem">{escape(title)}</h1>'
         '<p style="margin: 12px 24px">Click or drag in a slice to move. <a style="color: #8fb3dd" '
         f'href="{escape(back)}">Back to all maps</a></p>'
