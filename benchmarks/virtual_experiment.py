@@ -51,9 +51,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--people", type=int, default=16)
     parser.add_argument("--seed", type=int, default=2028, help="of the phantom that the model was trained on")
+    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--simulate-only", action="store_true")
     arguments = parser.parse_args()
     root, found = arguments.root, designs()
+    made = "synthetic" if arguments.guidance == 1 else f"synthetic-guidance{arguments.guidance:g}"
     for name, events in found.items():
         path = root / "designs" / f"task-{name}_events.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,25 +75,25 @@ def main() -> None:
             "--checkpoint",
             arguments.checkpoint,
         )
-        for group in ("synthetic", "others"):
+        for group in (made, "others"):
             run("evaluate", root / f"evaluation-{group}-{name}", "--unit", "run", "--real", root / f"real-{name}",
                 "--synthetic", root / f"{group}-{name}", "--truth", root / f"real-{name}", "--set", "test_split=all")  # fmt: skip
     if not arguments.simulate_only:
-        print(table(root, list(found)))
+        print(table(root, list(found), made))
 
 
-def table(root: Path, names: list[str]) -> str:
+def table(root: Path, names: list[str], made: str = "synthetic") -> str:
     """All checks of all designs: synthetic (? cannot tell) and, in brackets, other real people."""
     both = {
         (group, name): json.loads((root / f"evaluation-{group}-{name}" / "metrics.json").read_text())
-        for group in ("synthetic", "others")
+        for group in (made, "others")
         for name in names
     }
     lines = ["| check | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    for key, check in both["synthetic", names[0]]["checks"].items():
+    for key, check in both[made, names[0]]["checks"].items():
         cells = []
         for name in names:
-            own, other = (both[group, name]["checks"][key] for group in ("synthetic", "others"))
+            own, other = (both[group, name]["checks"][key] for group in (made, "others"))
             low, high = own["interval"]
             answer = {"passes": "", "fails": " **fails**", "cannot tell": " ?"}[own["answer"]]
             cells.append(f"{own['value']:.2f} [{low:.2f}, {high:.2f}]{answer} ({other['value']:.2f})")
@@ -100,7 +102,7 @@ def table(root: Path, names: list[str]) -> str:
         cells = []
         for name in names:
             parts = []
-            for truth in (both["synthetic", name]["truth"]["synthetic"], both["others", name]["truth"]["synthetic"]):
+            for truth in (both[made, name]["truth"]["synthetic"], both["others", name]["truth"]["synthetic"]):
                 values = np.array(truth[what])
                 if what == "r":
                     parts.append(", ".join(f"{value:.2f}" for value in values))
