@@ -32,7 +32,7 @@ class Patches:
         return tuple(s // p for s, p in zip(self.shape, self.patch, strict=True))
 
     def cut(self, x_BS: Tensor) -> Tensor:
-        """(B, *shape) -> (B, N, P), both in C order."""
+        """Arrays of the sides S as patches (B, N, P), both in C order."""
         n = len(self.shape)
         split = x_BS.reshape(len(x_BS), *(side for pair in zip(self.grid, self.patch, strict=True) for side in pair))
         order = [0, *range(1, 2 * n, 2), *range(2, 2 * n + 1, 2)]
