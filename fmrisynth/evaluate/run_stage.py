@@ -30,7 +30,7 @@ from fmrisynth.evaluate.runs import (
 from fmrisynth.evaluate.truth import read_truth
 from fmrisynth.glm.map_scores import pearson
 from fmrisynth.glm.maps import to_volume
-from fmrisynth.progress import count
+from fmrisynth.progress import count, log
 from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, Verdicts
 from fmrisynth.report import figures as draw
 from fmrisynth.report.brain import mosaic
@@ -109,8 +109,9 @@ def _verdict_json(verdict: RunVerdict) -> dict[str, Any]:
 def _truth(root: Path, plan: Plan, people: tuple[Sequence[RunNumbers], Sequence[RunNumbers]]) -> dict[str, Any]:
     """Group maps of both datasets against the planted ones."""
     found = [read_truth(root, condition, plan.grid) for condition in plan.conditions]
-    known = [k for k, truth_XYZ in enumerate(found) if truth_XYZ is not None]
-    if len(known) < len(found):
+    unknown = [c for c, truth_XYZ in zip(plan.conditions, found, strict=True) if truth_XYZ is None]
+    if unknown:
+        log.warning("%s: no truth of %s, so group maps are not compared with any.", root, ", ".join(unknown))
         return {}
     truth_KV = np.stack([truth_XYZ[plan.mask_XYZ] for truth_XYZ in found if truth_XYZ is not None])
     content: dict[str, Any] = {}

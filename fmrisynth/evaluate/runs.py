@@ -27,7 +27,7 @@ from fmrisynth.data.nifti import read_image
 from fmrisynth.data.percent import percent_change, usable_voxels
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.parse import read_json
-from fmrisynth.progress import track
+from fmrisynth.progress import log, track
 
 HIGH_PASS_HZ = 0.01
 BANDS_HZ = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.5)
@@ -146,25 +146,20 @@ class Plan:
                 )
             own_XYZ = run.load_mask()
             mask_XYZ &= usable_voxels(read_image(run.reference_path, ndim=3).scaled(), own_XYZ)
-        known = [{event.label for run in cohort.runs for event in events_of(run)} for cohort in (real, synthetic)]
+        told = [[events_of(run) for run in cohort.runs] for cohort in (real, synthetic)]
+        known = [{event.label for events in runs for event in events} for runs in told]
         conditions = tuple(sorted(known[0] & known[1]))
         if not conditions or not mask_XYZ.any():
-            what = (
-                "voxel"
-                if conditions
-                else f"condition (real: {', '.join(sorted(known[0]))}; synthetic: {', '.join(sorted(known[1]))})"
-            )
+            labels = [", ".join(sorted(names)) for names in known]
+            what = "voxel" if conditions else f"condition (real: {labels[0]}; synthetic: {labels[1]})"
             raise FmrisynthError(
                 f"{synthetic.root}: shares no {what} with {real.root}; compare runs of one experiment."
             )
         tr_s, shortest = real.runs[0].tr_s, min(run.n_frames for run in [*real.runs, *synthetic.runs])
-        longest = [
-            max(e.duration_s for run in real.runs for e in events_of(run) if e.label == condition)
-            for condition in conditions
-        ]
-        most = max(
-            2, shortest // (3 * len(conditions))
-        )  # a finite impulse response must leave frames to estimate it from
+        longest = [max(e.duration_s for events in told[0] for e in events if e.label == c) for c in conditions]
+        # A finite impulse response must leave frames to estimate it from.
+        in_one_run = max(len({event.label for event in events}) for runs in told for events in runs)
+        most = max(2, shortest // (3 * in_one_run))
         n_lags_K = np.array([min(most, math.ceil((duration + AFTER_S) / tr_s)) for duration in longest])
         numbers = np.arange(mask_XYZ.size).reshape(mask_XYZ.shape)
         x, y, z = np.unravel_index(numbers[mask_XYZ], mask_XYZ.shape)
@@ -249,12 +244,16 @@ def measure_run(run: Block, plan: Plan, regions_RV: np.ndarray | None) -> RunNum
     longest = int(plan.n_lags_K.max())
     fir_KLR = np.full((len(plan.conditions), longest, 0 if regions_RV is None else len(regions_RV)), np.nan)
     if regions_RV is not None:
-        sticks = fir_design(events, plan.conditions, plan.n_lags_K, times_s, plan.tr_s)
+        occurring = [k for k, c in enumerate(plan.conditions) if any(e.label == c for e in events)]
+        sticks = fir_design(
+            events, [plan.conditions[k] for k in occurring], plan.n_lags_K[occurring], times_s, plan.tr_s
+        )
         drift_TD = design.filter(regex="drift|constant").to_numpy()
         course_TR = y_TV @ (regions_RV / regions_RV.sum(axis=1, keepdims=True)).T
         fitted = np.linalg.pinv(np.concatenate([sticks, drift_TD], axis=1)) @ course_TR
         start = 0
-        for k, n_lags in enumerate(plan.n_lags_K):
+        for k in occurring:
+            n_lags = plan.n_lags_K[k]
             fir_KLR[k, :n_lags] = fitted[start : start + n_lags]
             start += n_lags
 
@@ -283,11 +282,26 @@ def measure_run(run: Block, plan: Plan, regions_RV: np.ndarray | None) -> RunNum
 
 
 def measure(cohort: RunCohort, plan: Plan, regions_RV: np.ndarray | None, title: str) -> list[RunNumbers]:
-    """The numbers of every person, runs averaged."""
+    """The numbers of every person, runs averaged; who did not do every condition is left out, with a warning.
+
+    Raises
+    ------
+    FmrisynthError
+        Nobody did every condition.
+    """
     found = []
-    for runs in track(list(cohort.people.values()), title):
+    for person, runs in track(list(cohort.people.items()), title):
+        done = {event.label for run in runs for event in events_of(run)}
+        lacking = [condition for condition in plan.conditions if condition not in done]
+        if lacking:
+            log.warning("%s: sub-%s is left out, it has no %s.", cohort.root, person, ", ".join(lacking))
+            continue
         own = [measure_run(run, plan, regions_RV) for run in runs]
         found.append(RunNumbers(**{f.name: _mean([getattr(one, f.name) for one in own]) for f in fields(RunNumbers)}))
+    if not found:
+        raise FmrisynthError(
+            f"{cohort.root}: expected people who did {', '.join(plan.conditions)}, found nobody who did all."
+        )
     return found
 
 
@@ -300,8 +314,8 @@ def _mean(values: Sequence[Any]) -> Any:
 
 
 def regions_of(effects_NKV: np.ndarray) -> np.ndarray:
-    """One region per condition, bool (R, V): the voxels with the largest mean effect relative to its standard error."""
-    mean_KV = np.nanmean(effects_NKV, axis=0)
+    """One region per condition, bool (R, V): the voxels with the largest mean effect."""
+    mean_KV = effects_NKV.mean(axis=0)
     regions_RV = np.zeros(mean_KV.shape, dtype=bool)
     for own, mean_V in zip(regions_RV, mean_KV, strict=True):
         own[np.argsort(mean_V)[-REGION_VOXELS:]] = True
@@ -318,7 +332,7 @@ def map_correlation(real: Sequence[RunNumbers], synthetic: Sequence[RunNumbers])
 
 
 def _centred(values_KV: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(values_KV - np.nanmean(values_KV, axis=1, keepdims=True))
+    return values_KV - values_KV.mean(axis=1, keepdims=True)
 
 
 def _share_of_attainable(real: Sequence[np.ndarray], synthetic: Sequence[np.ndarray]) -> np.ndarray:
@@ -347,7 +361,7 @@ def slopes(real: Sequence[RunNumbers], synthetic: Sequence[RunNumbers]) -> np.nd
         return np.full((len(group_KV),) * 2, np.nan)
     own_KK = np.zeros((len(group_KV),) * 2)
     for person in real:
-        effects_KV = np.nan_to_num(person.effects_KV - person.effects_KV.mean(axis=1, keepdims=True))
+        effects_KV = _centred(person.effects_KV)
         own_KK += effects_KV @ effects_KV.T
     moments_KK = (n**2 * group_KV @ group_KV.T - own_KK) / (n * (n - 1))
     return np.linalg.solve(moments_KK, group_KV @ _group(synthetic).T).T
@@ -401,8 +415,7 @@ def difference(name: str, real: Sequence[RunNumbers], synthetic: Sequence[RunNum
 
 
 def _group(people: Sequence[RunNumbers]) -> np.ndarray:
-    mean_KV = np.nanmean([p.effects_KV for p in people], axis=0)
-    return mean_KV - mean_KV.mean(axis=1, keepdims=True)
+    return _centred(np.mean([p.effects_KV for p in people], axis=0))
 
 
 def _responses(real: Sequence[RunNumbers], synthetic: Sequence[RunNumbers]) -> list[tuple[np.ndarray, np.ndarray]]:

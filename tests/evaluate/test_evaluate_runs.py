@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fmrisynth.bids.events import Event
+from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.runs import (
     RunNumbers,
     fir_correlation,
@@ -89,6 +92,32 @@ def test_good_people_pass_and_each_fault_fails_its_check(rng, truth_KV):
 def test_two_people_cannot_be_told(rng, truth_KV):
     few = people(rng, truth_KV, n=2)
     assert {v.answer for v in judge(run_checks(TR_S), few, few)} == {"cannot tell"}
+
+
+def test_people_who_lack_a_condition_are_left_out_and_separate_runs_dilute_nothing(tmp_path, caplog):
+    """Two runs with a condition each: responses are those of the run where it occurs, not means with the other's zeros."""
+    from fmrisynth.config.simulate import SimulateConfig
+    from fmrisynth.evaluate.runs import Plan, RunCohort, measure, regions_of
+    from fmrisynth.simulate import simulate_cohort
+
+    for task, condition in (("one", "motor_rh"), ("two", "motor_lh")):
+        table = f"onset\tduration\ttrial_type\n8\t12\t{condition}\n40\t12\t{condition}\n"
+        (tmp_path / f"task-{task}_events.tsv").write_text(table)
+    config = SimulateConfig(
+        layout="runs", n_subjects=2, seed=3, directions=("LR",), write_truth=False,
+        events=(tmp_path / "task-one_events.tsv", tmp_path / "task-two_events.tsv"),
+    )  # fmt: skip
+    simulate_cohort(tmp_path / "runs", config)
+    both = RunCohort.open(tmp_path / "runs")
+    plan = Plan.of(both, both)
+    regions_RV = regions_of(np.stack([p.effects_KV for p in measure(both, plan, None, "")]))
+    whole = measure(both, plan, regions_RV, "")[0]
+    name = next(iter(both.people))
+    single = RunCohort(both.root, {name: [run for run in both.people[name] if run.entities["task"] == "one"]})
+    alone = measure(single, replace(plan, conditions=("motor_rh",), n_lags_K=plan.n_lags_K[1:]), regions_RV[1:], "")[0]
+    np.testing.assert_allclose(whole.fir_KLR[1, :, 1], alone.fir_KLR[0, :, 0], atol=1e-5)
+    with pytest.raises(FmrisynthError, match="motor_lh"):
+        measure(single, plan, regions_RV, "")
 
 
 def test_impulse_responses_separate_what_overlaps(rng):
