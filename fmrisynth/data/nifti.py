@@ -20,6 +20,7 @@ import numpy as np
 from fmrisynth.bids.atomic import atomic_path, write_bytes
 from fmrisynth.bids.headers import HEADER_BYTES, Header, check_header, damage_explained, open_image, read_header
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.progress import log
 
 __all__ = ["Header", "Image", "as_nibabel", "iterate_frames", "read_header", "read_image", "write_image"]
 
@@ -216,7 +217,7 @@ def write_frames(
         Largest value that can be stored; steps are 1 part in 32,767 of it.
     """
     packer = image_packer() if path.name.endswith(".gz") else None
-    slope, n_written = np.float32(largest / 32767), 0
+    slope, n_written, n_clipped = np.float32(largest / 32767), 0, 0
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
 
         def write(content: bytes) -> None:
@@ -232,10 +233,13 @@ def write_frames(
                 header["vox_offset"] = HEADER_BYTES
                 header.set_slope_inter(float(slope), 0.0)
                 write(header.binaryblock + b"\0" * (HEADER_BYTES - len(header.binaryblock)))
+            n_clipped += int((frame_XYZ > largest).sum())
             write(np.rint(frame_XYZ / slope).clip(0, 32767).astype("<i2").tobytes(order="F"))
             n_written += 1
         if packer is not None:
             stream.write(packer.flush())
+        if n_clipped:
+            log.warning("%s: %d values above %.4g are stored as that.", path, n_clipped, largest)
         if n_written != n_frames:
             raise FmrisynthError(f"{path}: expected {n_frames} frames, got {n_written}.")
 

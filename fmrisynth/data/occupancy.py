@@ -51,7 +51,7 @@ def occupancy(events: Sequence[Event], conditions: Sequence[str], n_frames: int,
     for event in events:
         if event.label not in columns:
             raise UsageError(f"The model does not know {event.label!r}: {suggest(event.label, conditions)}")
-        end_s = event.onset_s + max(event.duration_s, 0.0 if event.duration_s else IMPULSE_S)
+        end_s = event.onset_s + (event.duration_s or IMPULSE_S)
         shared_T = np.minimum(end_s, starts_T + tr_s) - np.maximum(event.onset_s, starts_T)
         on_TK[:, columns[event.label]] += event.modulation * shared_T.clip(min=0) / tr_s
     return on_TK.astype(np.float32)

@@ -25,7 +25,6 @@ from fmrisynth.bids.atomic import settle, write_bytes
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.blocks import BlockData, finish_subject, write_block
-from fmrisynth.data.occupancy import occupancy
 from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.bundled import bundled_model_dir
@@ -116,8 +115,6 @@ def check_kind(config: SampleConfig, model: LoadedDenoiser) -> None:
 def _sample_runs(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
     people = make_people(config, drawer.model.conditions, drawer.tokenizer.info.tr_s)
     n_frames = sum(design.n_frames for person in people for design in person.designs)
-    for design in people[0].designs if people else ():  # before anything is written
-        occupancy(design.events, drawer.model.conditions, design.n_frames, drawer.tokenizer.info.tr_s)
     stage = _begin(out, drawer, n_frames, force=force, write=world.is_main)
     world.barrier()
     drawer.tokenizer.to(world.device)

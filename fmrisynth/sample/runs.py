@@ -49,14 +49,19 @@ class Design:
         BIDS entities of the file's name.
     events : tuple of Event
         Its rows, trial types as the model names them.
-    n_frames : int
-        Length of the run.
+    on_TK : float32 array
+        What the model is told of each frame (`fmrisynth.data.occupancy.occupancy`).
     """
 
     path: Path
     entities: dict[str, str]
     events: tuple[Event, ...]
-    n_frames: int
+    on_TK: np.ndarray
+
+    @property
+    def n_frames(self) -> int:
+        """Length of the run."""
+        return len(self.on_TK)
 
     @property
     def name(self) -> str:
@@ -167,7 +172,11 @@ def _read_design(path: Path, config: SampleConfig, conditions: Sequence[str], tr
         raise UsageError(
             f"{path}: its events go on until {last_s:g} s, the run ends after {length_s:g} s; give a longer --duration."
         )
-    return Design(path, entities, events, math.ceil(length_s / tr_s - 1e-6))
+    try:
+        on_TK = occupancy(events, conditions, math.ceil(length_s / tr_s - 1e-6), tr_s)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return Design(path, entities, events, on_TK)
 
 
 def _known_label(trial_type: str, task: str, conditions: Sequence[str]) -> str:
@@ -189,6 +198,7 @@ class RunMaker:
         about = {
             "seed": person.seed, "runs": [[design.name, design.n_frames] for design in person.designs],
             "events": files_of([design.path for design in person.designs]),
+            "descriptors": files_of([self.drawer.config.descriptors]),
         }  # fmt: skip
         return Unit(
             f"sub-{person.subject}", about, lambda: self._write(person), naming.subject_scans(person.subject),
@@ -204,8 +214,7 @@ class RunMaker:
             model, labels_A, sampler=drawer.settings["Sampler"], n_steps=drawer.settings["SamplerSteps"],
             guidance=config.guidance, guidance_interval=config.guidance_interval, eta=config.eta, device=self.device,
         )  # fmt: skip
-        on_TK = occupancy(design.events, model.conditions, design.n_frames, drawer.tokenizer.info.tr_s)
-        for latent_BCTXYZ in roll_out(drawing, model.event_telling, on_TK[None], [seed]):
+        for latent_BCTXYZ in roll_out(drawing, model.event_telling, design.on_TK[None], [seed]):
             yield latent_BCTXYZ[0]
 
     def frames(self, design: Design, seed: int) -> Iterator[np.ndarray]:

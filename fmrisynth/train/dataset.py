@@ -60,10 +60,6 @@ class TrainingLatents:
         shards = sorted(self.root.glob("sub-*_latents.safetensors"))
         self.digest = hashlib.sha256(f"{self.index_digest} {content_digest(self.root, shards)}".encode()).hexdigest()
         self.whitening: Whitening | None = None
-        if type(self) is TrainingLatents and any(row.n_frames for row in self.dataset.rows):
-            raise FmrisynthError(
-                f"{self.root}: holds whole runs; train a model of them with `--preset runs` or `--set conditioning.kind=events`."
-            )
         self.brain_XYZ = read_latent_mask(self.dataset.tokenizer_dir)
         if tuple(self.brain_XYZ.shape) != self.latent_shape[2:] or not bool(self.brain_XYZ.any()):
             raise FmrisynthError(
@@ -96,9 +92,13 @@ class TrainingLatents:
         """Nothing beside its labels."""
         return ()
 
+    def row(self, instance: int) -> LatentRow:
+        """What is known of an instance."""
+        return self.dataset.rows[instance]
+
     def attribute(self, instance: int, name: str) -> str | None:
         """Value of an attribute; None when it is not known."""
-        row = self.dataset.rows[instance]
+        row = self.row(instance)
         return row.condition if name == "condition" else row.attributes.get(name)
 
     def vocabulary(self, instances: Sequence[int], names: Sequence[str]) -> dict[str, list[str]]:
@@ -108,7 +108,7 @@ class TrainingLatents:
             values = {self.attribute(i, name) for i in instances}
             found[name] = sorted(value for value in values if value is not None)
             if not found[name]:
-                known = ", ".join(sorted({key for i in instances for key in self.dataset.rows[i].attributes}))
+                known = ", ".join(sorted({key for i in instances for key in self.row(i).attributes}))
                 raise FmrisynthError(
                     f"{self.root}: attribute {name!r} has no value in any training row (attributes with values: "
                     f"{known or 'none'}); remove it from conditioning.attributes, or prepare the data with it."
@@ -134,7 +134,7 @@ class TrainingLatents:
 
     def amounts(self, instances: Sequence[int]) -> dict[str, int]:
         """How many blocks and people some instances are of."""
-        return {"n_instances": len(instances), "n_subjects": len({self.dataset.rows[i].subject for i in instances})}
+        return {"n_instances": len(instances), "n_subjects": len({self.row(i).subject for i in instances})}
 
     def describe(self, instance: int) -> str:
         """Where an instance lies, for messages."""

@@ -68,6 +68,10 @@ class DenoiserLearning:
         self.micro_batch_size = micro_batch_size(config, world)
         events = config.conditioning.kind == "events"
         self.latents = TrainingWindows(latents, config.conditioning) if events else TrainingLatents(latents)
+        if not events and any(row.n_frames for row in self.latents.dataset.rows):
+            raise FmrisynthError(
+                f"{latents}: holds whole runs; train a model of them with `--preset runs` or `--set conditioning.kind=events`."
+            )
         self.train_set, self.val_set = self.latents.select("train"), self.latents.select("val")
         if not self.train_set:
             raise FmrisynthError(

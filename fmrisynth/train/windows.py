@@ -6,6 +6,7 @@ K conditions, X Y Z latent grid.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from fmrisynth.config.train import ConditioningConfig, EventTelling
-from fmrisynth.data.latents import read_run_events
+from fmrisynth.data.latents import LatentRow, read_run_events
 from fmrisynth.data.occupancy import occupancy, read_descriptors, window_occupancy
 from fmrisynth.diffusion.rollout import past_channels
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.progress import log
 from fmrisynth.train.dataset import TrainingLatents
 
 
@@ -67,6 +69,13 @@ class TrainingWindows(TrainingLatents):
             past_channels=config.past_frames * n_channels + 1 if config.past_frames else 0,
             descriptors=None if config.descriptors is None else self._descriptors(config.descriptors),
         )
+        if self.telling.descriptors is not None:  # a run that goes on must go on with the same
+            self.digest = hashlib.sha256(f"{self.digest} {self.telling.descriptors}".encode()).hexdigest()
+        unheard = {event.label for events in self._events for event in events} - set(self.conditions)
+        if unheard:
+            log.warning(
+                "%s: no training run has %s, so the network does not hear it.", self.root, ", ".join(sorted(unheard))
+            )
 
     def _descriptors(self, path: Path) -> tuple[tuple[float, ...], ...]:
         table = read_descriptors(path)
@@ -128,14 +137,13 @@ class TrainingWindows(TrainingLatents):
         scale_CXYZ = None if self.whitening is None else self.whitening.scale_CXYZ
         return events_SK, past_channels(past_CPXYZ, telling, self.brain_XYZ, scale_CXYZ)
 
-    def attribute(self, instance: int, name: str) -> str | None:
-        """Value of an attribute of the window's run; of the condition there is none."""
-        return None if name == "condition" else self.dataset.rows[self.place(instance)[0]].attributes.get(name)
+    def row(self, instance: int) -> LatentRow:
+        """The run that a window is of."""
+        return self.dataset.rows[self.place(instance)[0]]
 
     def vocabulary(self, instances: Sequence[int], names: Sequence[str]) -> dict[str, list[str]]:
         """As `TrainingLatents.vocabulary`; the conditions are those of the training runs' events."""
-        runs = sorted({self.place(instance)[0] for instance in instances})
-        firsts = [self._starts[run] for run in runs]
+        firsts = [self._starts[run] for run in sorted({self.place(instance)[0] for instance in instances})]
         others = super().vocabulary(firsts, [name for name in names if name != "condition"])
         return {"condition": self.conditions} | others
 
@@ -152,10 +160,12 @@ class TrainingWindows(TrainingLatents):
 
     def amounts(self, instances: Sequence[int]) -> dict[str, int]:
         """How many runs and people some windows are of."""
-        return super().amounts(sorted({self.place(instance)[0] for instance in instances}))
+        return super().amounts(
+            [self._starts[run] for run in sorted({self.place(instance)[0] for instance in instances})]
+        )
 
     def describe(self, instance: int) -> str:
         """Where a window lies, for messages."""
-        run, first = self.place(instance)
-        row = self.dataset.rows[run]
+        _, first = self.place(instance)
+        row = self.row(instance)
         return f"sub-{row.subject} run {row.row}, frames from {first}"

@@ -111,9 +111,17 @@ def test_descriptors_take_the_place_of_names(runs, tmp_path, make_config):
     train_denoiser(runs, tmp_path / "out", make_config(*EVENTS, f"conditioning.descriptors={table}", steps=2))
     network = load_denoiser(tmp_path / "out").network
     assert network.condition.descriptors_KD.tolist() == [[1, 0.5], [0, 2]]
+    table.write_text("condition\thand\tload\na\t1\t0.5\nb\t0\t3\n")  # other numbers: another run
+    with pytest.raises(FmrisynthError, match="latents"):
+        train_denoiser(runs, tmp_path / "out", make_config(*EVENTS, f"conditioning.descriptors={table}", steps=4))
     table.write_text("condition\thand\na\t1\n")
     with pytest.raises(FmrisynthError, match="expected a row for 'b'"):
         train_denoiser(runs, tmp_path / "other", make_config(*EVENTS, f"conditioning.descriptors={table}"))
+
+
+def test_an_attribute_without_values_is_named(runs, tmp_path, make_config):
+    with pytest.raises(FmrisynthError, match="'age' has no value"):
+        train_denoiser(runs, tmp_path / "out", make_config(*EVENTS, "conditioning.attributes={age: 0.1}"))
 
 
 def test_blocks_and_runs_are_told_apart(runs, latents, tmp_path, make_config):
