@@ -75,7 +75,8 @@ class EncoderCard:
 def build_autoencoder(model: MaeConfig, maps: MapConfig) -> MaskedAutoencoder:
     """A masked autoencoder for clips of the flat map, padded to whole patches."""
     valid_HW = sheet(flat_map(maps.pixel_mm).valid_HW, model.patch[1:])
-    return MaskedAutoencoder(model, (maps.n_frames, *valid_HW.shape), torch.from_numpy(valid_HW))
+    # `tensor`, not `from_numpy`: on the meta device nothing is to be looked at.
+    return MaskedAutoencoder(model, (maps.n_frames, *valid_HW.shape), torch.tensor(valid_HW))
 
 
 def read_card(folder: Path) -> EncoderCard:
@@ -167,12 +168,17 @@ def load_encoder(path: Path, device: torch.device | None = None) -> Encoder:
     """
     folder = find_encoder(path)
     card = read_card(folder)
+    # Before memory is taken for what a card asks for.
+    found = stored_shapes(folder / EMA_NAME)
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(tensor.shape) for name, tensor in card.build().state_dict().items()}
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise FmrisynthError(
+            f"{folder / CARD_NAME}: there is no encoder with these settings ({error}); get it again."
+        ) from None
+    compare_shapes(folder / EMA_NAME, wanted, found)
     network = card.build()
-    compare_shapes(
-        folder / EMA_NAME,
-        {name: tuple(t.shape) for name, t in network.state_dict().items()},
-        stored_shapes(folder / EMA_NAME),
-    )
     digests = [sha256_of(folder / name) for name in (CARD_NAME, EMA_NAME)]
     if digests[1] != card.weights_sha256:
         raise FmrisynthError(

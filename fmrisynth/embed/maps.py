@@ -162,6 +162,10 @@ class FlatMaps:
             subject = path.name.split("_")[0].removeprefix("sub-")
             for row in read_tsv(path, ("row", "condition", "filename")):
                 known = {key: None if row.get(key) in (None, "", "n/a") else row[key] for key in ("split", "source")}
+                if not row["row"].isdigit():
+                    raise FmrisynthError(
+                        f"{path}: expected the number of a row, found {row['row']!r}; make the maps again."
+                    )
                 self.rows.append(
                     MapRow(subject, int(row["row"]), row["condition"], known["split"], row["filename"], known["source"])
                 )
