@@ -48,7 +48,7 @@ def test_a_command_is_its_package_and_can_be_called(name):
     if name == "check":
         return  # it has no settings
     with pytest.raises(UsageError, match="there is no setting named 'nonsense'"):
-        package(*["nowhere"] * (2 if name in ("prepare", "tokenize", "train", "glm") else 1), nonsense=1,
+        package(*["nowhere"] * (2 if name in ("prepare", "tokenize", "train", "glm", "embed") else 1), nonsense=1,
                 **({"real": "a", "synthetic": "b"} if name == "evaluate" else {}))  # fmt: skip
 
 
