@@ -1,22 +1,20 @@
 #!/usr/bin/env bash
-# The recipe of the bundled model, from a seed: benchmarks/bundled_model.sh [FOLDER [simulate options]]
+# The recipe of the bundled model, from a seed: benchmarks/bundled_model.sh [FOLDER]
 # Takes a few hours on 2 CPU cores; every step continues where an interrupted call stopped.
 # The cohort `final` is simulated from subjects that no fit and no choice has seen; it is read once, at the end.
-# Further options go to `simulate`: --activations table.tsv --atlas labels.nii.gz, or --n-subjects 25, retrain on another phantom, and then
-# the model stays in FOLDER instead of replacing the package's.
+# Other activation tables and fewer subjects: small_cohorts.sh.
 set -euo pipefail
 root="${1:-bundled-model}"
-shift || true
 here="$(dirname "$0")"
 
 fmrisynth simulate "$root/cohort" --layout blocks --n-subjects 40 --seed 2028 \
-    --set split.train=0.8 --set split.val=0.08 --set split.test=0.12 "$@"
-fmrisynth simulate "$root/final" --layout blocks --seed 2028 --set first_subject=18000 --set split.all=test "$@" --n-subjects 40
+    --set split.train=0.8 --set split.val=0.08 --set split.test=0.12
+fmrisynth simulate "$root/final" --layout blocks --seed 2028 --set first_subject=18000 --set split.all=test --n-subjects 40
 fmrisynth tokenize "$root/cohort" "$root/latents" --set model.storage=float16 --set max_fit_blocks=1000 --seed 2028 \
     --set report=false
 fmrisynth train "$root/latents" "$root/model" --preset bundled --seed 2026
 python "$here/bundle_model.py" "$root/model" "$root/bundled"
-if [ $# -eq 0 ]; then python "$here/bundle_model.py" "$root/model" fmrisynth/bundled; fi
+python "$here/bundle_model.py" "$root/model" fmrisynth/bundled
 
 # The model, the model told no condition, and the model whose network is silent, each against the same subjects.
 [ -d "$root/silent" ] || python "$here/silence.py" "$root/bundled" "$root/silent"
