@@ -89,7 +89,11 @@ def embed_dataset(
         lines: list[str] = []
         if world.is_main:
             lines += _make_maps(stage, {subject: sources[subject] for subject in subjects}, config)
-        world.barrier()
+        if (
+            world.any(bool(stage.failed)) and loaded is None
+        ):  # a fit to a part of the people could not go on with all of them
+            hint = "Nothing was fitted: repair what failed, or name the other participants with --participant-label."
+            return stage.summary([*lines, hint]) if world.is_main else StageSummary()
         if loaded is None:
             told, is_done = _fit(dataset, out, config, world)
             if not world.is_main:

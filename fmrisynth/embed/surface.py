@@ -188,8 +188,8 @@ def sampling_matrix(grid: Grid, folder: Path | None = None) -> Sampling:
     n_kept_V = kept_VS.sum(axis=1)
     if (n_kept_V > 0).mean() < LEAST_COVERAGE:
         raise FmrisynthError(
-            f"the images reach {(n_kept_V > 0).mean():.0%} of the cortex of {folder or MESH}, expected {LEAST_COVERAGE:.0%} or more; they are "
-            "not in MNI space or hold a part of the brain only. Prepare whole-brain data in MNI space."
+            f"the images reach {(n_kept_V > 0).mean():.0%} of the cortex of {folder or MESH}, expected {LEAST_COVERAGE:.0%} or more; "
+            "they are not in MNI space or hold a part of the brain only. Prepare whole-brain data in MNI space."
         )
     row, at = np.nonzero(kept_VS)[0], at_VS3[kept_VS]
     # Beyond the centre of the last voxel the interpolation goes on linearly, as in nilearn.
