@@ -43,16 +43,16 @@ def noise(data: BlockData, rng: np.random.Generator) -> BlockData:
 
 
 def encode(blocks: list[Block], encoder: Encoder, fault: Fault | None, seed: int) -> Rows:
-    """Mean tokens of blocks, spoilt on the way."""
+    """Tokens of all places of blocks, spoilt on the way."""
 
-    def clips():
+    def series():
         for i, block in enumerate(track(blocks, "Encoding", len(blocks))):
             data = block.load()
             if fault is not None:
                 data = fault(data, np.random.default_rng([seed, i]))
-            yield map_series(data, block.load_grid(), block.tr_s, encoder.maps)[: encoder.maps.n_frames]
+            yield map_series(data, block.load_grid(), block.tr_s, encoder.maps)
 
-    features = np.stack([tokens[1:].mean(0).numpy() for tokens in encoder.tokens(clips())])
+    features = np.stack([tokens_MD.ravel() for tokens_MD in encoder.places(series())])
     return Rows(features, np.array([b.condition for b in blocks]), np.array([b.subject for b in blocks]))
 
 

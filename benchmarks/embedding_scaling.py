@@ -35,7 +35,7 @@ def fit(embedded: Path, out: Path, config: EmbedConfig, n_people: int) -> tuple[
         learning = MaskedLearning(maps, read_origin(embedded), config, world)
         Trainer(learning, out, config, world).run()
     losses = [record["loss"] for record in read_log(out / LOG_NAME) if record["kind"] == "val"]
-    return len(learning.train_set) * config.maps.n_frames, min(losses)
+    return sum(maps.rows[i].n_frames for i in learning.train_set), min(losses)
 
 
 def power_law(frames: np.ndarray, losses: np.ndarray) -> tuple[float, float]:

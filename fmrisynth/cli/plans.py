@@ -124,13 +124,14 @@ def embedding(
     import torch
 
     from fmrisynth.bids.sources import choose_subjects
-    from fmrisynth.data.blocks import read_blocks, subjects_of
     from fmrisynth.embed.encoder import build_autoencoder, load_encoder
     from fmrisynth.embed.flatmap import flat_map
+    from fmrisynth.embed.series import open_series
     from fmrisynth.models.build import count_parameters
 
-    subjects = choose_subjects(dataset, subjects_of(dataset), labels)
-    splits = Counter(block.split or "no split" for block in read_blocks(dataset, subjects=subjects))
+    sources = open_series(dataset, config.seed)
+    subjects = choose_subjects(dataset, list(sources), labels)
+    splits = Counter(series.split or "no split" for subject in subjects for series in sources[subject]().series)
     shares = ", ".join(f"{split} {n}" for split, n in splits.items())
     if encoder is not None:
         loaded = load_encoder(encoder)
@@ -142,9 +143,9 @@ def embedding(
         whole, alone = count_parameters(network) / 1e6, count_parameters(network.encoder) / 1e6
         yield f"fit an encoder: {whole:.1f} M parameters with its decoder, {alone:.1f} M without"
         yield f"{config.steps} steps of {count(config.batch_size, 'clip')}, a checkpoint every {config.checkpoint_every} steps"
-    picture = flat_map(config.maps.pixel_mm)
+    picture = flat_map(config.maps.pixel_mm, config.maps.surfaces)
     yield f"flat maps of {picture.shape[0]} x {picture.shape[1]} pixels of {config.maps.pixel_mm:g} mm, {picture.n_pixels} on the cortex"
-    yield f"{count(sum(splits.values()), 'block')} of {count(len(subjects), 'subject')} ({shares}) to {out}"
+    yield f"{sum(splits.values())} series of {count(len(subjects), 'subject')} ({shares}) to {out}"
 
 
 def comparison(real: Path, synthetic: Path, config: EvaluateConfig) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,11 @@ Side = Annotated[int, Field(ge=1, le=64)]
 class MapConfig(Config):
     """How a series of volumes becomes frames of the flattened cortex."""
 
+    surfaces: Path | None = Field(
+        None,
+        description="Folder with GIFTI surfaces (flat, and for volumes pial and white) in place of fsaverage5, which nilearn brings along; "
+        "CIFTI series need those of fs_LR.",
+    )
     pixel_mm: float = Field(1.2, ge=0.5, le=20, description="Side of a pixel of the flat map.")
     rate_hz: float = Field(1.0, gt=0, le=10, description="Frames per second.")
     n_frames: int = Field(16, ge=1, le=1024, description="Frames of a clip.")

@@ -19,7 +19,7 @@ def embed_dataset(
     participant_labels: Sequence[str] | None = None,
     force: bool = False,
 ) -> StageSummary:
-    """Fit or apply an encoder of flat maps to a block dataset; see `fmrisynth.embed.stage.embed_dataset`."""
+    """Fit or apply an encoder of flat maps to a dataset; see `fmrisynth.embed.stage.embed_dataset`."""
     from fmrisynth.embed import stage
 
     return stage.embed_dataset(

@@ -6,7 +6,8 @@ Axis legend: B series, T frames, H W rows and columns of the padded flat map, P 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class EncoderCard:
 
 def build_autoencoder(model: MaeConfig, maps: MapConfig) -> MaskedAutoencoder:
     """A masked autoencoder for clips of the flat map, padded to whole patches."""
-    valid_HW = sheet(flat_map(maps.pixel_mm).valid_HW, model.patch[1:])
+    valid_HW = sheet(flat_map(maps.pixel_mm, maps.surfaces).valid_HW, model.patch[1:])
     # `tensor`, not `from_numpy`: on the meta device nothing is to be looked at.
     return MaskedAutoencoder(model, (maps.n_frames, *valid_HW.shape), torch.tensor(valid_HW))
 
@@ -130,6 +131,27 @@ class Encoder:
         if waiting:
             yield from self._encode(waiting)
 
+    def places(self, series: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Tokens of whole series (T, P) one after the other, (M', D) float32 for the M' places of the sheet.
+
+        Averaged over time and over the clips that follow each other in a series; what is left at its end makes no clip.
+        """
+        n_clips: deque[int] = deque()
+
+        def clips() -> Iterator[np.ndarray]:
+            for frames_TP in series:
+                n_clips.append(len(frames_TP) // self.maps.n_frames)
+                whole = frames_TP[: n_clips[-1] * self.maps.n_frames]
+                yield from whole.reshape(n_clips[-1], self.maps.n_frames, -1)
+
+        gathered: list[Tensor] = []
+        for token_MD in self.tokens(clips()):
+            gathered.append(token_MD[1:].unflatten(0, (self.network.patches.grid[0], -1)).mean(0))
+            if len(gathered) == n_clips[0]:
+                yield torch.stack(gathered).mean(0).numpy()
+                n_clips.popleft()
+                gathered = []
+
     @torch.inference_mode()
     def _encode(self, clips: list[np.ndarray]) -> Tensor:
         device = self.network.valid.device
@@ -184,7 +206,13 @@ def load_encoder(path: Path, device: torch.device | None = None) -> Encoder:
         raise FmrisynthError(
             f"{folder / EMA_NAME}: the weights do not match their digest in {CARD_NAME}; they were altered, copy them again."
         )
-    network.load_state_dict(load_tensors(folder / EMA_NAME))
+    weights = load_tensors(folder / EMA_NAME)
+    if not torch.equal(weights["valid"], network.valid):
+        raise FmrisynthError(
+            f"{folder / CARD_NAME}: the surfaces in {card.settings[1].surfaces} are not those that the encoder was fitted with; "
+            "put them back."
+        )
+    network.load_state_dict(weights)
     network.eval().requires_grad_(False).to(device or torch.device("cpu"))
     return Encoder(network, card.settings[1], card, hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -31,11 +32,14 @@ class FlatMap:
     matrix : csr_matrix of shape (P, V), float32
         Interpolation within triangles; rows add up to 1.
     pixel_mm : float
+    surfaces : Path or None
+        Folder of the surfaces; None is fsaverage5.
     """
 
     valid_HW: np.ndarray
     matrix: csr_matrix
     pixel_mm: float
+    surfaces: Path | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,19 +60,19 @@ class FlatMap:
 
     def place_of(self, vertex: int) -> tuple[float, float]:
         """Row and column of a vertex, in pixels."""
-        x, y = flat_positions()[vertex]
-        left, top = _corner()
+        x, y = flat_positions(self.surfaces)[vertex]
+        left, top = _corner(self.surfaces)
         return float((top - y) / self.pixel_mm - 0.5), float((x - left) / self.pixel_mm - 0.5)
 
 
-@lru_cache(maxsize=1)
-def flat_positions() -> np.ndarray:
+@lru_cache(maxsize=2)
+def flat_positions(surfaces: Path | None = None) -> np.ndarray:
     """Places of the vertices on the sheet, (V, 2) float64, mm; x to the right, y up.
 
-    Frontal poles point outwards, occipital poles meet in the middle, dorsal is up. The third coordinate of the flat surface is no place
-    on the sheet and ignored.
+    Frontal poles point outwards, occipital poles meet in the middle, dorsal is up (of fsaverage5 and of the HCP's surfaces). The third
+    coordinate of the flat surface is no place on the sheet and ignored.
     """
-    flat = load_surface("flat")
+    flat = load_surface("flat", surfaces)
     used = np.unique(flat.faces_F3)
     placed = flat.coordinates_V3[:, :2].copy()
     left, right = (used[used < flat.n_left], used[used >= flat.n_left])
@@ -77,33 +81,35 @@ def flat_positions() -> np.ndarray:
     return placed
 
 
-@lru_cache(maxsize=1)
-def flat_faces() -> np.ndarray:
+@lru_cache(maxsize=2)
+def flat_faces(surfaces: Path | None = None) -> np.ndarray:
     """Triangles without those that bridge a cut, (F, 3) int64."""
-    faces_F3 = load_surface("flat").faces_F3
-    corners = flat_positions()[faces_F3]
+    faces_F3 = load_surface("flat", surfaces).faces_F3
+    corners = flat_positions(surfaces)[faces_F3]
     edges = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2)
     return faces_F3[(edges < LONGEST_EDGE_MM).all(axis=1)]
 
 
-def _corner() -> tuple[float, float]:
+def _corner(surfaces: Path | None) -> tuple[float, float]:
     """Left and top edge of the sheet, mm."""
-    used = flat_positions()[np.unique(load_surface("flat").faces_F3)]
+    used = flat_positions(surfaces)[np.unique(load_surface("flat", surfaces).faces_F3)]
     return float(used[:, 0].min()), float(used[:, 1].max())
 
 
 @lru_cache(maxsize=4)
-def flat_map(pixel_mm: float) -> FlatMap:
+def flat_map(pixel_mm: float, surfaces: Path | None = None) -> FlatMap:
     """Rasterise the flattened cortex.
 
     Parameters
     ----------
     pixel_mm : float
-        Side of a pixel, mm. 1.2, 2.4 and 4.8 give 235 x 541, 118 x 271 and 59 x 136 pixels.
+        Side of a pixel, mm. With fsaverage5, 1.2, 2.4 and 4.8 give 235 x 541, 118 x 271 and 59 x 136 pixels.
+    surfaces : Path, optional
+        Folder of other surfaces, see `fmrisynth.embed.surface.load_surface`.
     """
-    placed_V2, faces_F3 = flat_positions(), flat_faces()
-    used = placed_V2[np.unique(load_surface("flat").faces_F3)]
-    left, top = _corner()
+    placed_V2, faces_F3 = flat_positions(surfaces), flat_faces(surfaces)
+    used = placed_V2[np.unique(load_surface("flat", surfaces).faces_F3)]
+    left, top = _corner(surfaces)
     width = int(np.ceil((used[:, 0].max() - left) / pixel_mm))
     height = int(np.ceil((top - used[:, 1].min()) / pixel_mm))
     face_HW = np.full((height, width), -1)
@@ -131,7 +137,7 @@ def flat_map(pixel_mm: float) -> FlatMap:
     vertices = faces_F3[face_HW[valid_HW]]
     entries = (share_HW3[valid_HW].ravel(), (np.repeat(np.arange(n_pixels), 3), vertices.ravel()))
     matrix = csr_matrix(entries, shape=(n_pixels, len(placed_V2)), dtype=np.float32)
-    return FlatMap(valid_HW, matrix, pixel_mm)
+    return FlatMap(valid_HW, matrix, pixel_mm, surfaces)
 
 
 def sheet(valid_HW: np.ndarray, patch: tuple[int, int]) -> np.ndarray:

@@ -99,7 +99,7 @@ class MaskedLearning:
 
     def _instance(self, i: int, generator: torch.Generator, start: int | None) -> tuple[np.ndarray, Tensor]:
         if start is None:
-            last = self.maps.n_frames(i) - self.config.maps.n_frames
+            last = self.maps.rows[i].n_frames - self.config.maps.n_frames
             start = int(torch.randint(last + 1, (), generator=generator))
         tube = self.config.model.masking == "tube"
         return self.maps.read(i, start), draw_seen(self.used, self.config.model.mask_ratio, generator, tube=tube)
@@ -121,7 +121,7 @@ class MaskedLearning:
     def describe(self, instance: int) -> str:
         """Where a series lies, for messages."""
         row = self.maps.rows[instance]
-        return f"sub-{row.subject} row {row.row}"
+        return f"sub-{row.subject}, {row.filename}"
 
     @torch.no_grad()
     def validate(self, network: nn.Module, autocast: AbstractContextManager[Any]) -> dict[str, Any] | None:

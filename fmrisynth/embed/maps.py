@@ -1,6 +1,7 @@
 """Series of volumes as frames of the flat map, and the folder they are kept in.
 
-One safetensors shard per subject with one tensor, ``frames``, float16 of shape (series, T, P); one TSV index beside it, written last.
+One safetensors shard per subject with one tensor, ``frames``, float16 of shape (T, P), the frames of all series one after the other; one
+TSV index beside it, written last.
 
 Axis legend: X, Y, Z voxel axes; V vertices; P valid pixels of the flat map; T frames; N series.
 """
@@ -8,8 +9,8 @@ Axis legend: X, Y, Z voxel axes; V vertices; P valid pixels of the flat map; T f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,39 @@ from fmrisynth.errors import FmrisynthError
 from fmrisynth.stage import content_digest
 
 TENSOR = "frames"
-COLUMNS = ("row", "condition", "split", *ATTRIBUTES, "filename", "source")
+COLUMNS = ("first", "n_frames", "condition", "split", *ATTRIBUTES, "filename", "source")
 LEAST_SIGNAL = 0.05
 """Vertices whose reference is below this share of its median over the cortex count as outside the brain."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series before it is drawn.
+
+    Attributes
+    ----------
+    filename : str
+        Relative to the dataset.
+    condition : str
+        ``run`` for a whole run.
+    split : str or None
+    source : str or None
+        The run that it was cut from.
+    attributes : mapping
+        Phase encoding, sex, age where known.
+    files : tuple of Path
+        It is made from.
+    frames : callable
+        Draws it on the flat map, (T, P).
+    """
+
+    filename: str
+    condition: str
+    split: str | None
+    source: str | None
+    files: tuple[Path, ...]
+    frames: Callable[[MapConfig], np.ndarray]
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 def map_block(block: Block, config: MapConfig) -> np.ndarray:
@@ -66,14 +97,8 @@ def map_series(data: BlockData, grid: Grid, tr_s: float, config: MapConfig) -> n
     FmrisynthError
         Not in MNI space, too little cortex, or too short a series.
     """
-    duration_s = (data.bold_XYZT.shape[3] - 1) * tr_s
-    times_s = np.arange(int(duration_s * config.rate_hz + 1e-6) + 1) / config.rate_hz
-    if len(times_s) < config.n_frames:
-        raise FmrisynthError(
-            f"{data.bold_XYZT.shape[3]} frames every {tr_s:g} s make {len(times_s)} at {config.rate_hz:g} Hz, expected "
-            f"{config.n_frames} or more; prepare longer windows, or lower maps.n_frames or maps.rate_hz."
-        )
-    sample, picture = sampling_matrix(grid), flat_map(config.pixel_mm)
+    frame_times_s(data.bold_XYZT.shape[3], tr_s, config)
+    sample = sampling_matrix(grid, config.surfaces)
     series_VT = sample(data.bold_XYZT)
     reference_V = sample(data.reference_XYZ[..., None])[:, 0]
     brain_V = reference_V > LEAST_SIGNAL * np.median(reference_V)
@@ -83,6 +108,44 @@ def map_series(data: BlockData, grid: Grid, tr_s: float, config: MapConfig) -> n
             "MNI space or hold a part of the brain only. Prepare whole-brain data in MNI space."
         )
     baseline_V = reference_V if config.baseline == "run" else series_VT.mean(axis=1)
+    return draw_series(series_VT, baseline_V, brain_V, tr_s, config)
+
+
+def frame_times_s(n_frames: int, tr_s: float, config: MapConfig) -> np.ndarray:
+    """Times of the map's frames from the first frame of a series on, seconds.
+
+    Raises
+    ------
+    FmrisynthError
+        They are fewer than a clip needs.
+    """
+    duration_s = (n_frames - 1) * tr_s
+    times_s = np.arange(int(duration_s * config.rate_hz + 1e-6) + 1) / config.rate_hz
+    if len(times_s) < config.n_frames:
+        raise FmrisynthError(
+            f"{n_frames} frames every {tr_s:g} s make {len(times_s)} at {config.rate_hz:g} Hz, expected {config.n_frames} or more; "
+            "take longer series, or lower maps.n_frames or maps.rate_hz."
+        )
+    return times_s
+
+
+def draw_series(
+    series_VT: np.ndarray, baseline_V: np.ndarray, brain_V: np.ndarray, tr_s: float, config: MapConfig
+) -> np.ndarray:
+    """Normalise, bring to the wanted rate and draw values at vertices; see `map_series`.
+
+    Parameters
+    ----------
+    series_VT : array
+    baseline_V : array
+        What is subtracted.
+    brain_V : bool array
+        Vertices that hold data; others are 0.
+    tr_s : float
+    config : MapConfig
+    """
+    times_s = frame_times_s(series_VT.shape[1], tr_s, config)
+    picture = flat_map(config.pixel_mm, config.surfaces)
     scale_V = series_VT.std(axis=1) if config.scale == "series" else baseline_V / 100
     scale_V = np.where(brain_V & (scale_V > 0), scale_V, np.inf)
     change_VT = (series_VT - baseline_V[:, None]) / scale_V[:, None]
@@ -97,21 +160,18 @@ def map_series(data: BlockData, grid: Grid, tr_s: float, config: MapConfig) -> n
     return np.ascontiguousarray(frames_PT.T, dtype=np.float32)
 
 
-def write_subject(folder: Path, subject: str, blocks: Sequence[Block], config: MapConfig) -> int:
+def write_subject(folder: Path, subject: str, series: Sequence[Series], config: MapConfig) -> int:
     """Map all series of a subject and write shard and index; returns how many."""
-    frames = [map_block(block, config).astype(np.float16) for block in blocks]
-    if len({f.shape for f in frames}) != 1:
-        raise FmrisynthError(
-            f"sub-{subject}: expected series of one length, found {sorted({len(f) for f in frames})} frames; prepare them with one window."
-        )
+    frames = [one.frames(config).astype(np.float16) for one in series]
     shard, index = naming.subject_flatmaps(subject)
-    write_bytes(folder / shard, save_arrays({TENSOR: np.stack(frames)}))
+    write_bytes(folder / shard, save_arrays({TENSOR: np.concatenate(frames)}))
+    ends = np.cumsum([len(f) for f in frames])
     rows = [
         {
-            "row": i, "condition": b.condition, "split": b.split, "filename": b.bold.as_posix(), "source": b.source,
-            **{name: b.attributes.get(name) for name in ATTRIBUTES},
+            "first": end - len(f), "n_frames": len(f), "condition": s.condition, "split": s.split, "filename": s.filename,
+            "source": s.source, **{name: s.attributes.get(name) for name in ATTRIBUTES},
         }
-        for i, b in enumerate(blocks)
+        for s, f, end in zip(series, frames, ends, strict=True)
     ]  # fmt: skip
     write_tsv(folder / index, COLUMNS, rows, last=True)
     return len(frames)
@@ -122,7 +182,8 @@ class MapRow:
     """One series of a folder of flat maps."""
 
     subject: str
-    row: int
+    first: int
+    n_frames: int
     condition: str
     split: str | None
     filename: str
@@ -149,7 +210,7 @@ class FlatMaps:
 
     def __init__(self, folder: Path, config: MapConfig, subjects: Sequence[str] | None = None) -> None:
         self.folder, self.config = folder, config
-        self.picture: FlatMap = flat_map(config.pixel_mm)
+        self.picture: FlatMap = flat_map(config.pixel_mm, config.surfaces)
         found = sorted(folder.glob("sub-*_flatmaps.tsv"))
         if subjects is not None:
             found = [p for p in found if p.name.split("_")[0].removeprefix("sub-") in set(subjects)]
@@ -160,14 +221,19 @@ class FlatMaps:
         self.rows: list[MapRow] = []
         for path in found:
             subject = path.name.split("_")[0].removeprefix("sub-")
-            for row in read_tsv(path, ("row", "condition", "filename")):
+            for row in read_tsv(path, ("first", "n_frames", "condition", "filename")):
                 known = {key: None if row.get(key) in (None, "", "n/a") else row[key] for key in ("split", "source")}
-                if not row["row"].isdigit():
+                try:
+                    first, n_frames = int(row["first"]), int(row["n_frames"])
+                    if first < 0 or not config.n_frames <= n_frames:
+                        raise ValueError(f"found {first} and {n_frames}")
+                except ValueError as error:
                     raise FmrisynthError(
-                        f"{path}: expected the number of a row, found {row['row']!r}; make the maps again."
-                    )
+                        f"{path}: expected first frame and number of frames of a series, {config.n_frames} or more ({error}); "
+                        "make the maps again."
+                    ) from None
                 self.rows.append(
-                    MapRow(subject, int(row["row"]), row["condition"], known["split"], row["filename"], known["source"])
+                    MapRow(subject, first, n_frames, row["condition"], known["split"], row["filename"], known["source"])
                 )
 
     @property
@@ -188,17 +254,12 @@ class FlatMaps:
         try:
             with safe_open(path, framework="numpy") as shard:
                 part = shard.get_slice(TENSOR)
-                if row.row >= part.get_shape()[0] or part.get_shape()[2] != self.picture.n_pixels:
+                if row.first + row.n_frames > part.get_shape()[0] or part.get_shape()[1] != self.picture.n_pixels:
                     raise ValueError(f"it holds {part.get_shape()} numbers")
-                last = None if start is None else start + self.config.n_frames
-                return part[row.row, start:last].astype(np.float32)
+                begin = row.first + (start or 0)
+                end = row.first + row.n_frames if start is None else begin + self.config.n_frames
+                return part[begin:end].astype(np.float32)
         except (OSError, SafetensorError, ValueError, IndexError) as error:
             raise FmrisynthError(
                 f"{path}: expected a shard of flat maps, it cannot be read ({error}); make it again."
             ) from None
-
-    def n_frames(self, i: int) -> int:
-        """Frames of a series."""
-        row = self.rows[i]
-        with safe_open(self.folder / naming.subject_flatmaps(row.subject)[0], framework="numpy") as shard:
-            return int(shard.get_slice(TENSOR).get_shape()[1])

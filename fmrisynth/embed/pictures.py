@@ -34,7 +34,7 @@ PLACES = {
 MAX_SERIES = 200
 """So many series of each condition are averaged for the picture."""
 
-GIF_SCALE, GIF_FRAME_S = 4, 0.25
+GIF_SCALE, GIF_FRAME_S, MAX_VIDEO_FRAMES = 4, 0.25, 60
 
 
 def nearest_vertex(place_mm: tuple[float, float, float]) -> int:
@@ -58,7 +58,7 @@ def sulci(pixel_mm: float) -> np.ndarray:
 
 @styled
 def map_figure(rows: list[tuple[str, np.ndarray]], picture: FlatMap, *, limit: float, label: str):
-    """Maps (P,) in two columns, with the borders of gyri and sulci; landmarks are named in the first."""
+    """Maps (P,) in two columns; on fsaverage5 with the borders of gyri and sulci, and landmarks that are named in the first."""
     height, width = picture.shape
     n_columns = min(2, len(rows))
     n_lines = -(-len(rows) // n_columns)
@@ -70,9 +70,10 @@ def map_figure(rows: list[tuple[str, np.ndarray]], picture: FlatMap, *, limit: f
     for i, (axis, (title, map_P)) in enumerate(zip(axes, rows, strict=False)):
         shown = picture.spread(map_P[:, None].astype(np.float32), fill=np.nan)[0]
         image = axis.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        axis.contour(sulci(picture.pixel_mm), levels=[0], colors=[INK], linewidths=0.4, alpha=0.6)
+        if picture.surfaces is None:
+            axis.contour(sulci(picture.pixel_mm), levels=[0], colors=[INK], linewidths=0.4, alpha=0.6)
         axis.contour(picture.valid_HW.astype(float), levels=[0.5], colors=[INK], linewidths=0.9)
-        if i == 0:
+        if i == 0 and picture.surfaces is None:
             for name, (x, y, z) in PLACES.items():
                 for side in (-1, 1):
                     row, column = picture.place_of(nearest_vertex((side * x, y, z)))
@@ -179,7 +180,7 @@ def draw_pictures(maps: FlatMaps, encoder: Encoder, folder: Path, run: Path) -> 
     _save(reconstruction_figure(maps, encoder, held_out), folder / "reconstruction.png")
     if records:
         _save(curve_figure(records), folder / "loss.png")
-    write_video(maps.read(held_out, None), maps.picture, folder / "series.gif")
+    write_video(maps.read(held_out, None)[:MAX_VIDEO_FRAMES], maps.picture, folder / "series.gif")
     figure = map_figure(
         list(found.items()),
         maps.picture,

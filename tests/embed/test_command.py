@@ -45,8 +45,8 @@ def test_probes_find_what_was_planted_and_stand_beside_baselines(embedded):
     found = {(r["target"], r["features"]): r for r in json.loads((embedded / "probes.json").read_text())}
     state = {features: r for (target, features), r in found.items() if target == "condition"}
     assert state.keys() == {
-        "encoder, linear", "encoder, attentive", "untrained encoder, linear", "parcel series, MLP", "parcel series, linear",
-        "connectome, ridge",
+        "encoder, linear", "encoder, mean token, linear", "encoder, attentive", "untrained encoder, linear", "parcel series, MLP",
+        "parcel series, linear", "connectome, ridge",
     }  # fmt: skip
     assert state["parcel series, linear"]["value"] == 1.0
     assert all(r["chance"] == 0.5 and r["low"] <= r["value"] <= r["high"] for r in state.values())

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from fmrisynth.cli.main import run
+from tests.embed.conftest import write_blocks
+from tests.embed.test_command import SMALL
 from tests.evaluate.conftest import Maker, smooth_map
 from tests.prepare.conftest import GAMBLING, MOTOR, make_hcp_run
 from tests.reliability.processes import Fault, Starter, permissions_hold
@@ -30,7 +32,7 @@ def digests(root: Path, command: str = "") -> dict[str, str]:
         if path.is_file() and not {"logs", "tensorboard"} & set(path.relative_to(root).parts)
         and path.name not in ("log.jsonl", "state.json")
     }  # fmt: skip
-    if command == "train":
+    if command in ("train", "embed"):
         return {name: d for name, d in found.items() if "checkpoints" not in name or "step-00000006" in name}
     return found
 
@@ -74,6 +76,7 @@ class World:
             "evaluate": [out, "--real", root / "blocks", "--synthetic", root / "synthetic",
                          "--set", "split_half_repeats=8", "--set", "glass_brain=false",
                          "--set", "baselines=false", "--tokenizer", root / "latents" / "tokenizer"],
+            "embed": [root / "planted", out, "--steps", 6, *SMALL, "--probe", "sex", "--set", "probe.folds=2"],
             "check": [root / "blocks", "--checkpoint", root / "model"],
             "participant": [root / "hcp", out, "participant"],
             "group": [root / "hcp", out, "group", "--n", 2],
@@ -91,6 +94,7 @@ def world(tmp_path_factory) -> World:
     for number, split in enumerate(("train", "train", "val", "test", "test"), start=1):
         maker.write(world.root / "blocks", f"{number:02d}", LABELS, rng, split=split)
     maker.samples(world.root / "synthetic", 2, 2, conditions=LABELS)
+    write_blocks(world.root / "planted", n_people=4, n_each=1)
     make_hcp_run(world.root / "hcp", "100307", "GAMBLING_LR", GAMBLING, seed=1)
     make_hcp_run(world.root / "hcp", "100408", "MOTOR_LR", MOTOR, seed=2)
     assert run(world.arguments("tokenize", world.root / "latents")) == 0

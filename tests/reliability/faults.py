@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 WRITERS = ("simulate", "prepare", "tokenize", "train", "sample", "glm", "evaluate")
-COMMANDS = (*WRITERS, "check")
+COMMANDS = (*WRITERS, "embed", "check")
 """The rows: commands that write a folder, and the one that reads two and prints."""
 
 FAULTS = (

@@ -23,7 +23,8 @@ TIMEOUT_S = 600.0
 
 _PRELOAD = [
     "fmrisynth.cli.app", "fmrisynth.prepare.stage", "fmrisynth.simulate.cohort", "fmrisynth.tokenize.stage",
-    "fmrisynth.train.denoiser", "fmrisynth.sample.run", "fmrisynth.glm.runs", "fmrisynth.evaluate.page",
+    "fmrisynth.train.denoiser", "fmrisynth.sample.run", "fmrisynth.glm.runs", "fmrisynth.evaluate.page", "fmrisynth.embed.stage",
+    "fmrisynth.embed.probes", "fmrisynth.embed.pictures", "fmrisynth.embed.learning",
     "torch._dynamo", "torch.distributed.tensor", "nilearn.image", "nilearn.datasets", "nilearn.glm.first_level",
     "torch.utils.tensorboard", "sklearn.linear_model",
     "matplotlib.pyplot", "bids.layout",
@@ -163,12 +164,16 @@ def _child(arguments: list[str], output: Connection, fault: Fault) -> None:
     output.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server of forks ignores it
     sys.argv = ["fmrisynth", *arguments]
+    import fmrisynth.embed.pictures
     import fmrisynth.evaluate.page
     from fmrisynth.bids.atomic import write_text
     from fmrisynth.cli.main import run
 
     # The pictures cost ten times more than the evaluation; they are drawn in memory and written as one file.
     fmrisynth.evaluate.page.write_report = lambda path, *_: write_text(path, "<p>report</p>")
+    fmrisynth.embed.pictures.draw_pictures = lambda _maps, _encoder, folder, _run: [
+        write_text(folder / "flatmap.png", "a map") or "Map"
+    ]
     fault.arrange()
     status = run(arguments)
     sys.stdout.flush()

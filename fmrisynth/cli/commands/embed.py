@@ -26,7 +26,12 @@ EXAMPLE = "fmrisynth embed blocks/ embedded/ --preset mae-small --probe conditio
 
 
 def embed(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A block dataset in MNI space.")],
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET", help="A block or run dataset in MNI space, or one of CIFTI series (*.dtseries.nii)."
+        ),
+    ],
     out: Out,
     encoder: Annotated[
         Path | None,
@@ -71,7 +76,7 @@ def embed(
         EmbedConfig, "embed", preset=preset, file=config, overrides=set_, seed=seed, steps=steps, max_hours=max_hours,
         device=device,
     )  # fmt: skip
-    options.check_in(dataset, "a block dataset, as `fmrisynth prepare` writes it")
+    options.check_in(dataset, "a block dataset, as `fmrisynth prepare` writes it, or one of CIFTI series")
     options.check_out(out)
     if dry_run:
         return options.show_plan(resolved, plans.embedding(dataset, out, resolved, encoder, participant_label))
