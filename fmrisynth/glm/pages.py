@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,13 +17,16 @@ from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.data.nifti import as_nibabel, read_image
 from fmrisynth.glm.maps import subject_map_path
 from fmrisynth.glm.run_model import FittedTask
-from fmrisynth.glm.windows import block_design
+from fmrisynth.glm.windows import design_frame
 from fmrisynth.progress import count
 from fmrisynth.report import Page, Section, Table, Text, write_page
 from fmrisynth.report.brain import glass_brains, mosaic
 from fmrisynth.report.figures import design_figure
 from fmrisynth.report.html import Figure, Links, banner_of
 from fmrisynth.report.viewer import write_viewer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DISPLAY_THRESHOLD = 2.3
 GROUP_PAGE = "group.html"
@@ -70,10 +73,8 @@ def write_block_page(
 ) -> None:  # fmt: skip
     """Write ``sub-<label>.html`` of a block dataset's subject."""
     background = read_image(blocks[0].reference_path, ndim=3).scaled()
-    designs: dict[str, Any] = {}
-    for block in blocks:
-        designs.setdefault(block.condition, (block_design(block, config), block.tr_s))
-    figure = design_figure([(name, d.matrix_TP, d.names, tr) for name, (d, tr) in designs.items()])
+    first_of = {block.condition: block for block in reversed(blocks)}
+    figure = design_figure([(name, design_frame(block, config)) for name, block in reversed(first_of.items())])
     page = Page(
         title=f"sub-{base.sub}: activation maps of block windows",
         subtitle=f"{count(len(blocks), 'block')}, {count(len(rows), 'contrast')}. Effects are percent signal change "
@@ -100,11 +101,7 @@ def write_run_page(
     """Write ``sub-<label>.html`` of whole runs (of the last task, where a subject has several)."""
     mask_XYZ = fitted.mask_XYZ
     grid = make_grid(mask_XYZ.shape, fitted.affine, base.space or "scanner")
-    designs = [
-        (f"run {i + 1}", run.design.to_numpy(), tuple(map(str, run.design.columns)),
-         float(run.design.index[1] - run.design.index[0]))
-        for i, run in enumerate(fitted.runs)
-    ]  # fmt: skip
+    designs = [(f"run {i + 1}", run.design) for i, run in enumerate(fitted.runs)]
     doubts = [Section("Doubts", [Text(text) for text in fitted.doubts])] if fitted.doubts else []
     page = Page(
         title=f"sub-{base.sub}: task {task}",
@@ -128,8 +125,9 @@ FDR, SMALLEST_CLUSTER = 0.05, 10
 
 
 def write_group_page(
-    out: Path, maps: Mapping[str, Path], models: Mapping[str, str], origin: Origin, space: str
-) -> None:
+    out: Path, maps: Mapping[str, Path], models: Mapping[str, str], origin: Origin, space: str,
+    example: tuple[str, pd.DataFrame],
+) -> None:  # fmt: skip
     """Write ``group.html``: thresholded group maps with their clusters, and an interactive viewer beside each map.
 
     Parameters
@@ -144,6 +142,8 @@ def write_group_page(
         What the data are.
     space : str
         Space label of the maps.
+    example : tuple of str and pandas.DataFrame
+        What the example of a first-level design matrix is of, and the matrix, frames x regressors.
     """
     elements: list[Any] = [
         Text(
@@ -159,7 +159,13 @@ def write_group_page(
     page = Page(
         title="Group maps", subtitle=f"{count(len(maps), 'contrast')}, z of the group.", banner=banner_of(origin),
         facts=(("space", space), ("false discovery rate", f"{FDR:g}"), ("smallest cluster", f"{SMALLEST_CLUSTER} voxels")),
-        sections=(Section("Maps", elements),),
+        sections=(
+            Section("Maps", elements),
+            Section("Design", [
+                Figure.of(design_figure([("", example[1])]), f"First-level design matrix, one example: {example[0]}. "
+                          "Each column is scaled to unit length.", name="design"),
+            ]),
+        ),
     )  # fmt: skip
     write_page(out / GROUP_PAGE, page)
 

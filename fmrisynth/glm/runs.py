@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.digests import files_of
@@ -21,9 +21,12 @@ from fmrisynth.data.grid import NATIVE_SPACE, make_grid
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import HCP_NAME, Contrast, camel_case, parse_contrast
 from fmrisynth.glm.maps import index_path, write_index, write_subject_contrast
-from fmrisynth.glm.run_model import condition_name, condition_names, contrast_estimate, fit_runs
+from fmrisynth.glm.run_model import condition_name, condition_names, contrast_estimate, fit_runs, run_design
 from fmrisynth.progress import log
 from fmrisynth.stage import Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def open_runs(dataset: Path, config: GlmConfig) -> Source:
@@ -129,6 +132,12 @@ def run_units(
         for subject, runs in found.items()
     }  # fmt: skip
     return units, broken
+
+
+def run_example(source: Source, subject: str, config: GlmConfig) -> tuple[str, pd.DataFrame]:
+    """The design of a subject's first readable run, every frame of it, and what it is of."""
+    run = next(run for run in runs_of(source, subject, config) if all(p.severity != "error" for p in run.problems))
+    return f"{run.name}, every volume of it", run_design(run, condition_names([run]), config)
 
 
 def _by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:

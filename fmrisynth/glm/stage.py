@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,10 +38,13 @@ from fmrisynth.glm.maps import (
     write_maps,
     write_subject_contrast,
 )
-from fmrisynth.glm.runs import open_runs, run_units
-from fmrisynth.glm.windows import common_mask, iterate_windows
+from fmrisynth.glm.runs import open_runs, run_example, run_units
+from fmrisynth.glm.windows import common_mask, design_frame, iterate_windows
 from fmrisynth.progress import StageSummary, count, some
 from fmrisynth.stage import Stage, Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NEEDS_ANOTHER_CALL = "its input changed since its maps were made, so the group maps leave it out; call again with it."
 
@@ -87,7 +90,10 @@ def run_stage(
                     results[subject] = result
                 else:
                     stage.failed[subject] = NEEDS_ANOTHER_CALL
-        lines = _group_maps(stage, dataset, {subject: results[subject] for subject in sorted(results)}, config)
+        results = {subject: results[subject] for subject in sorted(results)}
+        of = min(results)
+        example = partial(run_example, source, of, config) if source else partial(_block_example, dataset, of, config)
+        lines = _group_maps(stage, dataset, results, config, example)
         without = [f"sub-{s}" for s in (known if config.split is None else wanted) if s not in results]
         if without and len(lines) > 1:
             lines.append(f"The group maps are without {some(without)}: no finished maps.")
@@ -174,7 +180,16 @@ def _fit_block_subject(
     return {"entities": asdict(base), "rows": rows}
 
 
-def _group_maps(stage: Stage, dataset: Path, results: dict[str, dict[str, Any]], config: GlmConfig) -> list[str]:
+def _block_example(dataset: Path, subject: str, config: GlmConfig) -> tuple[str, pd.DataFrame]:
+    """The design of a subject's first window, and what it is of."""
+    block = next(b for b in read_subject(dataset, subject) if config.split is None or b.split == config.split)
+    return f"sub-{subject}, a window of {block.condition}", design_frame(block, config)
+
+
+def _group_maps(
+    stage: Stage, dataset: Path, results: dict[str, dict[str, Any]], config: GlmConfig,
+    example: Callable[[], tuple[str, pd.DataFrame]],
+) -> list[str]:  # fmt: skip
     """Group maps of all finished subjects; returns a line for each contrast."""
     entities = {subject: naming.Entities(**result["entities"]) for subject, result in results.items()}
     spaces = {own.space or "scanner" for own in entities.values()}
@@ -203,18 +218,18 @@ def _group_maps(stage: Stage, dataset: Path, results: dict[str, dict[str, Any]],
         except FmrisynthError as error:
             stage.failed[f"group {contrast}"] = str(error)
     if config.reports and done:
-        stage.do(_group_page(stage.out, done))
+        stage.do(_group_page(stage.out, done, example))
     return lines
 
 
-def _group_page(out: Path, done: Mapping[str, Path]) -> Unit:
+def _group_page(out: Path, done: Mapping[str, Path], example: Callable[[], tuple[str, pd.DataFrame]]) -> Unit:
     def make() -> None:
         from fmrisynth.glm.pages import write_group_page
 
         about = {formula: read_json(naming.image_sidecar(out / path)) for formula, path in done.items()}
         models = {formula: f"{keys['Model']}, n = {keys['Subjects']}" for formula, keys in about.items()}
         space = naming.parse_entities(next(iter(done.values())).name)["space"]
-        write_group_page(out, done, models, read_origin(out), space)
+        write_group_page(out, done, models, read_origin(out), space, example())
 
     return Unit("report-group", {"maps": [out / path for path in done.values()]}, make, Path("group.html"))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from fmrisynth.data.nifti import read_image
 from fmrisynth.data.percent import percent_change, usable_voxels
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.design import Design, window_design
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,14 @@ def block_design(block: Block, config: GlmConfig) -> Design:
             "drift=cosine needs whole runs: a block window is shorter than the cut-off; use none or linear."
         )
     return window_design(block.onset_s, block.duration_s, block.n_frames, block.tr_s, config.hrf, drift)
+
+
+def design_frame(block: Block, config: GlmConfig) -> pd.DataFrame:
+    """The design of a block's window as a table, frames x regressors; the index is time in seconds."""
+    import pandas as pd
+
+    design = block_design(block, config)
+    return pd.DataFrame(design.matrix_TP, index=np.arange(block.n_frames) * block.tr_s, columns=list(design.names))
 
 
 def common_mask(blocks: Sequence[Block], grid: Grid, min_reference_fraction: float) -> np.ndarray:

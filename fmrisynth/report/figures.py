@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fmrisynth.report.style import BASELINES, INK, REAL, SOFT, SYNTHETIC, new_figure, styled
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @styled
-def design_figure(designs: Sequence[tuple[str, np.ndarray, Sequence[str], float]]):
-    """Design matrices as images, one column per (title, matrix_TP, regressor names, tr_s)."""
-    n = len(designs)
-    figure = new_figure(min(2.2 + 1.9 * n, 13), 3.4)
-    axes = figure.subplots(1, n, squeeze=False)[0]
-    for axis, (title, matrix, names, tr_s) in zip(axes, designs, strict=True):
-        scale = np.abs(matrix).max(axis=0)
-        axis.imshow(matrix / np.where(scale > 0, scale, 1), aspect="auto", cmap="Greys", interpolation="nearest",
-                    extent=(-0.5, len(names) - 0.5, len(matrix) * tr_s, 0))  # fmt: skip
-        axis.set_title(title, fontsize=9)
-        axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+def design_figure(designs: Sequence[tuple[str, pd.DataFrame]]):
+    """Design matrices side by side as nilearn draws them, of (title, frames x regressors); columns have unit norm."""
+    from nilearn.plotting import plot_design_matrix
+
+    widths = [max(2.2, 0.8 + 0.2 * frame.shape[1]) for _, frame in designs]
+    figure = new_figure(min(max(sum(widths) + 0.6, 4), 13), 4.2)
+    axes = figure.subplots(1, len(designs), squeeze=False, width_ratios=widths)[0]
+    for axis, (title, frame) in zip(axes, designs, strict=True):
         axis.grid(False)
-    axes[0].set_ylabel("time (s)")
+        plot_design_matrix(frame, True, axis)  # by position: nilearn has renamed `ax` to `axes`
+        axis.tick_params(axis="x", labelsize=7)
+        axis.set_title(title, fontsize=9)
+    for axis in axes[1:]:
+        axis.set_ylabel("")
     return figure
 
 

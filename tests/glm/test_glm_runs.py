@@ -107,9 +107,10 @@ def test_fmriprep_outputs_find_their_events_masks_and_confounds(tmp_path, where)
 
 def test_two_subjects_two_runs(tmp_path):
     root = make_bids(tmp_path / "ds", derivatives=True)
-    config = GlmConfig(unit="run", contrasts=("right = right_hand - left_hand",), smoothing_fwhm_mm=0, reports=False)
+    config = GlmConfig(unit="run", contrasts=("right = right_hand - left_hand",), smoothing_fwhm_mm=0)
     summary = run_glm(root, tmp_path / "out", config)
     assert not summary.failed
+    assert "First-level design matrix, one example: sub-01/" in (tmp_path / "out/group.html").read_text()
     z = nib.load(
         tmp_path / "out/group/task-tapping_space-MNI152NLin6Asym_res-3_contrast-right_stat-z_statmap.nii.gz"
     ).get_fdata()

@@ -6,6 +6,7 @@ import base64
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fmrisynth.data.grid import MNI_3MM, make_grid
@@ -74,7 +75,7 @@ def test_every_figure_draws_with_awkward_input(rng):
     )
     figures.courses_figure([{"title": "p", "lines": {"real": (np.zeros(4), np.zeros(4), "real")}}], 1.44)
     figures.components_figure([("p", rng.standard_normal((9, 2)), list("abcabcabc"))], [0.5, 0.1])
-    figures.design_figure([("d", np.ones((12, 2)), ("block", "constant"), 1.44)])
+    figures.design_figure([("d", pd.DataFrame(np.ones((12, 2)), columns=["block", "constant"]))])
     figures.connectivity_figure([("c", np.zeros((3, 3)))])
 
 

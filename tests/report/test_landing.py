@@ -51,7 +51,8 @@ def test_every_group_map_has_a_viewer_that_loads_nothing(maps):
         assert not re.search(r'(?:src|href)="(?!data:|\.\./group.html)', viewer.partition("<script>")[0])
         assert PHANTOM.statement in viewer
         assert "brainsprite" in viewer
-    assert re.findall(r'href="(figures/[^"]*.pdf)"', page) == ["figures/group_motor-rh.pdf"]
+    assert re.findall(r'href="(figures/[^"]*.pdf)"', page) == ["figures/group_motor-rh.pdf", "figures/group_design.pdf"]
+    assert "First-level design matrix, one example: sub-01, a window of motor_rh." in page
     assert (maps / "figures" / "group_motor-rh.pdf").read_bytes().startswith(b"%PDF-")
 
 
