@@ -33,11 +33,15 @@ _NO_MEMORY = ("out of memory", "can't allocate", "cannot allocate", "bad_alloc",
 _NO_MEMORY_OF_ONEDNN = (
     "could not create a primitive"  # whole; "... descriptor for ..." is an operation it does not have
 )
+_NO_MEMORY_OF_EXTENSIONS = ("error return without exception set", "without setting an exception")
+"""What Python says when a compiled library fails without a reason: as good as always, an allocation."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; PyTorch says it in words, on the CPU with a plain RuntimeError."""
     said = str(error).lower()
+    if isinstance(error, SystemError):
+        return any(words in said for words in _NO_MEMORY_OF_EXTENSIONS)
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError)
         and (said == _NO_MEMORY_OF_ONEDNN or any(words in said for words in _NO_MEMORY))

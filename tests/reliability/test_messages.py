@@ -23,6 +23,8 @@ from tests.reliability.processes import Fault
         (UsageError("no such thing"), 2, "Error: no such thing"),
         (MemoryError(), 1, "not enough memory (an allocation failed)"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
+        (SystemError("error return without exception set"), 1, "not enough memory"),
+        (SystemError("unknown opcode"), 70, "this is a bug in fmrisynth; run again with -v"),
         (RuntimeError("could not create a primitive"), 1, "not enough memory"),
         (RuntimeError("could not create a primitive descriptor for a convolution"), 70, "this is a bug in fmrisynth; run again with -v"),
         (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"), 1, "not enough memory (CUDA out of memory"),
