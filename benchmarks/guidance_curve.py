@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent / "study"))
 from score import SCORES, brain, equal_number_ceiling, real_maps, sample_effects, score
 
-from fmrisynth.sample.run import DEFAULT_STEPS, load_model
+from fmrisynth.sample.drawer import DEFAULT_STEPS, load_model
 
 DRAWN = ("corr", "top1_samples", "effect_variance_ratio")
 

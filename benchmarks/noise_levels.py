@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.distributed import World
-from fmrisynth.sample.run import DEFAULT_STEPS
+from fmrisynth.sample.drawer import DEFAULT_STEPS
 from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.moments import fit_whitening
 

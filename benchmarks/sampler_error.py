@@ -18,7 +18,7 @@ from fmrisynth.diffusion.generate import encode_labels
 from fmrisynth.diffusion.guidance import guided
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.samplers import sample
-from fmrisynth.sample.run import load_model
+from fmrisynth.sample.drawer import load_model
 
 REFERENCE_STEPS = 200
 EVALUATIONS = {"heun": 2}  # a step; others ask once

@@ -26,8 +26,9 @@ from fmrisynth.config.load import load_config
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.models.build import build_denoiser
+from fmrisynth.sample.drawer import Drawer, load_model
 from fmrisynth.sample.plan import make_requests
-from fmrisynth.sample.run import Drawer, SampleMaker, load_model
+from fmrisynth.sample.run import SampleMaker
 from fmrisynth.stage import Stage
 
 CHANNELS, GRID = 36, (12, 16, 16)

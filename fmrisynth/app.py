@@ -41,7 +41,7 @@ from fmrisynth.parallel import side_by_side
 from fmrisynth.prepare import prepare_dataset
 from fmrisynth.progress import StageSummary, log
 from fmrisynth.sample import sample_dataset
-from fmrisynth.sample.run import load_model
+from fmrisynth.sample.drawer import load_model
 from fmrisynth.tokenize import tokenize_dataset
 
 

@@ -27,9 +27,10 @@ from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.progress import progress_bar
 from fmrisynth.report.landing import write_index
+from fmrisynth.sample.drawer import Drawer, check_kind, load_model
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import make_scene, preview_figure
-from fmrisynth.sample.run import Drawer, check_kind, load_model, save_samples
+from fmrisynth.sample.run import save_samples
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,7 @@ from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.models.tokenizers.noise import NoiseMoments
 from fmrisynth.models.whitening import Whitening
 from fmrisynth.progress import track
-from fmrisynth.sample.run import load_model
+from fmrisynth.sample.drawer import load_model
 from fmrisynth.tokenize.source import load_on_grid, to_frames
 
 FACTOR = 2.0

@@ -5,13 +5,9 @@ Axis legend: B batch of samples; C latent channels; T frames; X, Y, Z voxel or l
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,25 +21,22 @@ from fmrisynth.bids.atomic import settle, write_bytes
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.blocks import BlockData, finish_subject, write_block
-from fmrisynth.diffusion.generate import generate_latents
-from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import bundled_model_dir
-from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
-from fmrisynth.models.device import usable_cores
 from fmrisynth.models.distributed import World, join_world
-from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
+from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.parse import read_json
 from fmrisynth.progress import StageSummary, log, progress_bar
+from fmrisynth.sample.drawer import Drawer, in_order, make_drawer
 from fmrisynth.sample.plan import SampleRequest, make_requests
 from fmrisynth.sample.preview import write_preview
 from fmrisynth.sample.report import write_report
-from fmrisynth.sample.runs import PersonRequest, RunMaker, make_people, tell_descriptors
+from fmrisynth.sample.runs import PersonRequest, RunMaker, make_people
 from fmrisynth.stage import Stage, Unit
 
 A = TypeVar("A")
 B = TypeVar("B")
 
-DEFAULT_STEPS = 20
 PARTICIPANTS_COLUMNS = ("participant_id", "condition", "seed", "synthetic")
 
 _README = """Every subject of this dataset is synthetic: made by a generative model, measured on no one.
@@ -82,34 +75,8 @@ def sample_dataset(
         No usable model; the folder holds samples made with other settings; too little disk space.
     """
     with join_world(config.device) as world:
-        drawer = _drawer(config, checkpoint)
+        drawer = make_drawer(config, checkpoint)
         return (_sample_runs if config.events else _sample)(out, config, drawer, world, force)
-
-
-def _drawer(config: SampleConfig, checkpoint: Path | None) -> Drawer:
-    model, tokenizer = load_model(checkpoint)
-    check_kind(config, model)
-    return Drawer(config, tell_descriptors(model, config), tokenizer)
-
-
-def check_kind(config: SampleConfig, model: LoadedDenoiser) -> None:
-    """Refuse to ask a model of blocks for runs, or a model of runs for blocks.
-
-    Raises
-    ------
-    UsageError
-        With what to ask for instead.
-    """
-    if config.events and model.event_telling is None:
-        raise UsageError(
-            f"{model.path}: this model makes blocks of one condition; for --events give one that was trained on whole runs "
-            "(`fmrisynth train --preset runs`)."
-        )
-    if not config.events and model.event_telling is not None:
-        raise UsageError(
-            f"{model.path}: this model makes whole runs; say with --events FILE (in Python: fmrisynth.sample(out, events=[FILE])) what "
-            "happens in them."
-        )
 
 
 def _sample_runs(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
@@ -211,7 +178,7 @@ def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force
 
 def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = None) -> list[str]:
     """Lines for ``--dry-run``: what would be made."""
-    drawer = _drawer(config, checkpoint)
+    drawer = make_drawer(config, checkpoint)
     settings = drawer.settings
     lines = [f"# model {drawer.model.path}, {settings['Sampler']} with {settings['SamplerSteps']} steps"]
     if config.events:
@@ -228,23 +195,6 @@ def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = N
         state = "done" if make.stage.is_finished(make.unit(request)) else "to do"
         lines.append(f"# sub-{request.subject}  {request.condition.label}  seed {request.seed}  {state}")
     return lines
-
-
-def load_model(checkpoint: Path | None) -> tuple[LoadedDenoiser, Tokenizer]:
-    """Load a denoiser and the tokenizer that belongs to it, and check that they fit together."""
-    model = load_denoiser(bundled_model_dir() if checkpoint is None else checkpoint)
-    if model.tokenizer is None:
-        raise FmrisynthError(
-            f"{model.path}: the model has no tokenizer/ folder beside it; copy the one it was trained with there."
-        )
-    tokenizer = load_tokenizer(model.tokenizer)
-    channels, _, *cells = model.latent_shape
-    if (channels, *cells) != tokenizer.info.latent_shape:
-        raise FmrisynthError(
-            f"{model.path}: the model makes latents of {channels} channels on {cells} cells, its tokenizer decodes "
-            f"{tokenizer.info.latent_shape}; use the tokenizer that the model was trained with."
-        )
-    return model, tokenizer
 
 
 def write_participants(out: Path) -> None:
@@ -273,98 +223,6 @@ def _participants(finished: Sequence[Path]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _settings(config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What determines the voxels besides the seed; goes into every sidecar."""
-    sampler = config.sampler
-    full = int(model.objective.get("n_train_steps", 1000))
-    settings: dict[str, Any] = {
-        "Sampler": sampler,
-        "SamplerSteps": config.steps or (full if sampler == "ddpm" else DEFAULT_STEPS),
-        "Eta": config.eta,
-        "GuidanceScale": config.guidance,
-        "GuidanceInterval": list(config.guidance_interval) if config.guidance_interval else None,
-        "Attributes": dict(sorted(config.attributes.items())),
-        "ObservationNoise": config.observation_noise and tokenizer.info.noise is not None,
-        "CheckpointSHA256": model.sha256,
-        "TokenizerSHA256": tokenizer.info.sha256,
-    }
-    settings = {key: value for key, value in settings.items() if value is not None}
-    settings["ConfigHash"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return settings
-
-
-class Drawer:
-    """Draws and decodes samples, a bounded number at a time.
-
-    On a CPU every sample is made by one worker thread with one arithmetic thread, because sums round differently
-    for other batch sizes and thread counts; the workers, one per core, run side by side. On a GPU samples are drawn in
-    batches.
-
-    Attributes
-    ----------
-    config : SampleConfig
-    model : LoadedDenoiser
-    tokenizer : Tokenizer
-    settings : dict
-        What determines the voxels besides the seed.
-    """
-
-    def __init__(self, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> None:
-        self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.settings = _settings(config, model, tokenizer)
-
-    def draw(
-        self, requests: Sequence[SampleRequest], device: torch.device
-    ) -> Iterator[tuple[SampleRequest, np.ndarray]]:
-        """Samples with their volumes, float32 (X, Y, Z, T), in order."""
-        if device.type == "cpu":
-            yield from self.side_by_side(lambda request: (request, self.volumes(request)), requests)
-        else:
-            for batch in self.batches(requests, device):
-                yield from ((request, self.volumes(request, latent)) for request, latent in batch)
-
-    def side_by_side(self, work: Callable[[A], B], requests: Sequence[A]) -> Iterator[B]:
-        """Do something with each request on the cores of this machine; results in order."""
-        n_workers = max(1, min(self.config.batch_size, usable_cores()))
-        one_thread = ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,))
-        with threadpool_limits(1, user_api="blas"), one_thread as pool:  # PyTorch's sums, and NumPy's
-            yield from _in_order(pool, work, requests, ahead=n_workers + 1)
-
-    def batches(
-        self, requests: Sequence[SampleRequest], device: torch.device
-    ) -> Iterator[list[tuple[SampleRequest, torch.Tensor]]]:
-        """Latents, batch by batch."""
-        for batch in _batches(requests, self.config.batch_size):
-            yield list(zip(batch, self.latents(batch, device), strict=True))
-
-    def latents(self, batch: Sequence[SampleRequest], device: torch.device) -> torch.Tensor:
-        """Draw the latents of some samples of one condition."""
-        return generate_latents(
-            self.model,
-            batch[0].condition.label,
-            self.config.attributes,
-            seeds=[request.seed for request in batch],
-            sampler=self.settings["Sampler"],
-            n_steps=self.settings["SamplerSteps"],
-            guidance=self.config.guidance,
-            guidance_interval=self.config.guidance_interval,
-            eta=self.config.eta,
-            device=device,
-        )
-
-    def volumes(self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None = None) -> np.ndarray:
-        """Volumes of one sample, (X, Y, Z, T) float32; its latents are drawn on the CPU if they are not given."""
-        latent = self.latents([request], torch.device("cpu"))[0] if latent_CTXYZ is None else latent_CTXYZ
-        noise_seeds = [request.seed] if self.config.observation_noise else None
-        return next(self.tokenizer.decode_blocks(latent[None], noise_seeds=noise_seeds))
-
-    def timing(self, request: SampleRequest) -> tuple[float, float]:
-        """Onset after the first frame and duration of the block, seconds: the median of the training blocks."""
-        info = self.tokenizer.info
-        found = self.model.card.trained_on.get("timing", {}).get(request.condition.label, {})
-        return found.get("onset_s", 0.0), found.get("duration_s", info.tr_s * info.n_frames)
 
 
 class SampleMaker:
@@ -401,7 +259,7 @@ class SampleMaker:
     def on_gpu(self, requests: Sequence[SampleRequest], device: torch.device) -> Iterator[SampleRequest]:
         """Make samples batch by batch, yielding each one as it is on disk, in order."""
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as writer:
-            batches = _in_order(writer, self._write_batch, self.drawer.batches(requests, device), ahead=2)
+            batches = in_order(writer, self._write_batch, self.drawer.batches(requests, device), ahead=2)
             for batch in batches:
                 yield from (request for request, _ in batch)
 
@@ -436,24 +294,6 @@ class SampleMaker:
             shard, _ = naming.subject_latents(request.subject)
             write_bytes(self.stage.out / "latents" / shard, save_tensors({"latents": latent_CTXYZ[None].contiguous()}))
         finish_subject(self.stage.out, request.subject, [block])
-
-
-def _in_order(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], *, ahead: int) -> Iterator[B]:
-    """Map in order with at most `ahead` items under way or waiting, so that memory stays flat."""
-    waiting: deque[Future[B]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        while len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _batches(requests: Sequence[SampleRequest], size: int) -> Iterator[list[SampleRequest]]:
-    for _, group in groupby(requests, key=lambda request: request.condition.label):
-        same = list(group)
-        for start in range(0, len(same), size):
-            yield same[start : start + size]
 
 
 def _check_space(out: Path, n_frames: int, tokenizer: Tokenizer) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,11 @@ from fmrisynth.bids.sources import clean_label
 from fmrisynth.conditions import load_table
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.blocks import RUN, BlockData, finish_subject, write_block
-from fmrisynth.data.occupancy import occupancy, read_descriptors
+from fmrisynth.data.occupancy import occupancy
 from fmrisynth.diffusion.generate import Drawing, encode_labels
 from fmrisynth.diffusion.rollout import roll_out
 from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.models.checkpoint import LoadedDenoiser
+from fmrisynth.sample.drawer import Drawer
 from fmrisynth.sample.plan import sample_seed
 from fmrisynth.stage import Unit
 
@@ -83,31 +82,6 @@ class PersonRequest:
         """Seed of one run; the events do not enter, so that two designs can be compared in one noise."""
         text = f"fmrisynth run {self.seed} {design.name}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def tell_descriptors(model: LoadedDenoiser, config: SampleConfig) -> LoadedDenoiser:
-    """The model with the user's conditions in place of those it was trained on, where it listens to descriptors.
-
-    Raises
-    ------
-    UsageError
-        The model does not listen to descriptors, or to other ones.
-    """
-    if config.descriptors is None:
-        return model
-    known = None if model.event_telling is None else model.event_telling.descriptors
-    if known is None:
-        raise UsageError(
-            f"{model.path}: this model was trained on the names of conditions; --descriptors needs one trained on descriptors."
-        )
-    table = read_descriptors(config.descriptors)
-    width = len(next(iter(table.values())))
-    if width != len(known[0]):
-        raise FmrisynthError(
-            f"{config.descriptors}: expected {len(known[0])} numbers per condition, as the model was trained on, found {width}."
-        )
-    model.network.condition.descriptors_KD = torch.tensor(list(table.values()))  # type: ignore[union-attr]
-    return replace(model, labels={**model.labels, "condition": tuple(table)})
 
 
 def make_people(config: SampleConfig, conditions: Sequence[str], tr_s: float) -> list[PersonRequest]:
@@ -190,8 +164,9 @@ def _known_label(trial_type: str, task: str, conditions: Sequence[str]) -> str:
 class RunMaker:
     """Makes and writes the runs of synthetic people; a `Drawer` says with which model and settings."""
 
-    def __init__(self, out: Path, drawer: Any, device: torch.device) -> None:
-        self.out, self.drawer, self.device = out, drawer, device
+    def __init__(self, out: Path, drawer: Drawer, device: torch.device) -> None:
+        assert drawer.model.event_telling is not None  # refused before, by `check_kind`
+        self.out, self.drawer, self.device, self.telling = out, drawer, device, drawer.model.event_telling
 
     def unit(self, person: PersonRequest) -> Unit:
         """One person as a unit of work."""
@@ -214,7 +189,7 @@ class RunMaker:
             model, labels_A, sampler=drawer.settings["Sampler"], n_steps=drawer.settings["SamplerSteps"],
             guidance=config.guidance, guidance_interval=config.guidance_interval, eta=config.eta, device=self.device,
         )  # fmt: skip
-        for latent_BCTXYZ in roll_out(drawing, model.event_telling, design.on_TK[None], [seed]):
+        for latent_BCTXYZ in roll_out(drawing, self.telling, design.on_TK[None], [seed]):
             yield latent_BCTXYZ[0]
 
     def frames(self, design: Design, seed: int) -> Iterator[np.ndarray]:
@@ -237,7 +212,7 @@ class RunMaker:
                 condition=RUN, onset_s=-info.tr_s / 2, duration_s=design.n_frames * info.tr_s, tr_s=info.tr_s,
                 attributes=drawer.config.attributes, events=design.events,
                 sidecar={"StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed,
-                         "WindowFrames": drawer.model.event_telling.window_frames, **drawer.settings},
+                         "WindowFrames": self.telling.window_frames, **drawer.settings},
                 origin=drawer.model.card.origin, extension=f".{drawer.config.format}",
                 frames=self.frames(design, seed), n_frames=design.n_frames,
             )  # fmt: skip

@@ -18,7 +18,7 @@ from fmrisynth.data.normalisation import normalise
 from fmrisynth.glm.effects import fit_one
 from fmrisynth.glm.windows import common_mask, iterate_windows
 from fmrisynth.sample import sample_dataset
-from fmrisynth.sample.run import load_model
+from fmrisynth.sample.drawer import load_model
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 
