@@ -34,7 +34,7 @@ _NO_MEMORY_OF_ONEDNN = (
     "could not create a primitive"  # whole; "... descriptor for ..." is an operation it does not have
 )
 _NO_MEMORY_OF_EXTENSIONS = ("error return without exception set", "without setting an exception")
-"""What Python says when a compiled library fails without a reason: as good as always, an allocation."""
+"""What Python says when a compiled library fails and gives no reason, as some do when an allocation fails."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

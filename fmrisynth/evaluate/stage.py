@@ -24,7 +24,7 @@ from fmrisynth.report import write_page
 from fmrisynth.stage import Stage, Unit
 
 SCHEMA_VERSION = "2.1"
-METHOD = 2
+METHOD = 3
 """Of the numbers: evaluations by an earlier method are made again."""
 
 METRICS = Path("metrics.json")

@@ -73,8 +73,10 @@ def write_block_page(
 ) -> None:  # fmt: skip
     """Write ``sub-<label>.html`` of a block dataset's subject."""
     background = read_image(blocks[0].reference_path, ndim=3).scaled()
-    first_of = {block.condition: block for block in reversed(blocks)}
-    figure = design_figure([(name, design_frame(block, config)) for name, block in reversed(first_of.items())])
+    first_of: dict[str, Block] = {}
+    for block in blocks:
+        first_of.setdefault(block.condition, block)
+    figure = design_figure([(name, design_frame(block, config)) for name, block in first_of.items()])
     page = Page(
         title=f"sub-{base.sub}: activation maps of block windows",
         subtitle=f"{count(len(blocks), 'block')}, {count(len(rows), 'contrast')}. Effects are percent signal change "
