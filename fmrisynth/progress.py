@@ -153,7 +153,7 @@ class Pace:
     def line(self, description: str) -> str:
         """Everything in one line, for a log."""
         done = f"{self.done:g}" if self.total is None else f"{self.done:g}/{self.total:g} ({100 * self.share:.0f} %)"
-        parts = [f"{duration(self.elapsed_s)} gone", self.speed_and_time(), self.note]
+        parts = [f"after {duration(self.elapsed_s)}", self.speed_and_time(), self.note]
         return f"{description}: {done}, {', '.join(part for part in parts if part)}"
 
 

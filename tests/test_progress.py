@@ -92,9 +92,9 @@ def test_a_log_gets_lines_with_done_rate_and_time_left(monkeypatch, capsys):
         time.sleep(0.3)
         bar.update(3)
     lines = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"\d\d:\d\d:\d\d sampling: 0/4 \(0 %\), 0 s gone", lines[0])
+    assert re.fullmatch(r"\d\d:\d\d:\d\d sampling: 0/4 \(0 %\), after 0 s", lines[0])
     assert any(
-        re.search(r"sampling: 1/4 \(25 %\), 1 s gone, [\d.]+ a second, \d s left, loss 3", line) for line in lines
+        re.search(r"sampling: 1/4 \(25 %\), after 1 s, [\d.]+ a second, \d s left, loss 3", line) for line in lines
     )
     assert "sampling: 4/4 (100 %)" in lines[-1]
 

@@ -83,7 +83,7 @@ def _acquire(lock: _Lock, folder: Path, unit: str, wait: bool) -> None:
         if not wait and (is_running_here(who) or waited_s > PATIENCE_S):
             raise FmrisynthError(
                 f"{folder}: expected to be the only one to write {unit}, found process {who.split('-')[1]} on {where} at "
-                f"work on it; wait for it, or choose another folder (if that process is gone, delete {lock.path})."
+                f"work on it; wait for it, or choose another folder (if that process has ended, delete {lock.path})."
             )
         if not told and waited_s > 1:
             log.info("%s: %s is being written by another process on %s; waiting for it.", folder, unit, where)

@@ -161,9 +161,10 @@ def subject_report(subject: str) -> Path:
     return Path(f"sub-{subject}.html")
 
 
-def subject_pictures(subject: str) -> tuple[Path, Path]:
-    """A sample's preview and its time-lapse."""
-    return Path("figures", f"sub-{subject}_preview.png"), Path("figures", f"sub-{subject}_timelapse.gif")
+def subject_pictures(subject: str, desc: str | None = None) -> tuple[Path, Path]:
+    """A sample's preview and its time-lapse; of a person who does several blocks, named by the block's ``desc``."""
+    stem = f"sub-{subject}" if desc is None else f"sub-{subject}_desc-{desc}"
+    return Path("figures", f"{stem}_preview.png"), Path("figures", f"{stem}_timelapse.gif")
 
 
 def page_figure(page: Path, name: str) -> Path:
@@ -203,6 +204,11 @@ def group_statmap(
     parts = [f"task-{task}"] if task else []
     parts += [f"space-{space}", *([f"res-{res}"] if res else []), f"contrast-{contrast}", f"stat-{stat}", "statmap"]
     return Path("group", "_".join(parts) + extension)
+
+
+def synthetic_person(index: int, owner: str = "") -> str:
+    """Label of a synthetic person who does several blocks or runs: ``synth0001`` for index 0, with an owner ``synthOwnerx0001``."""
+    return Entities(sub=f"synth{owner}x{index + 1:04d}" if owner else f"synth{index + 1:04d}").sub
 
 
 def synthetic_subject(condition_contrast: str, index: int) -> str:

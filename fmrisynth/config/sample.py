@@ -30,6 +30,15 @@ class SampleConfig(StageConfig):
         description="Descriptors of conditions, for a model that was trained on them; those it never saw can be asked for, too.",
     )
     n: int = Field(1, ge=1, le=1_000_000, description="Samples per condition; with events, people.")
+    subjects: int | None = Field(
+        None, ge=1, le=1_000_000, description="In place of n: people, each of whom does every condition asked for."
+    )
+    blocks: int = Field(1, ge=1, le=1000, description="Blocks of each condition that a person does; with subjects.")
+    anatomy: Path | None = Field(
+        None,
+        description="A block or run dataset: synthetic person k gets the reference volume and mask of its k-th participant, "
+        "in place of the mean anatomy.",
+    )
     start_index: int = Field(0, ge=0, description="Number of the first sample (0 is sample 1).")
     shard: tuple[int, int] = Field(
         (1, 1), description="(k, n): of all samples, make the k-th of n interleaved shares; for job arrays."
@@ -72,6 +81,10 @@ class SampleConfig(StageConfig):
             raise ValueError("events say what happens in a run; leave conditions out")
         if self.events and (self.report or self.save_latents):
             raise ValueError("report and save_latents are for blocks; look at runs with `fmrisynth glm --unit run`")
+        if self.subjects is not None and (self.events or self.n > 1):
+            raise ValueError("subjects takes the place of n; with events, n is the number of people")
+        if self.blocks > 1 and self.subjects is None:
+            raise ValueError("blocks are counted per person; say with subjects how many people there are")
         if not self.events and (self.duration_s is not None or self.descriptors is not None):
             raise ValueError("duration_s and descriptors go with events")
         if not self.events and not self.conditions and not self.all_conditions:

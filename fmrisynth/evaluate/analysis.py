@@ -219,8 +219,9 @@ def _control_note(control: Summary | None, judged: Judged | None) -> str:
     if control is None or judged is None:
         return "No control: it needs training people apart from the compared ones, with all compared conditions."
     return (
-        f"Control: {control.n_blocks} real blocks of {len(set(control.people_N))} training people, as many per condition as there are samples "
-        "(fewer where there are not so many), through the same scores and checks. Ceilings are the same of the other half of the training people."
+        f"Control: {control.n_blocks} real blocks of {len(set(control.people_N))} training people, as many per "
+        "condition as there are samples (fewer where there are not so many), through the same scores and checks. "
+        "Ceilings are the same of the other half of the training people."
     )
 
 

@@ -4,8 +4,8 @@
     the mean training window of the condition plus the residual (window minus its own class mean) of a random training block of *any*
     condition: right mean, right noise, no model of their dependence. It writes training data out again.
 ``low-rank Gaussian``
-    the class mean plus Gaussian noise: the leading modes of the residuals of all conditions with their covariance, and independent noise of the
-    variance that is missing in every temporal frequency and voxel.
+    the class mean plus Gaussian noise: the leading modes of the residuals of all conditions with their covariance, and
+    independent noise of the variance that is missing in every temporal frequency and voxel.
 
 Axis legend: N blocks, M modes, F temporal frequencies (T of them), T frames, V voxels.
 """

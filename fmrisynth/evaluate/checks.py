@@ -143,7 +143,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A check's answer about one dataset; `value`, `low`, `high` and the value of each of several `parts` (conditions, frequencies) as printed."""
+    """A check's answer about one dataset; `value`, `low`, `high` and the value of each of several `parts` (conditions,
+    frequencies) as printed.
+    """
 
     check: Check
     answer: Answer
@@ -182,7 +184,8 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "title": self.check.title, "detects": self.check.detects, "kind": self.check.kind, "rule": self.check.rule, "what": self.check.what,
+            "title": self.check.title, "detects": self.check.detects, "kind": self.check.kind,
+            "rule": self.check.rule, "what": self.check.what,
             "real": self.real, "synthetic": self.other, "value": self.value,
             "interval_95": None if self.low is None else [self.low, self.high], "answer": self.answer,
             "parts": {name: {"value": value, "answer": answer} for name, (value, answer) in self.parts.items()},
@@ -251,7 +254,8 @@ def _log_spread(properties: Properties, context: Context) -> float:
 
 
 def _effect_variance(properties: Properties, context: Context) -> float:
-    """Geometric mean over voxels and conditions, with the expectation that the logarithm of a normal variance of so many degrees of freedom has.
+    """Geometric mean over voxels and conditions, with the expectation that the logarithm of a normal variance of so
+    many degrees of freedom has.
 
     Not the median: leaving out one person reorders the voxels near it, which says nothing of how it varies between cohorts.
     """
@@ -388,8 +392,8 @@ CHECKS: tuple[Check, ...] = (
           "mean gain along the reference people's pattern, samples / real", _gain),
     Check("latency", "Latency of responses", "responses 1.5 s late or early", "difference", 0.5, 1.5,
           "delay against the reference course, s, samples - real", _timing(0)),
-    Check("width", "Width of responses", "responses smeared by a kernel of 3 s standard deviation, or as much sharper", "difference", 3.0, 9.0,
-          "variance of the response, s², samples - real", _timing(1)),
+    Check("width", "Width of responses", "responses smeared by a kernel of 3 s standard deviation, or as much sharper",
+          "difference", 3.0, 9.0, "variance of the response, s², samples - real", _timing(1)),
     Check("asymmetry", "Left-right asymmetry of responses", "flipped or symmetric maps", "share", 0.7, 0.3,
           "gain along the left-right odd part of the reference maps", _asymmetry),
     Check("gain_spread", "Spread of amplitudes", "blocks that all respond alike, or half as differently again", "ratio", 1.25, 1.67,
@@ -398,8 +402,8 @@ CHECKS: tuple[Check, ...] = (
     Check("place_spread", "Spread of places (displacement of the response)", "responses at one place, or scattered", "ratio", 1.15, 1.4,
           "root mean square displacement near the peak, samples / real",
           _of_both(lambda p, c: _within_conditions(p, c, p.rows.place_mm_N3), _ratio)),
-    Check("overlap", "Overlap of active voxels between blocks (Dice at equal area)", "blocks more, or less, alike in place than people", "ratio",
-          1.25, 1.67, "mean Dice of pairs, samples / real",
+    Check("overlap", "Overlap of active voxels between blocks (Dice at equal area)",
+          "blocks more, or less, alike in place than people", "ratio", 1.25, 1.67, "mean Dice of pairs, samples / real",
           _of_both(lambda p, c: float(np.mean([p.overlap(k) for k in c.conditions])), _ratio)),
     Check("effect_variance", "Variance of effects between blocks", "effects a third more or less spread", "ratio", 1.25, 1.75,
           "geometric mean over voxels of the variance within conditions, samples / real", _of_both(_effect_variance, _ratio)),

@@ -112,7 +112,9 @@ def _held_out_scores(kind: str, x_ND: np.ndarray, y: np.ndarray, people: np.ndar
 
 
 def auc_of(scores: np.ndarray, y: np.ndarray, people: np.ndarray) -> tuple[float, float]:
-    """AUC and the reach of its 95 % interval, by leaving out whole people of either side (structural components, DeLong et al. 1988, per person)."""
+    """AUC and the reach of its 95 % interval, by leaving out whole people of either side (structural components, DeLong
+    et al. 1988, per person).
+    """
     from scipy.stats import rankdata
 
     positive, negative = scores[y == 1], scores[y == 0]

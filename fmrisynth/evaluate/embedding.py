@@ -55,7 +55,8 @@ class Embedding:
     def sentence(self) -> str:
         """Samples and floor in words."""
         parts = [
-            f"{name} {d.frechet:.2f} [{d.frechet_low:.2f}, {d.frechet_high:.2f}] (kernel {d.kernel:.3f} [{d.kernel_low:.3f}, {d.kernel_high:.3f}], n {d.n})"
+            f"{name} {d.frechet:.2f} [{d.frechet_low:.2f}, {d.frechet_high:.2f}] "
+            f"(kernel {d.kernel:.3f} [{d.kernel_low:.3f}, {d.kernel_high:.3f}], n {d.n})"
             for name, d in self.distances.items()
         ]
         return f"Fréchet distance from real people: {'; '.join(parts)}." + "".join(f" {note}" for note in self.notes)

@@ -1,10 +1,11 @@
 """How sure the checks are, by leaving out groups of people.
 
-Delete-a-group jackknife (Kott 2001): real people, samples and the real blocks that set a ceiling are dealt to G groups each, the g-th
-group of all of them is left out at once, and the spread of a number over what is left says how much it would vary between cohorts. Where a
-number depends on products of what several groups add, as correlations of noisy maps do, that counts their variance once for each group; leaving
-out two groups at once says how much too often (see `jackknife_variance`). The model that made the samples stays the same. Unlike a bootstrap it
-never draws a person twice, which would add noise to both sides of a pattern correlation.
+Delete-a-group jackknife (Kott 2001): real people, samples and the real blocks that set a ceiling are dealt to G groups
+each, the g-th group of all of them is left out at once, and the spread of a number over what is left says how much it
+would vary between cohorts. Where a number depends on products of what several groups add, as correlations of noisy maps
+do, that counts their variance once for each group; leaving out two groups at once says how much too often (see
+`jackknife_variance`). The model that made the samples stays the same. Unlike a bootstrap it never draws a person twice,
+which would add noise to both sides of a pattern correlation.
 
 An interval covers what the number would be on average over cohorts of as many people and samples, not what endless data would give.
 
@@ -36,9 +37,10 @@ def jackknife_variance(left_out_G: np.ndarray, pairs_G: np.ndarray) -> np.ndarra
     """Variance of a number by leaving out groups and pairs of groups.
 
     Let V_k be the variance of what depends on k groups together (Efron and Stein 1981). Leaving out one group measures
-    ``first = sum_k k V_k``, the second differences of pairs ``second = sum_k k (k - 1) / 2 V_k``; wanted is ``sum_k V_k``. It is
-    ``first - second`` where k is 1 or 2, and ``first^2 / (first + 2 second)`` for any single k; neither can be more than wanted, so the larger
-    counts. Beyond three groups (the geometries of two sets of maps) nothing is expected: `second` is at most `first`.
+    ``first = sum_k k V_k``, the second differences of pairs ``second = sum_k k (k - 1) / 2 V_k``; wanted is
+    ``sum_k V_k``. It is ``first - second`` where k is 1 or 2, and ``first^2 / (first + 2 second)`` for any single k;
+    neither can be more than wanted, so the larger counts. Beyond three groups (the geometries of two sets of maps)
+    nothing is expected: `second` is at most `first`.
 
     Parameters
     ----------
@@ -90,8 +92,9 @@ def gather(
 ) -> Evidence:
     """Measure a dataset, with and without groups of people.
 
-    `real` are people to compare with, `other` the samples (or what stands in their place), `peer` as many blocks of other real people: what can
-    be reached. At most `n_groups` groups; by default as many as the dataset with fewest can be dealt to.
+    `real` are people to compare with, `other` the samples (or what stands in their place), `peer` as many blocks of
+    other real people: what can be reached. At most `n_groups` groups; by default as many as the dataset with fewest can
+    be dealt to.
     """
     few = peer is None or peer.n_groups < MIN_SUBJECTS  # too few to say how sure the ceiling is
     ceiling = None if few else peer

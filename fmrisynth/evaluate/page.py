@@ -99,8 +99,9 @@ def _summary(analysis: Analysis, lines: list[Judgement]) -> list[Element]:
         verdicts.append(Verdict(STATUS[line.answer], line.title + twin, detail))
     notes = [*analysis.notes, *analysis.comparison.notes, analysis.control_note]
     text = (
-        "A check passes when its 95 % interval excludes the stated alternative, fails when the interval lies wholly beyond what is tolerated, and "
-        "otherwise cannot tell. In brackets: the answer that as many real blocks of other people get."
+        "A check passes when its 95 % interval excludes the stated alternative, fails when the interval lies wholly "
+        "beyond what is tolerated, and otherwise cannot tell. In brackets: the answer that as many real blocks of "
+        "other people get."
     )
     return [Cards(cards), Text("\n\n".join(notes), note=True), Text(text), Verdicts(verdicts)]
 
@@ -122,9 +123,10 @@ def _scores(analysis: Analysis) -> list[Element]:
     p = ", ".join(f"{SCORE_TITLES[k]} {max(s.p, 0.001):.3f}" for k, s in scores.items() if s.p is not None)
     elements: list[Element] = [
         Text(
-            "Every score stands between what as many real blocks of other people reach and what a trivial generator gets. Brackets hold 95 % "
-            "intervals: over cohorts of as many people and samples (delete-a-group jackknife) for Corr and RSA, Wilson's over conditions or blocks for "
-            "Top-1, the range over random halves for split halves. " + (f"Permutation p (condition labels shuffled): {p}." if p else "")
+            "Every score stands between what as many real blocks of other people reach and what a trivial generator gets. "
+            "Brackets hold 95 % intervals: over cohorts of as many people and samples (delete-a-group jackknife) for Corr "
+            "and RSA, Wilson's over conditions or blocks for Top-1, the range over random halves for split halves. "
+            + (f"Permutation p (condition labels shuffled): {p}." if p else "")
         ),
         Table(
             ("", "Corr", "RSA Pearson", "RSA Spearman", "Top-1 group", "Top-1 samples"),
@@ -137,7 +139,10 @@ def _scores(analysis: Analysis) -> list[Element]:
             for name, role, own in known if key in own
         ]  # fmt: skip
         if any(dot["value"] is not None for dot in dots):
-            caption = f"{title} of the synthetic data (orange), real-against-real ceilings (blue) and baselines (grey), with 95 % intervals."
+            caption = (
+                f"{title} of the synthetic data (orange), real-against-real ceilings (blue) and baselines (grey), "
+                "with 95 % intervals."
+            )
             elements.append(Figure.of(draw.score_figure(dots, title), caption, width="half", vector=True, name=key))
     if len(per_condition) > 1:
         table = [[c, value, *(o.corr_per_condition.get(c) for _, o in others)] for c, value in per_condition.items()]
@@ -145,8 +150,9 @@ def _scores(analysis: Analysis) -> list[Element]:
         elements.append(Table(["Condition", "Synthetic", *(name for name, _ in others)], table, caption=caption))
     if analysis.truth:
         caption = (
-            "Correlation of group effects with the planted truth of the phantom. What a window map estimates follows from the events: blocks that "
-            "come before reach into the window. The ceiling is what noise-free maps of that reach; n/a where the dataset does not say what came before."
+            "Correlation of group effects with the planted truth of the phantom. What a window map estimates follows "
+            "from the events: blocks that come before reach into the window. The ceiling is what noise-free maps of "
+            "that reach; n/a where the dataset does not say what came before."
         )
         table = [
             [c, t.real, t.synthetic, "n/a" if t.ceiling is None else f"{t.ceiling:.3f}", t.estimates]
@@ -155,7 +161,10 @@ def _scores(analysis: Analysis) -> list[Element]:
         columns = ("Condition", "Real test", "Synthetic", "Ceiling", "The window map estimates")
         elements.append(Table(columns, table, caption=caption))
     if analysis.noise_free_corr is not None:
-        text = f"A perfect, noise-free group map would correlate {analysis.noise_free_corr:.2f} with the real test maps (Spearman-Brown from the split halves). "
+        text = (
+            f"A perfect, noise-free group map would correlate {analysis.noise_free_corr:.2f} with the real test maps "
+            "(Spearman-Brown from the split halves). "
+        )
         elements.append(Text(text + analysis.split_half_note, note=True))
     return elements
 
@@ -179,8 +188,10 @@ def _maps(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
         limits = [_limit(real), _limit(other), _limit(real)]
         n_real, n_synthetic = (s.properties.n_people(condition) for s in (analysis.real, analysis.synthetic))
         rows = [
-            (f"{condition}: real (n = {n_real})", real), (f"synthetic (n = {n_synthetic})", other), ("synthetic (rescaled) - real", scaled - real)
-        ]  # fmt: skip
+            (f"{condition}: real (n = {n_real})", real),
+            (f"synthetic (n = {n_synthetic})", other),
+            ("synthetic (rescaled) - real", scaled - real),
+        ]
         figure = mosaic(
             rows, background, mask_XYZ, cohorts.grid, limits=limits, threshold=DISPLAY_SHARE, unit=unit, relative_threshold=True
         )  # fmt: skip
@@ -219,7 +230,10 @@ def _geometry(analysis: Analysis) -> list[Element]:
     if len(names) >= 2 and real_KV.size:
         maps = (("real", real_KV), ("synthetic", other_KV))
         figure = draw.matrix_figure([(name, map_correlations(m, m)) for name, m in maps], names, names)
-        caption = "Representational geometry: correlations between the group maps of all pairs of conditions. RSA is the correlation of their upper halves."
+        caption = (
+            "Representational geometry: correlations between the group maps of all pairs of conditions. "
+            "RSA is the correlation of their upper halves."
+        )
         elements.append(Figure.of(figure, caption, vector=True, name="geometry"))
     matrices = [("synthetic map against real maps", analysis.comparison.cross_KL)]
     figure = draw.matrix_figure(
@@ -255,14 +269,19 @@ def _checks(analysis: Analysis) -> list[Element]:
     rows = []
     for v in analysis.own.verdicts:
         key = v.check.key
+        judged = show_numbers(v.value, v.low, v.high).replace(", ", ",\u00a0")
         rows.append([
-            v.check.title, v.real, v.other, show_numbers(v.value, v.low, v.high).replace(", ", ",\u00a0"), v.check.rule, ANSWERS[v.answer],
+            v.check.title, v.real, v.other, judged, v.check.rule, ANSWERS[v.answer],
             _short(control.get(key)), *(_short(twins.get(key), standings.get(key)) for standings, twins in rivals),
         ])  # fmt: skip
-    columns = ["Check", "Real", "Synthetic", "Judged number", "Rule", "Answer", "As many real blocks", *(b.name for b in analysis.baselines)]  # fmt: skip
+    columns = [
+        "Check", "Real", "Synthetic", "Judged number", "Rule", "Answer", "As many real blocks",
+        *(b.name for b in analysis.baselines),
+    ]  # fmt: skip
     caption = (
-        "Brackets: 95 % intervals over cohorts of as many real subjects and samples (delete-a-group jackknife). Last columns: the judged number of real "
-        "blocks and of the baselines, with their answers, and whether a baseline is nearer to the real data than the samples, farther, or even."
+        "Brackets: 95 % intervals over cohorts of as many real subjects and samples (delete-a-group jackknife). Last "
+        "columns: the judged number of real blocks and of the baselines, with their answers, and whether a baseline "
+        "is nearer to the real data than the samples, farther, or even."
     )
     elements: list[Element] = [Table(columns, rows, caption=caption)]
     names = analysis.cohorts.conditions
@@ -338,8 +357,9 @@ def _privacy(analysis: Analysis) -> list[Element]:
         return []
     elements: list[Element] = [
         Text(
-            "Distance of every synthetic block to its nearest training block, against the distance of training blocks to the nearest block of "
-            "another subject. Samples left of the dashed line are nearer than 95 % of training blocks are to each other."
+            "Distance of every synthetic block to its nearest training block, against the distance of training blocks "
+            "to the nearest block of another subject. Samples left of the dashed line are nearer than 95 % of "
+            "training blocks are to each other."
         )
     ]
     for name, audit in audits.items():
@@ -380,8 +400,8 @@ def _embedding(analysis: Analysis) -> list[Element]:
         for name, d in found.distances.items()
     ]
     caption = (
-        "Distances from the compared real people in the mean tokens of a masked autoencoder of flat maps, with 95 % intervals over people. Real blocks "
-        "of other people are the floor: no sample needs to be nearer."
+        "Distances from the compared real people in the mean tokens of a masked autoencoder of flat maps, with 95 % "
+        "intervals over people. Real blocks of other people are the floor: no sample needs to be nearer."
     )
     columns = ("Blocks", "Fréchet distance", "Kernel distance", "Blocks compared")
     elements: list[Element] = [Table(columns, rows, highlight=0, caption=caption)]
@@ -406,26 +426,34 @@ def _utility(analysis: Analysis) -> list[Element]:
     rows = [[*key, *(row.get(n, "–") for n in counts)] for key, row in table.items()]
     return [
         Text(
-            "What the samples are worth to who wants to tell conditions apart (conditional ICA, Tajini et al. 2021): classifiers trained on the effect maps of "
-            "a few real people's blocks with so many times as many blocks added, and tested on the real test people. Noise (the same blocks again with half "
-            "their own standard deviation), class mean + noise and conditional ICA are made from those few people; the samples' model has seen its "
-            "whole training cohort."
+            "What the samples are worth to who wants to tell conditions apart (conditional ICA, Tajini et al. 2021): "
+            "classifiers trained on the effect maps of a few real people's blocks with so many times as many blocks "
+            "added, and tested on the real test people. Noise (the same blocks again with half their own standard "
+            "deviation), class mean + noise and conditional ICA are made from those few people; the samples' model "
+            "has seen its whole training cohort."
         ),
-        Table(("Classifier", "Trained on", *(f"{n} real people" for n in counts)), rows, caption="Accuracy: mean ± standard deviation over draws of the people."),
+        Table(
+            ("Classifier", "Trained on", *(f"{n} real people" for n in counts)), rows,
+            caption="Accuracy: mean ± standard deviation over draws of the people.",
+        ),
     ]  # fmt: skip
 
 
 def _methods(analysis: Analysis, config: EvaluateConfig) -> list[Element]:
     glm, real, synthetic = config.glm, analysis.real.properties, analysis.synthetic.properties
+    drift = ", linear drift" if glm.resolved_drift == "linear" else ""
+    n_voxels = min(config.resampling_voxels, int(analysis.cohorts.mask_XYZ.sum()))
     return [
         Text(
-            f"Window GLM: block boxcar convolved with the {glm.hrf} response, constant{', linear drift' if glm.resolved_drift == 'linear' else ''}; "
-            f"percent of the block's reference volume; {glm.resolved_noise_model} noise; smoothing {glm.resolved_smoothing_fwhm_mm:g} mm. A subject's effect is the "
-            "unweighted fixed effect over its blocks; group maps are one-sample random-effects t, shown as z.\n\n"
-            f"Intervals: delete-a-group jackknife over real subjects, samples and real control blocks. Split halves: {config.split_half_repeats} random halves. Both use "
-            f"{min(config.resampling_voxels, int(analysis.cohorts.mask_XYZ.sum())):,} voxels. Permutation p: condition labels shuffled, all orders up to seven conditions.\n\n"
-            "Baselines are fitted on training blocks: class mean plus resampled residuals, and a low-rank Gaussian. Formulas and references: "
-            "docs/metrics.md."
+            f"Window GLM: block boxcar convolved with the {glm.hrf} response, constant{drift}; percent of the block's "
+            f"reference volume; {glm.resolved_noise_model} noise; smoothing {glm.resolved_smoothing_fwhm_mm:g} mm. A "
+            "subject's effect is the unweighted fixed effect over its blocks; group maps are one-sample "
+            "random-effects t, shown as z.\n\n"
+            "Intervals: delete-a-group jackknife over real subjects, samples and real control blocks. Split halves: "
+            f"{config.split_half_repeats} random halves. Both use {n_voxels:,} voxels. Permutation p: condition labels "
+            "shuffled, all orders up to seven conditions.\n\n"
+            "Baselines are fitted on training blocks: class mean plus resampled residuals, and a low-rank Gaussian. "
+            "Formulas and references: docs/metrics.md."
         ),
         Table(
             ("Group maps", "Real model", "Real n", "Synthetic model", "Synthetic n"),

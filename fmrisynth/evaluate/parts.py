@@ -40,8 +40,8 @@ def choose_control(
 ) -> tuple[set[str], dict[str, set[int]]]:
     """Who stands in for the samples, and which blocks: as many per condition as there are samples, people in turn.
 
-    Half of the training people are the control, the others the reference. Returned are the former, and indices into `train` of the blocks of
-    each half (``control``, ``peer``).
+    Half of the training people are the control, the others the reference. Returned are the former, and indices into
+    `train` of the blocks of each half (``control``, ``peer``).
     """
     rng = np.random.default_rng(seed)
     names = sorted({block.subject for block in train})
@@ -108,8 +108,9 @@ class Parts:
     def read_training(self) -> tuple[Summary | None, Summary | None]:
         """One pass over the training blocks.
 
-        Half of the people are the reference, whose patterns tell the responses of all datasets, and as many of their blocks as there are samples
-        are the *peers*; as many of the others are the *control*. None without training people, and where these have too few blocks.
+        Half of the people are the reference, whose patterns tell the responses of all datasets, and as many of their
+        blocks as there are samples are the *peers*; as many of the others are the *control*. None without training
+        people, and where these have too few blocks.
         """
         train = self.cohorts.train
         if not train:

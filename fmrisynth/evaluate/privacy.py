@@ -26,7 +26,9 @@ EXACT_SHARE = 0.1
 """A sample nearer to a training block than this share of the median training distance is a copy."""
 
 NEAR_COPY_RATIO = 0.8
-"""A near copy is at most this share as far from its training block as from the next subject's, and as the block is from the mean of others."""
+"""A near copy is at most this share as far from its training block as from the next subject's, and as the block is from
+the mean of others.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Audit:
     share_below : float
         Share of synthetic samples under the threshold.
     copies : list of int
-        Synthetic samples under the threshold whose nearest training block is also singled out (ratio of first to second distance under the same
-        percentile of the training ratios, and under 0.8; nearer than 0.8 of the block's distance from the mean of others), and exact copies.
+        Synthetic samples under the threshold whose nearest training block is also singled out (ratio of first to second
+        distance under the same percentile of the training ratios, and under 0.8; nearer than 0.8 of the block's
+        distance from the mean of others), and exact copies.
     outcome : {"pass", "warn", "fail"}
     ratio_of_means : float
         Mean synthetic over mean training nearest distance (BrainG3N's 1.55).
@@ -135,8 +138,9 @@ def _more_often(hits: int, n: int, reference_hits: int, n_reference: int) -> boo
 class Gallery:
     """Training rows that samples are compared with, and how training rows compare with each other.
 
-    Features are rows; rows of one of the `groups` have something in common (the condition). With `one_each` the training side is one row of each
-    person: what a person's blocks share (anatomy) is not so many independent distances. Refuses fewer than three subjects (`ValueError`).
+    Features are rows; rows of one of the `groups` have something in common (the condition). With `one_each` the
+    training side is one row of each person: what a person's blocks share (anatomy) is not so many independent
+    distances. Refuses fewer than three subjects (`ValueError`).
     """
 
     def __init__(
@@ -170,10 +174,11 @@ class Gallery:
     def audit(self, synthetic_MD: np.ndarray) -> Audit:
         """Audit samples.
 
-        The outcome is ``fail`` when any sample is a copy (distance under a tenth of the training median) or when samples single out a training
-        row more often than training rows do (Fisher's exact test, one-sided, p < 0.01); ``warn`` when they lie under the threshold more often
-        than training rows do without that (over-smooth samples and means do that); else ``pass``. For ``warn`` equal samples count once: a
-        thousand samples on one mean reference volume say as much about anatomy as one does.
+        The outcome is ``fail`` when any sample is a copy (distance under a tenth of the training median) or when
+        samples single out a training row more often than training rows do (Fisher's exact test, one-sided, p < 0.01);
+        ``warn`` when they lie under the threshold more often than training rows do without that (over-smooth samples
+        and means do that); else ``pass``. For ``warn`` equal samples count once: a thousand samples on one mean
+        reference volume say as much about anatomy as one does.
         """
         first, second, row = nearest_two(synthetic_MD, self._train_ND, self._subjects)
         below, exact = first < self._threshold, first < self.reach

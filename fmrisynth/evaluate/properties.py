@@ -3,7 +3,8 @@
 Blocks leave a few numbers each (`BlockRows`), maps leave sums (`Sums`): what a group of subjects added can be taken away again, so that
 nothing grows with the number of subjects but the rows.
 
-Axis legend: N blocks, G groups of subjects, T frames, V voxels, S voxels of the resampling, L lags, F frequencies, P parcels, R regions, C cells.
+Axis legend: N blocks, G groups of subjects, T frames, V voxels, S voxels of the resampling, L lags, F frequencies,
+P parcels, R regions, C cells.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def autocorrelation(gram_TT: np.ndarray, n_lags: int) -> np.ndarray:
 
 
 def power_spectrum(gram_TT: np.ndarray, n_voxels: int) -> np.ndarray:
-    """Periodogram averaged over voxels, frequencies 1 .. T // 2 of the window (%^2), from the products of frames (see `autocorrelation`)."""
+    """Periodogram averaged over voxels, frequencies 1 .. T // 2 of the window (%^2), from the products of frames (see
+    `autocorrelation`).
+    """
     fourier_FT = np.fft.rfft(np.eye(len(gram_TT)), axis=0)[1:]
     return np.einsum("ft,ts,fs->f", fourier_FT, gram_TT, fourier_FT.conj()).real / n_voxels / len(gram_TT)
 
@@ -154,13 +157,14 @@ class Properties:
     Attributes
     ----------
     rows : BlockRows
-        Per block: person, condition, group and phase encoding; mean courses of regions (%); autocorrelation, spectrum, smoothness (mm); mean
-        residual variance (%²); log reference volume, log block-mean volume and effect on cells; course of the condition's pattern, gain along it and
-        along its left-right odd part, both in multiples of the reference people's response; place of the response (mm from the reference
-        peak); the effect map at S voxels (empty where it is not kept).
+        Per block: person, condition, group and phase encoding; mean courses of regions (%); autocorrelation, spectrum,
+        smoothness (mm); mean residual variance (%²); log reference volume, log block-mean volume and effect on cells;
+        course of the condition's pattern, gain along it and along its left-right odd part, both in multiples of the
+        reference people's response; place of the response (mm from the reference peak); the effect map at S voxels
+        (empty where it is not kept).
     sums : Sums
-        ``("people", condition, ...)`` moments of people's effects, ``("single", condition, ...)`` of one block of each person where they have several,
-        ``("active", condition)`` how often a voxel was active, and more.
+        ``("people", condition, ...)`` moments of people's effects, ``("single", condition, ...)`` of one block of each
+        person where they have several, ``("active", condition)`` how often a voxel was active, and more.
     parts : list of Sums
         What each group of people added, at `voxels_S`.
     voxels_S : int array

@@ -106,8 +106,9 @@ def mirror_index(mask_XYZ: np.ndarray, affine: np.ndarray) -> np.ndarray:
 class Timing:
     """How late, and how much wider than a template a course is.
 
-    ``course(t) = a template(t - delay) + b (smeared(t - delay) - template(t - delay)) + c`` by least squares over a grid of delays, with the
-    template smeared by a kernel of `SMEAR_S` standard deviation: ``b / a`` times its variance is the change of the response's variance in s².
+    ``course(t) = a template(t - delay) + b (smeared(t - delay) - template(t - delay)) + c`` by least squares over a
+    grid of delays, with the template smeared by a kernel of `SMEAR_S` standard deviation: ``b / a`` times its variance
+    is the change of the response's variance in s².
 
     Parameters
     ----------

@@ -64,11 +64,14 @@ def evaluate_runs(
     truth = None if config.truth is None else _truth(config.truth, plan, people)
     n_passed = sum(v.answer == "passes" for v in verdicts)
     n_failed = sum(v.answer == "fails" for v in verdicts)
-    head = f"{n_passed} of {len(verdicts)} checks pass, {n_failed} fail, {len(verdicts) - n_passed - n_failed} cannot be told"
+    head = f"{n_passed} of {len(verdicts)} checks pass, {n_failed} fail, {len(verdicts) - n_passed - n_failed} cannot be decided"
     metrics = {
         "unit": "run", "conditions": plan.conditions,
         "datasets": {
-            name: {"name": cohort.root.name, "people": len(cohort.people), "runs": len(cohort.runs), "origin": read_origin(cohort.root).to_json()}
+            name: {
+                "name": cohort.root.name, "people": len(cohort.people), "runs": len(cohort.runs),
+                "origin": read_origin(cohort.root).to_json(),
+            }
             for name, cohort in (("real", real), ("synthetic", synthetic))
         },
         "checks": {v.check.key: _verdict_json(v) for v in verdicts},
@@ -157,8 +160,12 @@ def _maps(plan: Plan, people: tuple[Sequence[RunNumbers], Sequence[RunNumbers]],
     figure = mosaic(
         rows, background, plan.mask_XYZ, plan.grid, threshold=0.33, relative_threshold=True, limits=limits, unit="%"
     )
+    caption = (
+        "Mean effects of whole runs in percent signal change, canonical response; "
+        "values under a third of the limit are not shown."
+    )
     return [
-        Figure.of(figure, "Mean effects of whole runs in percent signal change, canonical response; values under a third of the limit are not shown.", name="maps"),
+        Figure.of(figure, caption, name="maps"),
         Figure.of(draw.scatter_figure(*groups, plan.conditions, unit="%"), "Voxel by voxel; the line is equality.", name="voxels"),
     ]  # fmt: skip
 
@@ -213,8 +220,9 @@ def _spectrum(people: tuple[Sequence[RunNumbers], Sequence[RunNumbers]]) -> list
 
 def _methods(plan: Plan) -> list[Element]:
     return [Text(
-        "Every run is taken in percent of its temporal mean, inside the voxels that all masks share. Effects: canonical (SPM) responses and cosine "
-        "drifts (128 s is 0.008 Hz; here 0.01 Hz), ordinary least squares, no smoothing. Impulse responses: one column per lag from the onset. "
-        f"Borders are looked for every {plan.window_frames} frames. Intervals: delete-one jackknife over the people of both datasets, 95 %; a check "
+        "Every run is taken in percent of its temporal mean, inside the voxels that all masks share. Effects: "
+        "canonical (SPM) responses and cosine drifts (128 s is 0.008 Hz; here 0.01 Hz), ordinary least squares, no "
+        "smoothing. Impulse responses: one column per lag from the onset. Borders are looked for every "
+        f"{plan.window_frames} frames. Intervals: delete-one jackknife over the people of both datasets, 95 %; a check "
         "passes when its whole interval lies inside the limits and fails when it lies outside."
     )]  # fmt: skip

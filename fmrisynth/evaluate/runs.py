@@ -2,7 +2,8 @@
 
 Every run is read once and leaves a few maps and numbers. Real and synthetic go through the same lines.
 
-Axis legend: N people, K conditions, V voxels of the common mask, T frames, L lags, R regions (one per condition), B frequency bands, C cells.
+Axis legend: N people, K conditions, V voxels of the common mask, T frames, L lags, R regions (one per condition),
+B frequency bands, C cells.
 """
 
 from __future__ import annotations

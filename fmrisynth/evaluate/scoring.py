@@ -29,8 +29,8 @@ MIN_FINITE = 0.5
 class Score:
     """One number, or the reason why there is none.
 
-    `low` and `high` are its 95 % interval, `p` is by permutation of the pairing of conditions; it was computed from `n` conditions, pairs or
-    blocks (`unit`); `note` says how it is reduced, or why it is missing.
+    `low` and `high` are its 95 % interval, `p` is by permutation of the pairing of conditions; it was computed from `n`
+    conditions, pairs or blocks (`unit`); `note` says how it is reduced, or why it is missing.
     """
 
     value: float | None

@@ -49,7 +49,10 @@ def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *,
     stage = Stage.begin(
         "evaluate", out, config, version=METHOD, sources=[real, synthetic], known=["evaluation"], settings={}, force=force,
         title=f"Evaluation of {synthetic.name} against {real.name}",
-        readme="`report.html` is for people, `metrics.json` for machines; both hold the same numbers. `parts` is what later calls need not compute again.",
+        readme=(
+            "`report.html` is for people, `metrics.json` for machines; both hold the same numbers. "
+            "`parts` is what later calls need not compute again."
+        ),
         origin=read_origin(synthetic),
     )  # fmt: skip
     unit = Unit("evaluation", about, lambda: _evaluate(stage, real, synthetic, config), METRICS)
@@ -135,8 +138,14 @@ def metrics_of(
             "real_blocks": len(cohorts.real), "training_blocks": len(cohorts.train), "synthetic_blocks": len(cohorts.synthetic),
             "group_model": {c: real.model(c) for c in cohorts.candidates},
         },
-        "units": {"effect": "percent signal change of the reference volume", "z": "standard normal deviate", "distance": "percent (L2 over cells and frames)"},
-        "resampling": {"split_half_repeats": config.split_half_repeats, "voxels": min(config.resampling_voxels, int(cohorts.mask_XYZ.sum()))},
+        "units": {
+            "effect": "percent signal change of the reference volume", "z": "standard normal deviate",
+            "distance": "percent (L2 over cells and frames)",
+        },
+        "resampling": {
+            "split_half_repeats": config.split_half_repeats,
+            "voxels": min(config.resampling_voxels, int(cohorts.mask_XYZ.sum())),
+        },
         "synthetic": _judged_json(analysis.own),
         "control": _judged_json(analysis.control) | {"note": analysis.control_note},
         "ceiling": {
@@ -152,7 +161,13 @@ def metrics_of(
         "variance_explained": analysis.variance,
         "embedding": None if analysis.embedding is None else analysis.embedding.to_json(),
         "utility": analysis.utility,
-        "rois": {"note": analysis.roi_note, "regions": [{"label": r.label, "task": r.task, "origin": r.origin, "voxels": int(r.voxels_V.sum())} for r in analysis.rois]},
+        "rois": {
+            "note": analysis.roi_note,
+            "regions": [
+                {"label": r.label, "task": r.task, "origin": r.origin, "voxels": int(r.voxels_V.sum())}
+                for r in analysis.rois
+            ],
+        },
         "summary": lines,
         "notes": analysis.notes,
     }  # fmt: skip

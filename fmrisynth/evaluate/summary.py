@@ -315,12 +315,16 @@ class Reference:
             yield window
 
     def arrays(self, probes: Probes) -> dict[str, np.ndarray]:
-        """Conditions (K,) that have two or more blocks; effect and squared standard error of their group maps (K, V); courses of their patterns (K, T)."""
+        """Conditions (K,) that have two or more blocks; effect and squared standard error of their group maps (K, V);
+        courses of their patterns (K, T).
+        """
         names = [key[1] for key, n in self._sums.items() if key[2:] == ("n",) and n >= 2]
         maps = [self._sums.group(name) for name in names]
         found = {
-            "conditions": np.array(names, str), "effect": np.array([m.effect for m in maps]), "variance": np.array([m.variance for m in maps]),
-        }  # fmt: skip
+            "conditions": np.array(names, str),
+            "effect": np.array([m.effect for m in maps]),
+            "variance": np.array([m.variance for m in maps]),
+        }
         means = [self._sums["mean", name] / self._sums["people", name, "n"] for name in names]
         weights = [pattern.weights_V for pattern in patterns_of(found, probes).values()]
         return found | {"course": np.array([mean @ weight for mean, weight in zip(means, weights, strict=True)])}

@@ -1,8 +1,9 @@
 """Utility: what synthetic blocks are worth to who wants to decode conditions from real ones.
 
-As the field measures it (conditional ICA, Tajini et al. 2021): a classifier is trained on the effects of n real people's blocks with so many
-times as many synthetic ones added, and tested on other real people. Class mean plus noise and conditional ICA, both made from the same n
-people, are the rivals; the same blocks again with noise are the standard augmentation. Blocks are told by their effect maps on cells.
+As the field measures it (conditional ICA, Tajini et al. 2021): a classifier is trained on the effects of n real
+people's blocks with so many times as many synthetic ones added, and tested on other real people. Class mean plus noise
+and conditional ICA, both made from the same n people, are the rivals; the same blocks again with noise are the standard
+augmentation. Blocks are told by their effect maps on cells.
 
 Axis legend: N blocks, D features (cells or components).
 """
@@ -40,8 +41,9 @@ CLASSIFIERS = ("ridge", "discriminant")
 def classify(kind: str, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> np.ndarray:
     """Predict conditions from features that are standardised by the training set.
 
-    ``ridge``: a ridge classifier whose penalty is the number of features, so that a feature's weight is shrunk by half when it carries as much
-    noise as signal; classes are weighted equally. ``discriminant``: a linear discriminant (Ledoit-Wolf covariance) on the 50 leading components.
+    ``ridge``: a ridge classifier whose penalty is the number of features, so that a feature's weight is shrunk by half
+    when it carries as much noise as signal; classes are weighted equally. ``discriminant``: a linear discriminant
+    (Ledoit-Wolf covariance) on the 50 leading components.
     """
     from sklearn.decomposition import PCA
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -119,9 +121,9 @@ class Cell:
 class ConditionalIca:
     """Conditional ICA (Tajini et al. 2021): independent components of unlabelled blocks, coloured for each class.
 
-    The components' samples are drawn from their own distributions in other people's blocks, one independently of the other, and given the mean
-    and the (Ledoit-Wolf) covariance of the class.
-    The conditions of the `unlabelled_ND` blocks of other people are not used.
+    The components' samples are drawn from their own distributions in other people's blocks, one independently of the
+    other, and given the mean and the (Ledoit-Wolf) covariance of the class. The conditions of the `unlabelled_ND`
+    blocks of other people are not used.
     """
 
     def __init__(self, unlabelled_ND: np.ndarray) -> None:

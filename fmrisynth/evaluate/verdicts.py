@@ -67,10 +67,13 @@ def _against_baselines(analysis: Analysis) -> list[Judgement]:
         by_corr.append(corr)
         overall.append(None if not counts else "nearer" if lead > 0 else "farther" if lead < 0 else "even")
     corr_detail = (
-        f"Corr {show(analysis.comparison.scores['corr'])}; baselines, and whether they are nearer to the real data or farther than the samples: "
-        f"{', '.join(corr_text)}."
+        f"Corr {show(analysis.comparison.scores['corr'])}; baselines, and whether they are nearer to the real data "
+        f"or farther than the samples: {', '.join(corr_text)}."
     )
-    detail = f"In how many properties a baseline is, beyond chance, farther from the real data than the samples, or nearer: {'; '.join(counts_text)}."
+    detail = (
+        "In how many properties a baseline is, beyond chance, farther from the real data than the samples, or nearer: "
+        f"{'; '.join(counts_text)}."
+    )
     if copying:
         detail += f" Copies of training blocks, by the privacy audit, and not counted as rivals: {', '.join(copying)}."
     return [
@@ -100,5 +103,5 @@ def headline(lines: list[Judgement]) -> str:
     if failed:
         text += f" They fail {len(failed)}: {'; '.join(failed)}."
     if unclear:
-        text += f" {unclear} cannot be told from these data."
+        text += f" On {unclear} these data cannot decide."
     return text

@@ -27,6 +27,7 @@ from fmrisynth.models.bundled import bundled_model_dir
 from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
 from fmrisynth.models.device import usable_cores
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
+from fmrisynth.sample.anatomy import Anatomies, Anatomy
 from fmrisynth.sample.plan import SampleRequest
 
 A = TypeVar("A")
@@ -136,11 +137,14 @@ class Drawer:
     model : LoadedDenoiser
     tokenizer : Tokenizer
     settings : dict
-        What determines the voxels besides the seed.
+        What determines the voxels besides the seed and the anatomy.
+    anatomies : Anatomies
+        How the people look.
     """
 
     def __init__(self, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.anatomies = Anatomies(config.anatomy, tokenizer.info)
         self.settings = _settings(config, model, tokenizer)
 
     def draw(
@@ -153,7 +157,7 @@ class Drawer:
             for batch in self.batches(requests, device):
                 yield from ((request, self.volumes(request, latent)) for request, latent in batch)
 
-    def side_by_side(self, work: Callable[[A], B], requests: Sequence[A]) -> Iterator[B]:
+    def side_by_side(self, work: Callable[[A], B], requests: Iterable[A]) -> Iterator[B]:
         """Do something with each request on the cores of this machine; results in order."""
         n_workers = max(1, min(self.config.batch_size, usable_cores()))
         one_thread = ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -182,11 +186,18 @@ class Drawer:
             device=device,
         )
 
-    def volumes(self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None = None) -> np.ndarray:
-        """Volumes of one sample, (X, Y, Z, T) float32; its latents are drawn on the CPU if they are not given."""
+    def volumes(
+        self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None = None, anatomy: Anatomy | None = None
+    ) -> np.ndarray:
+        """Volumes of one sample, (X, Y, Z, T) float32; latents that are not given are drawn on the CPU."""
         latent = self.latents([request], torch.device("cpu"))[0] if latent_CTXYZ is None else latent_CTXYZ
         noise_seeds = [request.seed] if self.config.observation_noise else None
-        return next(self.tokenizer.decode_blocks(latent[None], noise_seeds=noise_seeds))
+        anatomy = self.anatomies.load(request.index) if anatomy is None else anatomy
+        return next(
+            self.tokenizer.decode_blocks(
+                latent[None], reference_XYZ=anatomy.reference_XYZ, mask_XYZ=anatomy.mask_XYZ, noise_seeds=noise_seeds
+            )
+        )
 
     def timing(self, request: SampleRequest) -> tuple[float, float]:
         """Onset after the first frame and duration of the block, seconds: the median of the training blocks."""

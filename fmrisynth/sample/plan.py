@@ -6,35 +6,48 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import groupby
+from pathlib import Path
 
 from fmrisynth.bids import naming
 from fmrisynth.conditions import Condition, ConditionTable, load_table
 from fmrisynth.config.sample import SampleConfig
+from fmrisynth.data.blocks import Block, read_subject
 from fmrisynth.errors import UsageError
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One synthetic subject to be made.
+    """One block to be made.
 
     Attributes
     ----------
     condition : Condition
         What the subject does.
     index : int
-        Number of the sample within its condition, from 0.
+        Number of the sample within its condition or, with `block`, of the person; from 0.
     seed : int
-        Seed of its random generator, a function of the user's seed, the condition's label and `index` only.
+        Seed of its random generator, a function of the user's seed, the condition's label, `index` and `block` only.
+    block : int, optional
+        Number of the block among those of its condition that the person does, from 1. None: the sample is a subject of its own.
     """
 
     condition: Condition
     index: int
     seed: int
+    block: int | None = None
 
     @property
     def subject(self) -> str:
-        """BIDS label, ``synthGamblingLoss0001``."""
+        """BIDS label, ``synthGamblingLoss0001``, or ``synth0001`` for a person who does several blocks."""
+        if self.block is not None:
+            return naming.synthetic_person(self.index)
         return naming.synthetic_subject(self.condition.contrast, self.index)
+
+    @property
+    def desc(self) -> str:
+        """``desc`` of the image, ``synthGamblingLoss``."""
+        return "synth" + self.condition.camel[:1].upper() + self.condition.camel[1:]
 
 
 def sample_seed(seed: int, condition: str, index: int) -> int:
@@ -48,7 +61,7 @@ def sample_seed(seed: int, condition: str, index: int) -> int:
 
 
 def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequest]:
-    """All samples of this call, in order, after sharding.
+    """All blocks of this call, in order, after sharding; those of one person stand together.
 
     Parameters
     ----------
@@ -75,13 +88,33 @@ def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequ
         wrong.append(f"The model was not trained on a condition {text!r}: {hint}")
     if wrong:
         raise UsageError(" ".join(wrong))
+    conditions = [table.get(label) for label in dict.fromkeys(labels)]
+    k, n = config.shard
+    if config.subjects is not None:
+        people = range(config.start_index, config.start_index + config.subjects)[k - 1 :: n]
+        return [
+            SampleRequest(one, index, sample_seed(config.seed, f"{one.label} block {block}", index), block)
+            for index in people
+            for one in conditions
+            for block in range(1, config.blocks + 1)
+        ]
     requests = [
-        SampleRequest(table.get(label), index, sample_seed(config.seed, label, index))
-        for label in dict.fromkeys(labels)
+        SampleRequest(one, index, sample_seed(config.seed, one.label, index))
+        for one in conditions
         for index in range(config.start_index, config.start_index + config.n)
     ]
-    k, n = config.shard
     return requests[k - 1 :: n]
+
+
+def by_subject(requests: Sequence[SampleRequest]) -> list[tuple[SampleRequest, ...]]:
+    """The blocks of each subject."""
+    return [tuple(own) for _, own in groupby(requests, key=lambda request: request.subject)]
+
+
+def block_of(out: Path, request: SampleRequest) -> Block:
+    """A block that was made."""
+    same = [b for b in read_subject(out, request.subject) if b.condition == request.condition.label]
+    return same[(request.block or 1) - 1]
 
 
 def _label(text: str, table: ConditionTable) -> str:

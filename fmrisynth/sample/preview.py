@@ -17,7 +17,7 @@ import numpy as np
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import atomic_path
 from fmrisynth.config.glm import GlmConfig
-from fmrisynth.data.blocks import Block, BlockData, read_subject
+from fmrisynth.data.blocks import Block, BlockData
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.percent import usable_voxels
 from fmrisynth.glm.design import window_design
@@ -129,11 +129,10 @@ def make_scene(data: BlockData, grid: Grid, tr_s: float, onset_s: float, duratio
     )  # fmt: skip
 
 
-def write_preview(root: Path, subject: str) -> None:
-    """Write the preview and the time-lapse of a subject's first block under ``figures/``."""
-    block = read_subject(root, subject)[0]
-    title, scene = f"sub-{subject}: {block.condition}", scene_of(block)
-    still, moving = (root / path for path in naming.subject_pictures(subject))
+def write_preview(block: Block, desc: str | None = None) -> None:
+    """Write the preview and the time-lapse of a block under ``figures/`` of its dataset."""
+    title, scene = f"sub-{block.subject}: {block.condition}", scene_of(block)
+    still, moving = (block.root / path for path in naming.subject_pictures(block.subject, desc))
     with atomic_path(still) as temporary:
         preview_figure(scene, title).savefig(temporary, dpi=PICTURE_DPI, metadata={"Software": None})
     with atomic_path(moving) as temporary:

@@ -18,7 +18,7 @@ import numpy as np
 from fmrisynth.bids import naming
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.config.sample import SampleConfig
-from fmrisynth.data.blocks import Block, common_grid, is_finished, read_subject
+from fmrisynth.data.blocks import Block, common_grid, is_finished
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.nifti import read_image
 from fmrisynth.glm.design import Design
@@ -32,7 +32,7 @@ from fmrisynth.report.brain import display_range, glass_brains, mosaic
 from fmrisynth.report.figures import matrix_figure
 from fmrisynth.report.html import Card, banner_of
 from fmrisynth.report.style import LINE, SOFT, SYNTHETIC, new_figure, styled
-from fmrisynth.sample.plan import SampleRequest
+from fmrisynth.sample.plan import SampleRequest, block_of
 from fmrisynth.sample.preview import SMOOTHING_MM
 
 REPORT_NAME = "report.html"
@@ -106,13 +106,15 @@ def write_report(
     """
     glm = GlmConfig()
     there = [request for request in asked if is_finished(out, request.subject)]
-    blocks = {request.subject: read_subject(out, request.subject)[0] for request in there}
+    blocks = {request: block_of(out, request) for request in there}
     first = next(iter(blocks.values()))
     grid = common_grid([first])
-    mask_XYZ = common_mask([first], grid, glm.min_reference_fraction)  # one reference volume and mask serve all samples
+    # Without a dataset of anatomies one reference volume and mask serve all samples.
+    looks = [first] if config.anatomy is None else list({block.subject: block for block in blocks.values()}.values())
+    mask_XYZ = common_mask(looks, grid, glm.min_reference_fraction)
     summaries = []
     for label in dict.fromkeys(request.condition.label for request in there):
-        own = [blocks[request.subject] for request in there if request.condition.label == label]
+        own = [blocks[request] for request in there if request.condition.label == label]
         n_asked = sum(request.condition.label == label for request in asked)
         summaries.append(_summarise(label, own, n_asked, mask_XYZ, grid, glm))
     background = read_image(first.reference_path, ndim=3).scaled()
@@ -176,12 +178,13 @@ def _overview(
         )  # fmt: skip
     n = sum(len(s.blocks) for s in summaries)
     per_condition = sorted({len(s.blocks) for s in summaries})
+    people = "one subject each" if config.subjects is None else f"by {config.subjects} people"
     each = f"{per_condition[0]}" if len(per_condition) == 1 else f"{per_condition[0]} to {per_condition[-1]}"
     peak_effect = max(float(s.effect_V.max()) for s in summaries)
     elements: list[Element] = [
         Cards(
             [
-                Card("samples", str(n), f"{each} per condition, one subject each"),
+                Card("samples", str(n), f"{each} per condition, {people}"),
                 Card("voxels", f"{int(mask_XYZ.sum()):,}", "in the brain mask"),
                 Card("peak effect", f"{peak_effect:.2f} %", "signal change"),
                 Card("fluctuation", f"{np.mean([s.fluctuation for s in summaries]):.2f} %", "median temporal SD"),
@@ -282,8 +285,10 @@ def _courses(summaries: Sequence[ConditionSummary]) -> list[Element]:
 def _samples(out: Path, summaries: Sequence[ConditionSummary], config: SampleConfig) -> list[Element]:
     elements: list[Element] = []
     for s in summaries:
-        subject = s.blocks[0].subject
-        preview, timelapse = (out / path for path in naming.subject_pictures(subject))
+        subject, desc = s.blocks[0].subject, s.blocks[0].entities["desc"]
+        preview, timelapse = (
+            out / path for path in naming.subject_pictures(subject, desc if config.subjects else None)
+        )
         if preview.is_file() and timelapse.is_file():
             elements.append(Figure.of_file(preview, f"{s.label}: sub-{subject}.", max_px=1000))
             elements.append(Figure.of_file(timelapse, f"{s.label}: the same sample, frame by frame.", max_px=810))
@@ -299,7 +304,10 @@ def _samples(out: Path, summaries: Sequence[ConditionSummary], config: SampleCon
 
 
 def _settings_table(config: SampleConfig, settings: dict[str, Any]) -> list[Element]:
-    rows: list[tuple[str, Any]] = [("seed", config.seed), ("samples per condition", config.n)]
+    rows: list[tuple[str, Any]] = [
+        ("seed", config.seed),
+        ("samples per condition", config.n if config.subjects is None else config.subjects * config.blocks),
+    ]
     rows += [(key, _plain(value)) for key, value in settings.items() if not key.endswith(("SHA256", "Hash"))]
     return [
         Text(

@@ -6,10 +6,11 @@ Axis legend: B batch of samples; C latent channels; T frames; X, Y, Z voxel or l
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from threadpoolctl import threadpool_limits
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import settle, write_bytes
+from fmrisynth.bids.digests import files_of
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
-from fmrisynth.data.blocks import BlockData, finish_subject, write_block
+from fmrisynth.data.blocks import Block, BlockData, finish_subject, write_block
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import bundled_model_dir
 from fmrisynth.models.distributed import World, join_world
@@ -28,14 +30,13 @@ from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.parse import read_json
 from fmrisynth.progress import StageSummary, log, progress_bar
 from fmrisynth.sample.drawer import Drawer, in_order, make_drawer
-from fmrisynth.sample.plan import SampleRequest, make_requests
+from fmrisynth.sample.plan import SampleRequest, block_of, by_subject, make_requests
 from fmrisynth.sample.preview import write_preview
 from fmrisynth.sample.report import write_report
 from fmrisynth.sample.runs import PersonRequest, RunMaker, make_people
 from fmrisynth.stage import Stage, Unit
 
-A = TypeVar("A")
-B = TypeVar("B")
+Requests = tuple[SampleRequest, ...]
 
 PARTICIPANTS_COLUMNS = ("participant_id", "condition", "seed", "synthetic")
 
@@ -123,14 +124,16 @@ def save_samples(out: Path, drawer: Drawer, drawn: Mapping[SampleRequest, np.nda
         As in `sample_dataset`.
     """
     make = SampleMaker(_begin(out, drawer, len(drawn) * drawer.tokenizer.info.n_frames, force=force), drawer)
-    for request, bold_XYZT in drawn.items():
-        make.stage.do(make.unit(request, bold_XYZT=bold_XYZT))
+    for own in by_subject(list(drawn)):
+        make.stage.do(make.unit(own, bold=[drawn[request] for request in own]))
     _finish(out, drawer.config, list(drawn))
 
 
 def _begin(out: Path, drawer: Drawer, n_frames: int, *, force: bool, write: bool = True) -> Stage:
     config = drawer.config
     fixed = drawer.settings | {"Seed": config.seed, "Format": config.format, "SaveLatents": config.save_latents}
+    if config.anatomy is not None:
+        fixed["Anatomy"] = config.anatomy.name
     if not out.exists():  # a model that needs more than there is must not leave a folder
         _check_space(out, n_frames, drawer.tokenizer)
     return Stage.begin(
@@ -143,8 +146,8 @@ def _finish(out: Path, config: SampleConfig, asked: Sequence[SampleRequest]) -> 
     write_participants(out)
     if config.preview:
         for request in asked:
-            if request.index == config.start_index:
-                write_preview(out, request.subject)
+            if request.index == config.start_index and request.block in (None, 1):
+                write_preview(block_of(out, request), None if request.block is None else request.desc)
 
 
 def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
@@ -154,19 +157,27 @@ def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force
     world.barrier()  # the folder is begun
     tokenizer.to(world.device)
     make = SampleMaker(stage, drawer)
-    todo = [request for request in asked if force or not stage.is_finished(make.unit(request))]
-    _check_space(out, len(todo) * tokenizer.info.n_frames, tokenizer)
+    subjects = by_subject(asked)
+    if world.is_main:
+        drawer.anatomies.warn(len({request.index for request in asked}))
+    todo = [own for own in subjects if force or not stage.is_finished(make.unit(own))]
+    n_todo = sum(len(own) for own in todo)
+    _check_space(out, n_todo * tokenizer.info.n_frames, tokenizer)
     world.barrier()  # every process has seen the same samples on disk
     mine = todo[world.rank :: world.size]
-    with progress_bar("sampling", len(mine)) as bar:
-        for request in make.on_cpu(mine) if world.device.type == "cpu" else make.on_gpu(mine, world.device):
-            bar.update(1, note=request.condition.label)
+    with progress_bar("sampling", sum(len(own) for own in mine)) as bar:
+        for own in make.on_cpu(mine) if world.device.type == "cpu" else make.on_gpu(mine, world.device):
+            bar.update(len(own), note=own[-1].condition.label)
     world.barrier()
     if not world.is_main:
         return StageSummary()
 
     _finish(out, config, asked)
-    lines = [f"{len(asked)} samples in {out} ({len(asked) - len(todo)} were there already)."]
+    lines = [f"{len(asked)} samples in {out} ({len(asked) - n_todo} were there already)."]
+    if config.subjects is not None:
+        lines[0] = (
+            f"{len(asked)} blocks of {len(subjects)} synthetic people in {out} ({len(asked) - n_todo} were there already)."
+        )
     if config.report:
         whole = make_requests(config.model_copy(update={"shard": (1, 1)}), model.conditions)
         lines.append(f"Report: {write_report(out, whole, config, drawer.settings, model, tokenizer)}")
@@ -191,9 +202,9 @@ def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = N
         return lines
     requests = make_requests(config, drawer.model.conditions)
     make = SampleMaker(Stage("sample", out), drawer)
-    for request in requests:
-        state = "done" if make.stage.is_finished(make.unit(request)) else "to do"
-        lines.append(f"# sub-{request.subject}  {request.condition.label}  seed {request.seed}  {state}")
+    for own in by_subject(requests):
+        state = "done" if make.stage.is_finished(make.unit(own)) else "to do"
+        lines += [f"# sub-{r.subject}  {r.condition.label}  seed {r.seed}  {state}" for r in own]
     return lines
 
 
@@ -209,16 +220,17 @@ def _participants(finished: Sequence[Path]) -> list[dict[str, Any]]:
     rows = []
     for scans in finished:
         try:
-            row = read_tsv(scans, ("filename", "condition"))[0]
-            sidecar = dict(read_json(naming.image_sidecar(scans.parent / row["filename"])))
+            found = read_tsv(scans, ("filename", "condition"))
+            sidecar = dict(read_json(naming.image_sidecar(scans.parent / found[0]["filename"])))
         except (FmrisynthError, IndexError, OSError, ValueError, TypeError) as error:
             log.warning("%s: left out of participants.tsv until the sample is asked for again (%s)", scans, error)
             continue
         rows.append(
             {
                 "participant_id": scans.parent.name,
-                "condition": row["condition"],
-                "seed": sidecar.get("Seed"),
+                # Those of a person who does several blocks stand in scans.tsv and the sidecars.
+                "condition": found[0]["condition"] if len(found) == 1 else None,
+                "seed": sidecar.get("Seed") if len(found) == 1 else None,
                 "synthetic": True,
             }
         )
@@ -232,68 +244,79 @@ class SampleMaker:
         self.stage, self.drawer = stage, drawer
 
     def unit(
-        self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None = None, bold_XYZT: np.ndarray | None = None
+        self, own: Sequence[SampleRequest], latents: Sequence[torch.Tensor] = (), bold: Sequence[np.ndarray] = ()
     ) -> Unit:
-        """One sample as a unit of work; drawn and decoded when it is made, if not before."""
-
-        def make() -> None:
-            latent = latent_CTXYZ
-            if latent is None and bold_XYZT is None:
-                latent = self.drawer.latents([request], torch.device("cpu"))[0]
-            self._write(request, latent, self.drawer.volumes(request, latent) if bold_XYZT is None else bold_XYZT)
-
+        """The blocks of one subject as a unit of work; drawn and decoded when it is made, if not before."""
+        about = {
+            "blocks": [[request.condition.label, request.seed] for request in own],
+            "anatomy": files_of(self.drawer.anatomies.files(own[0].index)),
+        }
+        subject = own[0].subject
         return Unit(
-            f"sub-{request.subject}", {"seed": request.seed}, make, naming.subject_scans(request.subject),
-            Path(f"sub-{request.subject}"),
+            f"sub-{subject}", about, lambda: self._write(own, latents, bold), naming.subject_scans(subject),
+            Path(f"sub-{subject}"),
         )  # fmt: skip
 
-    def on_cpu(self, requests: Sequence[SampleRequest]) -> Iterator[SampleRequest]:
-        """Make samples side by side, yielding each one as it is on disk, in order."""
+    def on_cpu(self, subjects: Sequence[Requests]) -> Iterator[Requests]:
+        """Make subjects side by side, yielding each one as it is on disk, in order."""
 
-        def work(request: SampleRequest) -> SampleRequest:
-            self.stage.do(self.unit(request))
-            return request
+        def work(own: Requests) -> Requests:
+            self.stage.do(self.unit(own))
+            return own
 
-        yield from self.drawer.side_by_side(work, requests)
+        yield from self.drawer.side_by_side(work, subjects)
 
-    def on_gpu(self, requests: Sequence[SampleRequest], device: torch.device) -> Iterator[SampleRequest]:
-        """Make samples batch by batch, yielding each one as it is on disk, in order."""
+    def on_gpu(self, subjects: Sequence[Requests], device: torch.device) -> Iterator[Requests]:
+        """Make samples batch by batch, yielding each subject as it is on disk, in order."""
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as writer:
-            batches = in_order(writer, self._write_batch, self.drawer.batches(requests, device), ahead=2)
-            for batch in batches:
-                yield from (request for request, _ in batch)
+            for written in in_order(writer, self._write_subjects, self._drawn(subjects, device), ahead=2):
+                yield from written
 
-    def _write_batch(self, batch: list[tuple[SampleRequest, torch.Tensor]]) -> list[tuple[SampleRequest, torch.Tensor]]:
-        for request, latent_CTXYZ in batch:
-            self.stage.do(self.unit(request, latent_CTXYZ))
-        return batch
+    def _drawn(self, subjects: Sequence[Requests], device: torch.device) -> Iterator[dict[SampleRequest, torch.Tensor]]:
+        """Latents of a few subjects at a time; those of one condition are drawn together, whoever does them."""
+        size = self.drawer.config.batch_size
+        for start in range(0, len(subjects), size):
+            few = [request for own in subjects[start : start + size] for request in own]
+            few.sort(key=lambda request: request.condition.label)
+            yield {request: latent for batch in self.drawer.batches(few, device) for request, latent in batch}
 
-    def _write(self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None, bold_XYZT: np.ndarray) -> None:
+    def _write_subjects(self, drawn: dict[SampleRequest, torch.Tensor]) -> list[Requests]:
+        subjects = by_subject(sorted(drawn, key=lambda request: (request.subject, request.block or 0)))
+        for own in subjects:
+            self.stage.do(self.unit(own, latents=[drawn[request] for request in own]))
+        return subjects
+
+    def _write(self, own: Sequence[SampleRequest], latents: Sequence[torch.Tensor], bold: Sequence[np.ndarray]) -> None:
         config, info = self.drawer.config, self.drawer.tokenizer.info
-        grid = info.grid
-        entities = naming.Entities(
-            sub=request.subject, task=request.condition.task, space=grid.space, res=grid.resolution
-        )
-        onset_s, duration_s = self.drawer.timing(request)
-        block = write_block(
-            self.stage.out,
-            entities,
-            "synth" + request.condition.camel[:1].upper() + request.condition.camel[1:],
-            BlockData(bold_XYZT, info.reference_XYZ, info.mask_XYZ),
-            grid,
-            condition=request.condition.label,
-            onset_s=onset_s,
-            duration_s=duration_s,
-            tr_s=info.tr_s,
-            attributes=config.attributes,
-            sidecar={"Synthetic": True, "Seed": request.seed, **self.drawer.settings},
-            origin=self.drawer.model.card.origin,
-            extension=f".{config.format}",
-        )
-        if config.save_latents and latent_CTXYZ is not None:
-            shard, _ = naming.subject_latents(request.subject)
-            write_bytes(self.stage.out / "latents" / shard, save_tensors({"latents": latent_CTXYZ[None].contiguous()}))
-        finish_subject(self.stage.out, request.subject, [block])
+        grid, anatomy = info.grid, self.drawer.anatomies.load(own[0].index)
+        blocks: list[Block] = []
+        runs: Counter[str] = Counter()
+        kept = []
+        for number, request in enumerate(own):
+            latent = latents[number] if latents else None
+            if latent is None and not bold:
+                latent = self.drawer.latents([request], torch.device("cpu"))[0]
+            if latent is not None:
+                kept.append(latent)
+            runs[request.condition.task] += 1
+            entities = naming.Entities(
+                sub=request.subject, task=request.condition.task, run=request.block and runs[request.condition.task],
+                space=grid.space, res=grid.resolution,
+            )  # fmt: skip
+            onset_s, duration_s = self.drawer.timing(request)
+            volumes = bold[number] if bold else self.drawer.volumes(request, latent, anatomy)
+            block = write_block(
+                self.stage.out, entities, request.desc, BlockData(volumes, anatomy.reference_XYZ, anatomy.mask_XYZ), grid,
+                condition=request.condition.label, onset_s=onset_s, duration_s=duration_s, tr_s=info.tr_s,
+                attributes=config.attributes,
+                sidecar={"Synthetic": True, "Seed": request.seed, **self.drawer.settings, **anatomy.sidecar()},
+                origin=self.drawer.model.card.origin, extension=f".{config.format}", same_run=blocks[0] if blocks else None,
+            )  # fmt: skip
+            blocks.append(block)
+        if config.save_latents and kept:
+            shard, _ = naming.subject_latents(own[0].subject)
+            write_bytes(self.stage.out / "latents" / shard, save_tensors({"latents": torch.stack(kept).contiguous()}))
+        finish_subject(self.stage.out, own[0].subject, blocks)
 
 
 def _check_space(out: Path, n_frames: int, tokenizer: Tokenizer) -> None:

@@ -21,11 +21,12 @@ from fmrisynth.bids.events import Event, read_events
 from fmrisynth.bids.sources import clean_label
 from fmrisynth.conditions import load_table
 from fmrisynth.config.sample import SampleConfig
-from fmrisynth.data.blocks import RUN, BlockData, finish_subject, write_block
+from fmrisynth.data.blocks import RUN, Block, BlockData, finish_subject, write_block
 from fmrisynth.data.occupancy import occupancy
 from fmrisynth.diffusion.generate import Drawing, encode_labels
 from fmrisynth.diffusion.rollout import roll_out
 from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.sample.anatomy import Anatomy
 from fmrisynth.sample.drawer import Drawer
 from fmrisynth.sample.plan import sample_seed
 from fmrisynth.stage import Unit
@@ -75,6 +76,7 @@ class PersonRequest:
     """One synthetic person and the runs to be made of them."""
 
     subject: str
+    index: int
     seed: int
     designs: tuple[Design, ...]
 
@@ -104,10 +106,10 @@ def make_people(config: SampleConfig, conditions: Sequence[str], tr_s: float) ->
             raise UsageError(
                 f"{own[0].path.parent}: two events files name one run; tell them apart by task-, run- or ses- in their names."
             )
-        stem = "synth" if owner is None else f"synth{clean_label(owner)}x"
         for index in range(config.start_index, config.start_index + config.n):
             seed = sample_seed(config.seed, f"{RUN} {owner or ''}", index)
-            people.append(PersonRequest(f"{stem}{index + 1:04d}", seed, own))
+            subject = naming.synthetic_person(index, "" if owner is None else clean_label(owner))
+            people.append(PersonRequest(subject, index, seed, own))
     k, n = config.shard
     return people[k - 1 :: n]
 
@@ -174,6 +176,7 @@ class RunMaker:
             "seed": person.seed, "runs": [[design.name, design.n_frames] for design in person.designs],
             "events": files_of([design.path for design in person.designs]),
             "descriptors": files_of([self.drawer.config.descriptors]),
+            "anatomy": files_of(self.drawer.anatomies.files(person.index)),
         }  # fmt: skip
         return Unit(
             f"sub-{person.subject}", about, lambda: self._write(person), naming.subject_scans(person.subject),
@@ -192,15 +195,18 @@ class RunMaker:
         for latent_BCTXYZ in roll_out(drawing, self.telling, design.on_TK[None], [seed]):
             yield latent_BCTXYZ[0]
 
-    def frames(self, design: Design, seed: int) -> Iterator[np.ndarray]:
+    def frames(self, design: Design, seed: int, anatomy: Anatomy) -> Iterator[np.ndarray]:
         """Volumes of a run one by one, (X, Y, Z) float32."""
         noise_seed = seed if self.drawer.config.observation_noise else None
-        return self.drawer.tokenizer.decode_run(self.windows(design, seed), noise_seed=noise_seed)
+        return self.drawer.tokenizer.decode_run(
+            self.windows(design, seed), anatomy.reference_XYZ, anatomy.mask_XYZ, noise_seed=noise_seed
+        )
 
     def _write(self, person: PersonRequest) -> None:
         drawer, info = self.drawer, self.drawer.tokenizer.info
-        empty_XYZT = np.zeros((*info.grid.shape, 0), dtype=np.float32)
-        runs = []
+        anatomy = drawer.anatomies.load(person.index)
+        data = BlockData(np.zeros((*info.grid.shape, 0), np.float32), anatomy.reference_XYZ, anatomy.mask_XYZ)
+        runs: list[Block] = []
         for design in person.designs:
             seed, found = person.run_seed(design), design.entities
             entities = naming.Entities(
@@ -208,13 +214,13 @@ class RunMaker:
                 run=int(found["run"]) if "run" in found else None, space=info.grid.space, res=info.grid.resolution,
             )  # fmt: skip
             run = write_block(
-                self.out, entities, naming.RUN_DESC, BlockData(empty_XYZT, info.reference_XYZ, info.mask_XYZ), info.grid,
+                self.out, entities, naming.RUN_DESC, data, info.grid,
                 condition=RUN, onset_s=-info.tr_s / 2, duration_s=design.n_frames * info.tr_s, tr_s=info.tr_s,
                 attributes=drawer.config.attributes, events=design.events,
                 sidecar={"StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed,
-                         "WindowFrames": self.telling.window_frames, **drawer.settings},
+                         "WindowFrames": self.telling.window_frames, **drawer.settings, **anatomy.sidecar()},
                 origin=drawer.model.card.origin, extension=f".{drawer.config.format}",
-                frames=self.frames(design, seed), n_frames=design.n_frames,
+                frames=self.frames(design, seed, anatomy), n_frames=design.n_frames,
             )  # fmt: skip
             write_bytes(run.events_path, design.path.read_bytes())  # the user's own, with all its columns
             runs.append(run)

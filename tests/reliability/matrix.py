@@ -49,7 +49,7 @@ Every command can be stopped at any moment and called again. This page is writte
 
 - **A file stands under its final name only when it is whole.** It is written beside, under a hidden name that carries the
   machine and the process (`.tmp-...`), and renamed. What killed processes leave is removed by the next call, and only
-  what belongs to a process that is certainly gone.
+  what belongs to a process that has certainly ended.
 - **A unit of work is finished when its record says so** (`logs/units/<label>.json`; a participant, a run, a sample, a fit, a
   group map): the SHA-256 of everything that it was made from is the same, and every file that it wrote is there with the
   SHA-256 it had. Otherwise it is done again, with what hangs on it, and the summary says which and why. What readers take for
@@ -92,7 +92,7 @@ memory of 20 and of 200 samples.
 | slow tests, 28 November 2026, two cores | seen |
 | --- | --- |
 | signals at random moments | 108 sent, 36 of each kind; every output is the one of an uninterrupted call |
-| death of the machine | 7 of 7 commands, copied once in the middle and once 5 s after the end: gone on with to the same files |
+| death of the machine | 7 of 7 commands, copied once in the middle and once 5 s after the end: continued to the same files |
 | odd input with a known answer | 41 inputs: the planted effects or the refusal that the table lists |
 | warnings as errors | 7 of 7 commands end with status 0 |
 | user without rights, name or home | 7 of 7 commands, called twice; every file has mode 0600 |

@@ -138,7 +138,7 @@ def one_of_each_kind(out: Path, command: str) -> list[Path]:
 AGAIN = {
     "train": "The copy of the tokenizer and `best/` are made again; so is the newest checkpoint, by training on from the newest whole "
     "one; it is said which and why. Where `best/` or all checkpoints are beyond repair: one sentence with what to do, exit status "
-    "1. What is gone from `log.jsonl` stays gone.",
+    "1. Lines lost from `log.jsonl` stay lost.",
     "else": "It is made again, and the summary says which and why; finished units beside it are kept.",
 }
 

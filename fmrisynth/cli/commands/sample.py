@@ -50,6 +50,31 @@ def sample(
     n: Annotated[
         int | None, setting(SampleConfig, "n", "--n", "-n", min=1, help="Samples per condition; with --events, people.")
     ] = None,
+    subjects: Annotated[
+        int | None,
+        setting(
+            SampleConfig,
+            "subjects",
+            "--subjects",
+            min=1,
+            default="none",
+            help="In place of --n: people who do every condition.",
+        ),
+    ] = None,
+    blocks: Annotated[
+        int | None, setting(SampleConfig, "blocks", "--blocks", min=1, help="Blocks of each condition per person.")
+    ] = None,
+    anatomy: Annotated[
+        Path | None,
+        setting(
+            SampleConfig,
+            "anatomy",
+            "--anatomy",
+            metavar="DATASET",
+            default="the mean anatomy",
+            help="Each person looks like one of this dataset.",
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     sampler: Annotated[str | None, setting(SampleConfig, "sampler", help="How the noise becomes a sample")] = None,
     steps: Annotated[
@@ -92,7 +117,8 @@ def sample(
     overrides = [f"attributes.{item}" if item.partition("=")[0] in ATTRIBUTES else item for item in set_ or []]
     resolved = options.resolve(
         SampleConfig, "sample", file=config, overrides=overrides, seed=seed, conditions=condition,
-        all_conditions=all_conditions, events=events, duration_s=duration, n=n, sampler=sampler, steps=steps,
+        all_conditions=all_conditions, events=events, duration_s=duration, n=n, subjects=subjects, blocks=blocks,
+        anatomy=anatomy, sampler=sampler, steps=steps,
         guidance=guidance, batch_size=batch_size, start_index=start_index,
         shard=_parse_shard(shard), save_latents=save_latents, report=report,
         format=format_, device=device,

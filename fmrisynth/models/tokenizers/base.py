@@ -213,6 +213,7 @@ class Tokenizer(nn.Module, ABC):
         latent_BCTXYZ: Tensor,
         *,
         reference_XYZ: np.ndarray | None = None,
+        mask_XYZ: np.ndarray | None = None,
         noise_seeds: Sequence[int] | None = None,
         batch_size: int = 12,
     ) -> Iterator[np.ndarray]:
@@ -224,6 +225,8 @@ class Tokenizer(nn.Module, ABC):
             Latents of blocks, not standardised.
         reference_XYZ : array, optional
             Reference volume to build on; default: the mean reference of the fitting blocks.
+        mask_XYZ : bool array, optional
+            Brain; default: the tokenizer's.
         noise_seeds : sequence of int, optional
             One per block: add the tokenizer's observation noise, if it has any, drawn from this seed.
         batch_size : int, default 12
@@ -235,20 +238,32 @@ class Tokenizer(nn.Module, ABC):
             BOLD-like intensities, 0 outside the brain.
         """
         reference = self.info.reference_XYZ if reference_XYZ is None else reference_XYZ
+        mask = self.info.mask_XYZ if mask_XYZ is None else mask_XYZ
         for number, latent_CTxyz in enumerate(latent_BCTXYZ):
             frames = self.decode(latent_CTxyz.transpose(0, 1), batch_size=batch_size)
             values_XYZT = frames[:, 0].permute(1, 2, 3, 0).cpu().numpy()
             if noise_seeds is not None and self.info.noise is not None:
                 values_XYZT = values_XYZT + self._noise(noise_seeds[number], values_XYZT.shape[-1])
-            yield denormalise(values_XYZT, reference, self.info.mask_XYZ, self.info.normalisation)
+            yield denormalise(values_XYZT, reference, mask, self.info.normalisation)
 
-    def decode_run(self, windows: Iterable[Tensor], *, noise_seed: int | None = None) -> Iterator[np.ndarray]:
-        """Decode a run window by window on the mean reference, yielding BOLD-like frames (X, Y, Z) float32, 0 outside the brain.
+    def decode_run(
+        self,
+        windows: Iterable[Tensor],
+        reference_XYZ: np.ndarray,
+        mask_XYZ: np.ndarray,
+        *,
+        noise_seed: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Decode a run window by window, yielding BOLD-like frames (X, Y, Z) float32, 0 outside the brain.
 
         Parameters
         ----------
         windows : iterable of tensors of shape (C, T, x, y, z), float32
             Latents, one window after the other.
+        reference_XYZ : array
+            Reference volume to build on.
+        mask_XYZ : bool array
+            Brain.
         noise_seed : int, optional
             Add the tokenizer's observation noise, if it has any, drawn from this seed.
         """
@@ -257,7 +272,7 @@ class Tokenizer(nn.Module, ABC):
         for latent_CTxyz in windows:
             for frame in self.decode(latent_CTxyz.transpose(0, 1))[:, 0].cpu().numpy():
                 values_XYZ = frame if noise is None else frame + next(noise)
-                yield denormalise(values_XYZ[..., None], info.reference_XYZ, info.mask_XYZ, info.normalisation)[..., 0]
+                yield denormalise(values_XYZ[..., None], reference_XYZ, mask_XYZ, info.normalisation)[..., 0]
 
     def _noise(self, seed: int, n_frames: int) -> np.ndarray:
         noise = self.info.noise
