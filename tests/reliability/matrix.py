@@ -66,7 +66,7 @@ Every command can be stopped at any moment and called again. This page is writte
   work on different participants or shards and never wait for each other.
 - **A lock ends with its process.** It is the kernel's `flock`, in a hidden file `.<unit>.lock` of the output folder. On shared
   file systems without `flock` the file holds its owner's name and a beat: on the owner's machine the kernel is asked
-  whether the owner lives, elsewhere an owner whose beat stands still for 30 s counts as dead. On NFS, the lock of a node that
+  whether the owner lives, elsewhere an owner that has not renewed its file for 30 s counts as dead. On NFS, the lock of a node that
   crashed may last until the server gives it up (about 90 s): `train` and `evaluate` wait up to two minutes for an owner on
   another machine before they refuse. A file system that keeps `flock` to each node (Lustre mounted with `localflock`)
   protects processes of one node only.
@@ -99,7 +99,7 @@ memory of 20 and of 200 samples.
 | a million lines | events: 1,000,000 rows read, found to be as many blocks, and listed by `glm --dry-run`; people: read by `prepare` |
 | memory of `sample` | the peak with 200 samples is less than 5 % above that with 20 |
 
-## Files that lie
+## Damaged or false files
 
 Events, EVs, confounds, indices, condition tables, settings, NIfTI headers, latents, tokenizers and checkpoints are fuzzed
 (`tests/reliability/test_fuzz_text.py`, `tests/reliability/test_fuzz_binary.py`): whatever is in them, the answer is a value or one
