@@ -28,7 +28,7 @@ def condition_rows(checkpoint: Path | None, table: Path | None) -> list[tuple[st
     from fmrisynth.models.bundled import bundled_model_dir
     from fmrisynth.models.checkpoint import find_model_dir, read_card
 
-    known = read_card(find_model_dir(checkpoint or bundled_model_dir())).labels["condition"]
+    known = read_card(find_model_dir(checkpoint or bundled_model_dir())).conditions
     conditions = load_table(table).conditions
     rows: list[tuple[str, ...]] = [
         (c.label, c.task, c.stem, "yes" if c.label in known else "", "yes" if c.default else "")
@@ -184,7 +184,7 @@ def group(out: Path, config: AppConfig, checkpoint: Path | None) -> Iterator[str
 
     blocks = read_blocks(out)
     card = read_card(find_model_dir(checkpoint or bundled_model_dir()))
-    wanted = sorted({block.condition for block in blocks} & set(card.labels["condition"]))
+    wanted = sorted({block.condition for block in blocks} & set(card.conditions))
     yield f"group maps of {count(len({block.subject for block in blocks}), 'participant')} in {out / 'glm' / 'group'}"
     named = ", ".join(wanted) or "none: the model knows no condition of these"
     yield f"{count(config.n, 'sample')} of each of {named} in {out / 'synthetic'}"

@@ -131,8 +131,10 @@ class GradientFitConfig(Config):
 class TokenizeConfig(StageConfig):
     """Everything about one `tokenize` run."""
 
-    normalisation: Literal["dynamics", "global"] = Field(
-        "dynamics", description="dynamics: percent signal change of the run's mean; global: z-score over brain voxels."
+    normalisation: Literal["dynamics", "global", "relative"] = Field(
+        "dynamics",
+        description="dynamics: percent signal change of the run's mean; global: z-score over brain voxels; relative: units of the "
+        "brain's mean, for anatomies.",
     )
     model: TokenizerConfig = Field(default_factory=PatchConfig)
     fit: GradientFitConfig = Field(default_factory=GradientFitConfig)

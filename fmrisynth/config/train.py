@@ -96,12 +96,35 @@ class UNetConfig(Config):
         return 2 ** (len(self.num_channels) - 1)
 
 
+class DiTConfig(Config):
+    """A plain diffusion transformer: one token per latent cell, no levels, conditions through AdaLN-Zero (BrainG3N)."""
+
+    kind: Literal["dit"] = "dit"
+    width: int = Field(384, ge=6, le=16_384, description="Width of the tokens and of the conditioning vector.")
+    depth: int = Field(12, ge=1, le=64, description="Blocks.")
+    heads: int = Field(6, ge=1, le=4096, description="Attention heads.")
+    mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the feed-forward layers in units of the width.")
+    checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> DiTConfig:
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(f"width {self.width} is odd or does not divide by {self.heads} heads")
+        return self
+
+    @property
+    def downsampling(self) -> int:
+        """Any latent grid will do."""
+        return 1
+
+
 def _model_kind(value: Any) -> str:
     return value.get("kind", "hybrid") if isinstance(value, dict) else getattr(value, "kind", "hybrid")
 
 
 ModelConfig = Annotated[
-    Annotated[HybridConfig, Tag("hybrid")] | Annotated[UNetConfig, Tag("unet")], Discriminator(_model_kind)
+    Annotated[HybridConfig, Tag("hybrid")] | Annotated[UNetConfig, Tag("unet")] | Annotated[DiTConfig, Tag("dit")],
+    Discriminator(_model_kind),
 ]
 
 
@@ -164,7 +187,11 @@ class ConditioningConfig(Config):
     dropout: float = Field(0.05, ge=0, lt=1, description="Rate at which the task condition becomes the null row.")
     attributes: dict[str, float] = Field(
         default_factory=dict,
-        description="Further columns of the latents' index -> dropout rate, e.g. {phase_encoding: 0.1}.",
+        description="Further columns of the latents' index -> dropout rate, e.g. {phase_encoding: 0.1}; at 0 it is never withheld, "
+        "and always has to be said.",
+    )
+    numbers: dict[str, float] = Field(
+        default_factory=dict, description="Those that are numbers, e.g. {age: 0.1}: any value can be asked for."
     )
 
     @model_validator(mode="after")
@@ -173,9 +200,18 @@ class ConditioningConfig(Config):
             raise ValueError("'condition' is always an attribute; set conditioning.dropout instead")
         if self.kind == "label" and self.descriptors is not None:
             raise ValueError("descriptors are for conditioning.kind events")
-        if any(not 0 <= rate < 1 for rate in self.attributes.values()):
+        if both := self.attributes.keys() & self.numbers.keys():
+            raise ValueError(f"{', '.join(sorted(both))}: name an attribute once, with its labels or as a number")
+        if "condition" in self.numbers:
+            raise ValueError("the condition is no number")
+        if any(not 0 <= rate < 1 for rate in self.rates.values()):
             raise ValueError("dropout rates lie in [0, 1)")
         return self
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Dropout rate of everything that the network is told, the condition first."""
+        return {"condition": self.dropout, **self.attributes, **self.numbers}
 
 
 class EventTelling(Config):
@@ -211,8 +247,12 @@ class TrainConfig(RunConfig):
     def _check(self) -> TrainConfig:
         if self.conditioning.kind == "events" and self.sample_every:
             raise ValueError("sample_every draws blocks; it is for conditioning.kind label")
-        if self.model.kind == "unet" and (self.conditioning.attributes or self.conditioning.kind == "events"):
+        if self.model.kind == "unet" and (len(self.conditioning.rates) > 1 or self.conditioning.kind == "events"):
             raise ValueError(
                 "the U-Net baseline takes the task condition only; remove the other settings of conditioning"
+            )
+        if self.model.kind == "dit" and self.conditioning.kind == "events":
+            raise ValueError(
+                "the plain diffusion transformer takes labels and numbers; for events use model.kind hybrid"
             )
         return self

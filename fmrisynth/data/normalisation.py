@@ -7,6 +7,8 @@
     percent signal change per frame, ``100 (bold / reference - 1)``, and the reference volume apart.
     The task signal is about 1 % of BOLD and anatomy is nearly all of its variance (paper, A.1), so
     this spends a tokenizer's capacity on what moves.
+``relative``
+    intensity in units of the brain's mean, 0 where there is no brain: for anatomies, whose shape is part of what is to be made.
 
 Axis legend: X, Y, Z voxel axes; T frames. Voxels outside the mask are 0 on both sides.
 """
@@ -16,12 +18,16 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
+from scipy.ndimage import binary_fill_holes, label
 
 from fmrisynth.data.percent import percent_change, usable_voxels
 from fmrisynth.errors import FmrisynthError
 
-Normalisation = Literal["dynamics", "global"]
+Normalisation = Literal["dynamics", "global", "relative"]
 NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
+
+LEAST_BRAIN = 0.25
+"""Where there is no brain decoded values are about 0; at the edge of the brain a blurred one passes a quarter of the mean."""
 
 PSC_LIMIT = 25.0
 """Percent signal change is clipped here: more is an artefact at a rim voxel, never a BOLD response."""
@@ -40,13 +46,14 @@ def normalise(
         Temporal mean of the source run.
     mask_XYZ : bool array
         Brain voxels.
-    kind : {"dynamics", "global"}
+    kind : {"dynamics", "global", "relative"}
         Which normalisation.
 
     Returns
     -------
     array of the shape of `bold_XYZT`, float32
-        Percent signal change, or z units; 0 outside the mask, and for percent signal change where the reference is
+        Percent signal change, z units, or units of the brain's mean;
+        0 outside the mask, and for percent signal change where the reference is
         too small to divide by (`fmrisynth.data.percent.usable_voxels`).
     """
     inside = mask_XYZ[..., None]
@@ -56,7 +63,8 @@ def normalise(
         change_XYZT = percent_change(bold_XYZT, safe)
         return np.where(usable[..., None], change_XYZT, 0.0).clip(-PSC_LIMIT, PSC_LIMIT).astype(np.float32)
     mean, std = _brain_statistics(reference_XYZ, mask_XYZ)
-    return np.where(inside, (bold_XYZT - mean) / std, 0.0).astype(np.float32)
+    values_XYZT = bold_XYZT / mean if kind == "relative" else (bold_XYZT - mean) / std
+    return np.where(inside, values_XYZT, 0.0).astype(np.float32)
 
 
 def denormalise(
@@ -67,8 +75,17 @@ def denormalise(
         bold: np.ndarray = reference_XYZ[..., None] * (1.0 + values_XYZT / np.float32(100.0))
     else:
         mean, std = _brain_statistics(reference_XYZ, mask_XYZ)
-        bold = values_XYZT * std + mean
+        bold = values_XYZT * mean if kind == "relative" else values_XYZT * std + mean
     return np.where(mask_XYZ[..., None], bold, 0.0).clip(min=0.0).astype(np.float32)
+
+
+def brain_of(values_XYZ: np.ndarray) -> np.ndarray:
+    """The brain in a volume of ``relative`` values: where it is brighter than `LEAST_BRAIN`, in one piece without holes, bool."""
+    bright_XYZ = values_XYZ > LEAST_BRAIN
+    pieces_XYZ, n = label(bright_XYZ)
+    if n == 0:
+        raise FmrisynthError("an anatomy is dark everywhere; train longer, or look at the decoded training data.")
+    return binary_fill_holes(pieces_XYZ == np.bincount(pieces_XYZ[bright_XYZ]).argmax())
 
 
 def _brain_statistics(reference_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> tuple[np.float32, np.float32]:

@@ -11,12 +11,12 @@ Axis legend: B batch of samples, A attributes, C latent channels, T frames, F = 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fmrisynth.data.attributes import Vocabulary, encode_asked, nulls
 from fmrisynth.diffusion.guidance import guided
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.diffusion.samplers import check_sampler, sample
@@ -33,7 +33,9 @@ class LatentModel(Protocol):
     @property
     def objective(self) -> Mapping[str, Any]: ...
     @property
-    def labels(self) -> Mapping[str, Sequence[str]]: ...
+    def labels(self) -> Vocabulary: ...
+    @property
+    def always(self) -> Sequence[str]: ...
     @property
     def latent_shape(self) -> tuple[int, int, int, int, int]: ...
     @property
@@ -45,47 +47,41 @@ class LatentModel(Protocol):
 
 
 def encode_labels(
-    vocabulary: Mapping[str, Sequence[str]], condition: str, attributes: Mapping[str, str] | None = None
+    vocabulary: Vocabulary, condition: str, attributes: Mapping[str, str] | None = None, always: Sequence[str] = ()
 ) -> Tensor:
-    """Turn names into label indices; attributes not named become "null".
+    """Turn what is asked for into the network's input; attributes not named become "null".
 
     Parameters
     ----------
-    vocabulary : mapping of str to sequence of str
-        Attribute -> labels, ``condition`` first.
+    vocabulary : Vocabulary
+        Attribute -> what it may be, ``condition`` first.
     condition : str
         Task condition.
     attributes : mapping, optional
-        Further attribute -> label.
+        Further attribute -> label or number.
+    always : sequence of str
+        Attributes that have to be named.
 
     Returns
     -------
-    Tensor of shape (A,), int64
+    Tensor of shape (A,), int64, or float32 with numbers
 
     Raises
     ------
     UsageError
-        Unknown name; the message offers the nearest one.
+        Unknown name, the message offers the nearest one; or one that has to be named is missing.
     """
     asked = {"condition": condition, **(attributes or {})}
-    for name in asked:
-        if name not in vocabulary:
-            raise UsageError(f"This model has no attribute {name!r}: known: {', '.join(vocabulary)}.")
-    indices = []
-    for name, labels in vocabulary.items():
-        label = asked.get(name)
-        if label is None:
-            indices.append(len(labels))
-        elif label in labels:
-            indices.append(list(labels).index(label))
-        else:
-            near = get_close_matches(str(label), labels, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(labels)}."
-            raise UsageError(f"This model was not trained on {name} {label!r}: {hint}")
-    return torch.tensor(indices, dtype=torch.int64)
+    found = torch.tensor(encode_asked(vocabulary, asked))
+    missing = [name for name in always if name not in asked]
+    if missing:
+        raise UsageError(
+            f"This model was always told the {' and '.join(missing)} in training: say it, as in --set {missing[0]}=VALUE."
+        )
+    return found
 
 
-def guidance_scales(vocabulary: Mapping[str, Sequence[str]], guidance: float | Mapping[str, float]) -> list[float]:
+def guidance_scales(vocabulary: Vocabulary, guidance: float | Mapping[str, float]) -> list[float]:
     """One scale per attribute: a number is for all of them, a mapping leaves the others at 1."""
     if isinstance(guidance, Mapping):
         for name in guidance:
@@ -119,7 +115,7 @@ def generate_latents(
     condition : str
         Task condition.
     attributes : mapping, optional
-        Further attribute -> label; those left out are "null".
+        Further attribute -> label or number; those left out are "null".
     seeds : sequence of int
         One seed per sample. A sample is the same whatever other seeds stand beside it.
     sampler : {"ab2", "ddpm", "ddim", "dpmpp2m", "euler", "heun"}
@@ -142,7 +138,7 @@ def generate_latents(
     -------
     Tensor of shape (B, C, T, X, Y, Z), float32, on the CPU
     """
-    labels_A = encode_labels(model.labels, condition, attributes)
+    labels_A = encode_labels(model.labels, condition, attributes, model.always)
     drawing = Drawing(
         model, labels_A, sampler=sampler, n_steps=n_steps, guidance=guidance, guidance_interval=guidance_interval, eta=eta,
         device=torch.device(device), on_step=on_step,
@@ -174,7 +170,9 @@ class Drawing:
         self.objective = Objective(**model.objective)
         check_sampler(sampler, self.objective)
         self.guidance_A, self.interval = guidance_scales(model.labels, guidance), guidance_interval
-        self.null_A = torch.tensor([len(labels) for labels in model.labels.values()])
+        # What training never withheld is told in every branch of the guidance.
+        kept_A = torch.tensor([name in model.always for name in model.labels])
+        self.null_A = torch.where(kept_A, labels_A, torch.tensor(nulls(model.labels)))
         self.sampler, self.n_steps, self.eta, self.device, self.on_step = sampler, n_steps, eta, device, on_step
         self.network = model.network.to(device)
         n_channels, n_frames, *grid = model.latent_shape

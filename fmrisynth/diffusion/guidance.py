@@ -43,10 +43,10 @@ def guided(
     ----------
     network : callable
         ``network(noisy, network_time_B, labels_BA)``.
-    labels_BA : Tensor of shape (B, A), int64
-        Labels asked for.
-    null_A : Tensor of shape (A,), int64
-        The null row of each attribute.
+    labels_BA : Tensor of shape (B, A)
+        What is asked for.
+    null_A : Tensor of shape (A,)
+        What stands for each attribute where it is switched off.
     scales : sequence of float, length A
         Guidance scale per attribute.
     interval : (float, float), optional

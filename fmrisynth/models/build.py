@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fmrisynth.config.train import EventTelling, HybridConfig, UNetConfig
+from fmrisynth.config.train import DiTConfig, EventTelling, HybridConfig, UNetConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 
 
 def build_denoiser(
-    config: HybridConfig | UNetConfig,
+    config: HybridConfig | UNetConfig | DiTConfig,
     channels: int,
     n_labels: Sequence[int],
     brain_XYZ: Tensor | None = None,
@@ -21,12 +21,12 @@ def build_denoiser(
 
     Parameters
     ----------
-    config : HybridConfig or UNetConfig
+    config : HybridConfig, UNetConfig or DiTConfig
         Architecture.
     channels : int
         F = C*T.
     n_labels : sequence of int
-        Number of labels per attribute without the null row, the task condition first.
+        Number of labels per attribute without the null row, the task condition first; 0 for a number.
     brain_XYZ : Tensor of shape (X, Y, Z), bool, optional
         Latent cells that hold brain; the answer is 0 elsewhere, and tokens without brain are left out. Default: all cells.
     events : EventTelling, optional
@@ -36,6 +36,10 @@ def build_denoiser(
         from fmrisynth.models.hybrid_dit import HybridDiT
 
         return HybridDiT(config, channels, n_labels, brain_XYZ, events)
+    if isinstance(config, DiTConfig):
+        from fmrisynth.models.dit import DiT
+
+        return DiT(config, channels, n_labels, brain_XYZ)
     if len(n_labels) != 1:
         raise UsageError("The U-Net baseline takes the task condition only; remove conditioning.attributes.")
     from fmrisynth.models.unet import MonaiUNet
@@ -43,7 +47,7 @@ def build_denoiser(
     return MonaiUNet(config, channels, n_labels[0], brain_XYZ)
 
 
-def check_grid(config: HybridConfig | UNetConfig, grid: Sequence[int]) -> None:
+def check_grid(config: HybridConfig | UNetConfig | DiTConfig, grid: Sequence[int]) -> None:
     """Refuse a latent grid that the network's levels cannot halve."""
     if any(side % config.downsampling for side in grid):
         raise FmrisynthError(

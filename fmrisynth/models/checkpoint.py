@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fmrisynth.bids.origin import Origin, parse_origin
 from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.config.train import EventTelling, ModelConfig, ObjectiveConfig
+from fmrisynth.data.attributes import Values, n_labels
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.build import build_denoiser
 from fmrisynth.models.whitening import Whitening
@@ -47,8 +48,8 @@ class ModelCard:
         Architecture (``HybridConfig`` or ``UNetConfig`` as a mapping).
     objective : dict
         Arguments of ``diffusion.objectives.Objective``.
-    labels : dict of str to list of str
-        Attribute -> labels in the order of the tables' rows; ``condition`` first. The null row is the last.
+    labels : Vocabulary
+        Attribute -> labels in the order of the tables' rows, or the distribution of a number; ``condition`` first.
     latent_shape : list of int
         C, T, X, Y, Z.
     latent_mean, latent_std : list of float
@@ -62,12 +63,14 @@ class ModelCard:
         timing of each condition's blocks.
     events : dict or None
         `EventTelling` of a model of runs.
+    always : list of str
+        Attributes that training never withheld.
     """
 
     step: int
     model: dict[str, Any]
     objective: dict[str, Any]
-    labels: dict[str, list[str]]
+    labels: dict[str, Values]
     latent_shape: list[int]
     latent_mean: list[float]
     latent_std: list[float]
@@ -76,7 +79,13 @@ class ModelCard:
     weights_sha256: str = ""
     trained_on: dict[str, Any] = field(default_factory=dict)
     events: dict[str, Any] | None = None
+    always: list[str] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def conditions(self) -> list[str]:
+        """Task conditions the model knows."""
+        return list(self.labels["condition"])  # type: ignore[arg-type]
 
     @property
     def origin(self) -> Origin:
@@ -92,8 +101,7 @@ class ModelCard:
         """The network, freshly initialised."""
         config = TypeAdapter(ModelConfig).validate_python(self.model)
         channels = self.latent_shape[0] * self.latent_shape[1]
-        n_labels = [len(labels) for labels in self.labels.values()]
-        return build_denoiser(config, channels, n_labels, brain_XYZ, self.event_telling)
+        return build_denoiser(config, channels, n_labels(self.labels), brain_XYZ, self.event_telling)
 
     @property
     def event_telling(self) -> EventTelling | None:
@@ -123,7 +131,7 @@ class LoadedDenoiser:
 
     network: nn.Module
     objective: dict[str, Any]
-    labels: dict[str, tuple[str, ...]]
+    labels: dict[str, Values]
     latent_shape: tuple[int, int, int, int, int]
     latent_mean_C: Tensor
     latent_std_C: Tensor
@@ -137,7 +145,12 @@ class LoadedDenoiser:
     @property
     def conditions(self) -> tuple[str, ...]:
         """Task conditions the model knows."""
-        return self.labels["condition"]
+        return tuple(self.labels["condition"])  # type: ignore[arg-type]
+
+    @property
+    def always(self) -> tuple[str, ...]:
+        """Attributes that training never withheld."""
+        return tuple(self.card.always)
 
     @property
     def event_telling(self) -> EventTelling | None:
@@ -198,12 +211,14 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError(f"latent_mean and latent_std are not of {channels} channels")
     if not all(map(math.isfinite, [*card.latent_mean, *card.latent_std])) or min(card.latent_std) <= 0:
         raise ValueError("latent_mean and latent_std are not usable")
-    if next(iter(card.labels), None) != "condition" or not card.labels["condition"]:
+    if next(iter(card.labels), None) != "condition" or not n_labels(card.labels)[0]:
         raise ValueError("it names no condition")
+    if not all(values for values in card.labels.values()) or not set(card.always) <= card.labels.keys():
+        raise ValueError("it names attributes without values")
     if telling is not None and (
         telling.window_frames != card.latent_shape[1]
         or telling.past_channels != (telling.past_frames * channels + 1 if telling.past_frames else 0)
-        or (telling.descriptors is not None and len(telling.descriptors) != len(card.labels["condition"]))
+        or (telling.descriptors is not None and len(telling.descriptors) != n_labels(card.labels)[0])
     ):
         raise ValueError("its events do not fit its latents")
     card.origin  # noqa: B018  # refuses what is none
@@ -307,7 +322,7 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
     return LoadedDenoiser(
         network=network,
         objective=card.objective,
-        labels={name: tuple(labels) for name, labels in card.labels.items()},
+        labels=dict(card.labels),
         latent_shape=tuple(card.latent_shape),  # type: ignore[arg-type]
         latent_mean_C=torch.tensor(card.latent_mean, dtype=torch.float32),
         latent_std_C=torch.tensor(card.latent_std, dtype=torch.float32),

@@ -7,7 +7,7 @@ seven conditions.
 
 Axis legend: B batch, F = C*T channels (latent channels times frames), X Y Z latent grid, A attributes,
 D width of a level, E = 4 w conditioning width, M context tokens, N tokens; for models of runs: S frames before and in a window,
-K conditions, D also their descriptors, G channels of the past.
+K conditions, G channels of the past.
 """
 
 from __future__ import annotations
@@ -28,90 +28,9 @@ from fmrisynth.models.blocks import (
     TransformerBlock,
     group_norm,
     sincos_positions,
-    sinusoidal_embedding,
     zero_init,
 )
-
-
-class ConditionEmbedding(nn.Module):
-    """Turn diffusion time and attribute labels into one vector and a few context tokens.
-
-    Each attribute has a table with one row per label and a last row for "null" (unknown or dropped).
-    The task condition (the first attribute) owns ``context_tokens`` tokens per label; every further
-    attribute adds its vector as one more token.
-    """
-
-    def __init__(self, width: int, n_labels: Sequence[int], context_tokens: int | None) -> None:
-        super().__init__()
-        self.width = width
-        cond_width = 4 * width
-        self.time = nn.Sequential(nn.Linear(width, cond_width), nn.SiLU(), nn.Linear(cond_width, cond_width))
-        self.vectors = nn.ModuleList(nn.Embedding(n + 1, cond_width) for n in n_labels)  # the last row is null
-        self.tokens: nn.Embedding | None = None
-        if context_tokens is not None:
-            self.tokens = nn.Embedding(n_labels[0] + 1, context_tokens * cond_width)
-
-    def forward(self, time_B: Tensor, labels_BA: Tensor) -> tuple[Tensor, Tensor | None]:
-        cond_BE = self.time(sinusoidal_embedding(time_B, self.width))
-        vectors = [table(labels_BA[:, i]) for i, table in enumerate(self.vectors)]
-        for vector_BE in vectors:
-            cond_BE = cond_BE + vector_BE
-        if self.tokens is None:
-            return cond_BE, None
-        tokens_BME = self.tokens(labels_BA[:, 0]).unflatten(1, (-1, cond_BE.shape[1]))
-        return cond_BE, torch.cat([tokens_BME, *(v[:, None] for v in vectors[1:])], dim=1)
-
-
-class EventEmbedding(nn.Module):
-    """Turn diffusion time and what happens in and before a window into one vector and a context token for every frame.
-
-    A frame's events are numbers, one per condition, or mixtures of the conditions' descriptors; the response to them is left to the
-    network. The first attribute's label says whether the events are told (0) or withheld (the null row); further attributes
-    are as in `ConditionEmbedding`.
-
-    Parameters
-    ----------
-    width : int
-        Of the sinusoidal embedding of time; vectors have four times as many numbers.
-    n_labels : sequence of int
-        As in `ConditionEmbedding`.
-    config : EventTelling
-        Frames and conditions.
-    with_tokens : bool
-        Whether there are blocks that take context tokens.
-    """
-
-    descriptors_KD: Tensor
-
-    def __init__(self, width: int, n_labels: Sequence[int], config: EventTelling, with_tokens: bool) -> None:
-        super().__init__()
-        self.width, self.null = width, n_labels[0]
-        cond_width, n_slots = 4 * width, config.history_frames + config.window_frames
-        descriptors_KD = torch.eye(n_labels[0]) if config.descriptors is None else torch.tensor(config.descriptors)
-        self.register_buffer("descriptors_KD", descriptors_KD, persistent=False)
-        n_features = descriptors_KD.shape[1] + 1  # the last one says that events are told
-        self.time = nn.Sequential(nn.Linear(width, cond_width), nn.SiLU(), nn.Linear(cond_width, cond_width))
-        self.vectors = nn.ModuleList(nn.Embedding(n + 1, cond_width) for n in n_labels[1:])
-        self.course = nn.Linear(n_slots * n_features, cond_width)
-        nn.init.normal_(self.course.weight, std=n_slots**-0.5)  # a frame in a few is busy: entries of unit size
-        self.frame: nn.Linear | None = None
-        if with_tokens:
-            self.frame = nn.Linear(n_features, cond_width)
-            self.slot_SE = nn.Parameter(torch.randn(n_slots, cond_width))
-
-    def forward(self, time_B: Tensor, labels_BA: Tensor, events_BSK: Tensor) -> tuple[Tensor, Tensor | None]:
-        told_B11 = (labels_BA[:, 0] != self.null).to(events_BSK.dtype)[:, None, None]
-        features_BSD = (
-            torch.cat([events_BSK @ self.descriptors_KD, torch.ones_like(events_BSK[..., :1])], dim=2) * told_B11
-        )
-        cond_BE = self.time(sinusoidal_embedding(time_B, self.width)) + self.course(features_BSD.flatten(1))
-        vectors = [table(labels_BA[:, i]) for i, table in enumerate(self.vectors, start=1)]
-        for vector_BE in vectors:
-            cond_BE = cond_BE + vector_BE
-        if self.frame is None:
-            return cond_BE, None
-        tokens_BME = self.frame(features_BSD) + self.slot_SE
-        return cond_BE, torch.cat([tokens_BME, *(v[:, None] for v in vectors)], dim=1)
+from fmrisynth.models.conditions import ConditionEmbedding, EventEmbedding
 
 
 class Stage(nn.Module):
@@ -177,8 +96,7 @@ class HybridDiT(nn.Module):
     channels : int
         F = C*T, in and out.
     n_labels : sequence of int
-        Number of labels of each attribute, the task condition first; each table has one more row, the
-        null row, at index ``n_labels[a]``.
+        As in `ConditionEmbedding`.
     brain_XYZ : Tensor of shape (X, Y, Z), bool, optional
         Latent cells that hold brain; default all. The answer is 0 elsewhere, and transformer stages work on the tokens that
         hold brain alone.
@@ -239,8 +157,8 @@ class HybridDiT(nn.Module):
             Noisy latents; each side divides by ``config.downsampling``.
         time_B : Tensor of shape (B,)
             Diffusion time, 0 (clean) to about 1000 (noise).
-        labels_BA : Tensor of shape (B, A), int64
-            Label index per attribute; ``n_labels[a]`` is "null".
+        labels_BA : Tensor of shape (B, A), int64, or float32 if there are numbers among the attributes
+            Label index per attribute, ``n_labels[a]`` is "null"; standardised numbers, NaN is "null".
         events_BSK : Tensor of shape (B, S, K), float32, optional
             Models of runs: share of each frame, before and in the window, during which a condition is on.
         past_BGXYZ : Tensor of shape (B, G, X, Y, Z), float32, optional

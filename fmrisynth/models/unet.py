@@ -47,5 +47,5 @@ class MonaiUNet(nn.Module):
 
     def forward(self, stack_BFXYZ: Tensor, time_B: Tensor, labels_BA: Tensor) -> Tensor:
         """Predict the objective's target; see ``HybridDiT.forward``."""
-        answer_BFXYZ = self.unet(stack_BFXYZ, timesteps=time_B, class_labels=labels_BA[:, 0])
+        answer_BFXYZ = self.unet(stack_BFXYZ, timesteps=time_B, class_labels=labels_BA[:, 0].long())
         return answer_BFXYZ if self.brain_XYZ is None else answer_BFXYZ * self.brain_XYZ

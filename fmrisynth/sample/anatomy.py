@@ -15,6 +15,7 @@ import numpy as np
 
 from fmrisynth.data.blocks import Block, read_subject, subjects_of
 from fmrisynth.data.nifti import read_image
+from fmrisynth.data.normalisation import brain_of
 from fmrisynth.data.percent import usable_voxels
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.tokenizers.base import TokenizerInfo
@@ -45,6 +46,13 @@ class Anatomy:
     def sidecar(self) -> dict[str, str]:
         """Where it comes from, for the sidecar of an image."""
         return {} if self.source is None else {"Anatomy": self.source}
+
+
+def drawn_anatomy(volumes_XYZT: np.ndarray, info: TokenizerInfo) -> Anatomy:
+    """The anatomy that a model of anatomies drew: its mean volume where that is bright."""
+    reference_XYZ = volumes_XYZT.mean(axis=-1)
+    mask_XYZ = brain_of(reference_XYZ / info.reference_XYZ[info.mask_XYZ].mean())
+    return Anatomy(np.where(mask_XYZ, reference_XYZ, 0.0), mask_XYZ)
 
 
 class Anatomies:

@@ -101,7 +101,7 @@ def tell_descriptors(model: LoadedDenoiser, config: SampleConfig) -> LoadedDenoi
             f"{config.descriptors}: expected {len(known[0])} numbers per condition, as the model was trained on, found {width}."
         )
     model.network.condition.descriptors_KD = torch.tensor(list(table.values()))  # type: ignore[union-attr]
-    return replace(model, labels={**model.labels, "condition": tuple(table)})
+    return replace(model, labels={**model.labels, "condition": list(table)})
 
 
 def _settings(config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.parse import read_json
 from fmrisynth.progress import StageSummary, log, progress_bar
+from fmrisynth.sample.anatomy import drawn_anatomy
 from fmrisynth.sample.drawer import Drawer, in_order, make_drawer
 from fmrisynth.sample.plan import SampleRequest, block_of, by_subject, make_requests
 from fmrisynth.sample.preview import write_preview
@@ -305,12 +306,15 @@ class SampleMaker:
             )  # fmt: skip
             onset_s, duration_s = self.drawer.timing(request)
             volumes = bold[number] if bold else self.drawer.volumes(request, latent, anatomy)
+            if info.normalisation == "relative":
+                anatomy = drawn_anatomy(volumes, info)
             block = write_block(
                 self.stage.out, entities, request.desc, BlockData(volumes, anatomy.reference_XYZ, anatomy.mask_XYZ), grid,
                 condition=request.condition.label, onset_s=onset_s, duration_s=duration_s, tr_s=info.tr_s,
                 attributes=config.attributes,
                 sidecar={"Synthetic": True, "Seed": request.seed, **self.drawer.settings, **anatomy.sidecar()},
-                origin=self.drawer.model.card.origin, extension=f".{config.format}", same_run=blocks[0] if blocks else None,
+                origin=self.drawer.model.card.origin, extension=f".{config.format}",
+                same_run=blocks[0] if blocks and info.normalisation != "relative" else None,
             )  # fmt: skip
             blocks.append(block)
         if config.save_latents and kept:

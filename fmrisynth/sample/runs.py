@@ -186,7 +186,9 @@ class RunMaker:
     def windows(self, design: Design, seed: int) -> Iterator[torch.Tensor]:
         """Latents of a run, window by window, (C, n, x, y, z)."""
         drawer, config, model = self.drawer, self.drawer.config, self.drawer.model
-        labels_A = encode_labels(model.labels, model.conditions[0], config.attributes)  # any condition: events are told
+        labels_A = encode_labels(
+            model.labels, model.conditions[0], config.attributes, model.always
+        )  # any condition: events are told
         labels_A[0] = 0
         drawing = Drawing(
             model, labels_A, sampler=drawer.settings["Sampler"], n_steps=drawer.settings["SamplerSteps"],

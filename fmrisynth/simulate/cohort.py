@@ -5,6 +5,7 @@ Subjects, and the runs of each, are units of work (`fmrisynth.stage`), so an int
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from fmrisynth.bids.origin import PHANTOM
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.conditions import load_table
 from fmrisynth.config.simulate import SimulateConfig
-from fmrisynth.data.blocks import RUN, Block, BlockData, finish_subject, write_block
+from fmrisynth.data.blocks import GRAND_MEAN, RUN, Block, BlockData, finish_subject, write_block
 from fmrisynth.data.splits import split_of
 from fmrisynth.data.windows import RESPONSE_S
 from fmrisynth.progress import StageSummary
 from fmrisynth.simulate import truth
+from fmrisynth.simulate.anatomy import make_anatomy
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
 from fmrisynth.simulate.phantom import (
     BLOCK_TR_S,
@@ -43,8 +45,11 @@ about its realism are described in the documentation (phantom). `ground_truth/` 
 must not read it.
 """
 
-INSTANCES = ("blocks", "runs")
+INSTANCES = ("blocks", "runs", "anatomy")
 """Layouts that are datasets of `fmrisynth.data.blocks`."""
+
+ANATOMY = "anatomy_epi"
+"""Condition of the layout anatomy: the modality."""
 
 _FREE_TO_CHANGE = {"n_subjects", "first_subject"}
 """Settings in which a second call into the same folder may differ."""
@@ -61,7 +66,8 @@ def write_cohort(out: Path, config: SimulateConfig, *, force: bool = False) -> S
         "simulate", out, config, free=_FREE_TO_CHANGE, force=force, title=NAME, readme=README, origin=PHANTOM,
     )  # fmt: skip
     _write_people(out, phantom, own)
-    if config.write_truth:
+    with_truth = config.write_truth and config.layout != "anatomy"  # of responses
+    if with_truth:
         stage.do(
             Unit(
                 "truth",
@@ -104,12 +110,14 @@ def _subject(stage: Stage, subject: PhantomSubject, labels: list[str], config: S
             n = _write_blocks(stage.out, subject, labels, config)
         elif config.layout == "runs":
             n = _write_runs(stage.out, subject, config)
+        elif config.layout == "anatomy":
+            n = _write_anatomies(stage.out, subject, config)
         else:
             runs = list(subject.runs())
             for run in runs:
                 stage.part(_run(stage.out, run, config))
             n = len(runs)
-        if config.write_truth:
+        if config.write_truth and config.layout != "anatomy":
             truth.write_subject(stage.out, subject, labels)
         return n
 
@@ -157,20 +165,48 @@ def _write_runs(out: Path, subject: PhantomSubject, config: SimulateConfig) -> i
     return len(runs)
 
 
+def _write_anatomies(out: Path, subject: PhantomSubject, config: SimulateConfig) -> int:
+    """The reference volume of each session: the same person, older by `years_between`."""
+    space, grid, found = subject.phantom.space, subject.phantom.grid, []
+    for session in range(config.sessions):
+        person = replace(subject.person, age=subject.person.age + session * config.years_between)
+        anatomy = make_anatomy(space, subject.traits, person, config.anatomy, config.seed)
+        baseline_V = anatomy.baseline[config.directions[0]]
+        scaled_V = np.where(anatomy.mask_V, baseline_V * (GRAND_MEAN / baseline_V[anatomy.mask_V].mean()), 0.0)
+        volume_XYZ = space.to_grid(scaled_V.astype(np.float32))
+        entities = naming.Entities(
+            sub=subject.label, ses=f"{session + 1:02d}" if config.sessions > 1 else None, task="anatomy",
+            space=grid.space, res=grid.resolution,
+        )  # fmt: skip
+        found.append(
+            write_block(
+                out, entities, "epi", BlockData(volume_XYZ[..., None], volume_XYZ, space.to_grid(anatomy.mask_V)), grid,
+                condition=ANATOMY, onset_s=0.0, duration_s=BLOCK_TR_S, tr_s=BLOCK_TR_S, split=_split(subject),
+                attributes={"sex": person.sex, "age": f"{person.age:g}"}, sidecar={"Synthetic": True}, origin=PHANTOM,
+            )
+        )  # fmt: skip
+    finish_subject(out, subject.label, found)
+    return len(found)
+
+
+def _split(subject: PhantomSubject) -> str:
+    config = subject.phantom.config
+    families = {subject.label: f"family{subject.traits.family:05d}"} if config.families.size > 1 else None
+    return split_of(subject.label, config.seed, config.split, families)
+
+
 def _write_instance(
     out: Path, run: PhantomRun, task: str, number: int | None, data: BlockData, desc: str,
     *, extra: dict[str, Any] | None = None, **about: Any,
 ) -> Block:  # fmt: skip
     """Write a block or a run of a subject; `about` goes to `write_block`."""
     subject, person, grid = run.subject, run.subject.person, run.subject.phantom.grid
-    config = subject.phantom.config
-    families = {subject.label: f"family{subject.traits.family:05d}"} if config.families.size > 1 else None
     return write_block(
         out,
         naming.Entities(
             sub=subject.label, task=task, dir=run.direction, run=number, space=grid.space, res=grid.resolution
         ),
-        desc, data, grid, tr_s=BLOCK_TR_S, split=split_of(subject.label, config.seed, config.split, families),
+        desc, data, grid, tr_s=BLOCK_TR_S, split=_split(subject),
         source=f"{subject.label}/{run.name}",
         attributes={"phase_encoding": run.direction, "sex": person.sex, "age": str(person.age)},
         sidecar={"SourceRepetitionTime": run.tr_s, "PhaseEncoding": run.direction, "Synthetic": True} | (extra or {}),

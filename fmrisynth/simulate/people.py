@@ -30,7 +30,7 @@ MIDDLE_AGE = 50
 class Person:
     """Age (years), sex (``F``, ``M``) and scanner site (one of `SITES`)."""
 
-    age: int
+    age: float
     sex: str
     site: str
 

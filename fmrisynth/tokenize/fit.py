@@ -48,7 +48,9 @@ def fit_tokenizer(
         In evaluation mode, with latent statistics, not yet saved.
     """
     channels = {"patch": "channels", "vqgan": "latent_channels"}.get(config.model.kind)
-    mask_XYZ, reference_XYZ = mean_anatomy(source)
+    # Where anatomies are what is made, a voxel that is brain in anybody has to be kept.
+    share = 0.0 if config.normalisation == "relative" else 0.5
+    mask_XYZ, reference_XYZ = mean_anatomy(source, share)
     info = TokenizerInfo(
         kind=config.model.kind, normalisation=config.normalisation, grid=source.grid, tr_s=source.tr_s,
         n_frames=source.n_frames, latent_channels=getattr(config.model, channels) if channels else 1,
@@ -74,8 +76,8 @@ def fit_tokenizer(
     return tokenizer
 
 
-def mean_anatomy(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
-    """Brain mask (voxels in at least half of the sources' masks) and mean reference volume within it."""
+def mean_anatomy(source: FrameSource, least_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Brain mask (voxels in at least one, and this share, of the sources' masks) and mean reference volume within it."""
     count = np.zeros(source.grid.shape, dtype=np.float64)
     total = np.zeros(source.grid.shape, dtype=np.float64)
     n_sources = 0
@@ -83,7 +85,7 @@ def mean_anatomy(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
         count += mask_XYZ
         total += np.where(mask_XYZ, reference_XYZ, 0.0)
         n_sources += 1
-    mask = count * 2 >= max(n_sources, 1)
+    mask = count >= max(1, least_share * n_sources)
     if n_sources == 0 or not mask.any():
         raise FmrisynthError("no block of the fitting split has a readable brain mask; prepare the dataset again.")
     reference = np.where(mask, total / np.maximum(count, 1), 0.0)

@@ -6,7 +6,7 @@ Axis legend: B instances of this rank, F = C*T, X Y Z latent grid, A attributes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fmrisynth.data.attributes import Vocabulary, nulls
 from fmrisynth.diffusion.objectives import Objective
 
 
@@ -30,8 +31,8 @@ class LatentSource(Protocol):
         """Standardised latents (F, X, Y, Z), 0 in cells without brain."""
         ...
 
-    def labels(self, instance: int, vocabulary: Mapping[str, Sequence[str]]) -> list[int]:
-        """Label index per attribute."""
+    def labels(self, instance: int, vocabulary: Vocabulary) -> list[int | float]:
+        """What the network gets of each attribute."""
         ...
 
     def told(self, instance: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
@@ -49,8 +50,8 @@ class Batch:
         Standardised latents and unit noise, both 0 in cells without brain.
     time_B : Tensor, float64
         Training times of the objective.
-    labels_BA : Tensor, int64
-        Labels after dropout.
+    labels_BA : Tensor, int64, or float32 with numbers
+        Labels and numbers after dropout.
     instances : tuple of int
         Their numbers in the dataset.
     told : tuple of Tensor
@@ -93,10 +94,10 @@ class BatchMaker:
         Reads normalised instances.
     instances : sequence of int
         Numbers of the training instances.
-    vocabulary : mapping
-        Attribute -> labels.
+    vocabulary : Vocabulary
+        Attribute -> what it may be.
     dropout : sequence of float
-        Rate of the null label per attribute.
+        Rate of the null per attribute.
     objective : Objective
     batch_size : int
         Over all ranks.
@@ -109,7 +110,7 @@ class BatchMaker:
         self,
         source: LatentSource,
         instances: Sequence[int],
-        vocabulary: Mapping[str, Sequence[str]],
+        vocabulary: Vocabulary,
         dropout: Sequence[float],
         objective: Objective,
         *,
@@ -122,7 +123,7 @@ class BatchMaker:
         self.objective, self.batch_size, self.seed = objective, batch_size, seed
         share = batch_size // n_ranks
         self.positions = range(rank * share, (rank + 1) * share)
-        self.null_A = [len(labels) for labels in vocabulary.values()]
+        self.null_A = nulls(vocabulary)
 
     def make(self, step: int) -> Batch:
         """The batch of a step (0-based). Every instance has its own generator, keyed by its position."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fmrisynth.config.train import EventTelling
+from fmrisynth.data.attributes import Number, Values, Vocabulary, encode, nulls
 from fmrisynth.data.latents import LatentDataset, LatentRow
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers.base import read_latent_mask
@@ -101,24 +102,33 @@ class TrainingLatents:
         row = self.row(instance)
         return row.condition if name == "condition" else row.attributes.get(name)
 
-    def vocabulary(self, instances: Sequence[int], names: Sequence[str]) -> dict[str, list[str]]:
-        """Sorted labels of each attribute over the given instances."""
-        found: dict[str, list[str]] = {}
+    def vocabulary(
+        self, instances: Sequence[int], names: Sequence[str], numbers: Collection[str] = ()
+    ) -> dict[str, Values]:
+        """Sorted labels of each attribute over the given instances, the distribution of those that are numbers."""
+        found: dict[str, Values] = {}
         for name in names:
-            values = {self.attribute(i, name) for i in instances}
-            found[name] = sorted(value for value in values if value is not None)
-            if not found[name]:
+            every = [value for i in instances if (value := self.attribute(i, name)) is not None]
+            found[name] = sorted(set(every))
+            if name in numbers and every:
+                try:
+                    found[name] = Number.of(every)
+                except ValueError as error:
+                    raise FmrisynthError(
+                        f"{self.root}: {name!r} cannot be used as a number ({error}); name it in conditioning.attributes, or remove it."
+                    ) from None
+            if not every:
                 known = ", ".join(sorted({key for i in instances for key in self.row(i).attributes}))
                 raise FmrisynthError(
                     f"{self.root}: attribute {name!r} has no value in any training row (attributes with values: "
-                    f"{known or 'none'}); remove it from conditioning.attributes, or prepare the data with it."
+                    f"{known or 'none'}); remove it from conditioning, or prepare the data with it."
                 )
         return found
 
-    def labels(self, instance: int, vocabulary: Mapping[str, Sequence[str]]) -> list[int]:
-        """Label index per attribute; a value that is missing or not in the vocabulary is "null"."""
-        values = [(self.attribute(instance, name), labels) for name, labels in vocabulary.items()]
-        return [labels.index(value) if value in labels else len(labels) for value, labels in values]
+    def labels(self, instance: int, vocabulary: Vocabulary) -> list[int | float]:
+        """What the network gets of each attribute; a value that is missing or not in the vocabulary is "null"."""
+        codes = [encode(name, self.attribute(instance, name), values) for name, values in vocabulary.items()]
+        return [null if code is None else code for code, null in zip(codes, nulls(vocabulary), strict=True)]
 
     def timing(self, instances: Sequence[int]) -> dict[str, dict[str, float]]:
         """Median block onset and duration of each condition, seconds: the events of a synthetic block."""

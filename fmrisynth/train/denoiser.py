@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.train import TrainConfig
+from fmrisynth.data.attributes import n_labels, nulls
 from fmrisynth.data.latents import LatentDataset
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.errors import FmrisynthError
@@ -79,8 +80,8 @@ class DenoiserLearning:
                 "tokenize it again."
             )
         check_grid(config.model, self.latents.latent_shape[2:])
-        names = ["condition", *config.conditioning.attributes]
-        self.vocabulary = self.latents.vocabulary(self.train_set, names)
+        rates = config.conditioning.rates
+        self.vocabulary = self.latents.vocabulary(self.train_set, list(rates), config.conditioning.numbers)
         self.objective = Objective(**config.objective.model_dump())
         self.brain_share = float(self.latents.brain_XYZ.float().mean())
         self.data_digests: Sequence[str] = (self.latents.digest, self.latents.index_digest)
@@ -89,7 +90,7 @@ class DenoiserLearning:
             self.latents,
             self.train_set,
             self.vocabulary,
-            [config.conditioning.dropout, *config.conditioning.attributes.values()],
+            list(rates.values()),
             self.objective,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -123,15 +124,18 @@ class DenoiserLearning:
 
     def build(self) -> nn.Module:
         """The network, freshly initialised."""
-        n_labels = [len(labels) for labels in self.vocabulary.values()]
         return build_denoiser(
-            self.config.model, self.latents.channels, n_labels, self.latents.brain_XYZ, self.latents.telling
+            self.config.model,
+            self.latents.channels,
+            n_labels(self.vocabulary),
+            self.latents.brain_XYZ,
+            self.latents.telling,
         )
 
     def trial_inputs(self) -> tuple[Tensor, ...]:
         """A micro-batch of one instance."""
         stack_FXYZ, n = self.latents.read(self.train_set[0]), self.micro_batch_size
-        labels_BA = torch.zeros(n, len(self.vocabulary), dtype=torch.int64)
+        labels_BA = torch.tensor(nulls(self.vocabulary)).expand(n, -1)
         told = (part.expand(n, *part.shape) for part in self.latents.told(self.train_set[0], None))
         return stack_FXYZ.expand(n, *stack_FXYZ.shape), torch.full((n,), 500.0), labels_BA, *told
 
@@ -209,6 +213,7 @@ class DenoiserLearning:
             model=self.config.model.model_dump(mode="json"),
             objective=self.config.objective.model_dump(mode="json"),
             labels=self.vocabulary,
+            always=[name for name, rate in self.config.conditioning.rates.items() if rate == 0],
             latent_shape=list(self.latents.latent_shape),
             latent_mean=self.latents.dataset.latent_mean.tolist(),
             latent_std=self.latents.dataset.latent_std.tolist(),

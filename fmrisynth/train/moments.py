@@ -5,12 +5,13 @@ Axis legend: K conditions, F = C*T, X Y Z latent grid, B instances.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fmrisynth.data.attributes import Vocabulary, n_labels
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.distributed import World
 from fmrisynth.models.whitening import LEAST_SCALE, Whitening, whitening_map
@@ -61,18 +62,18 @@ class ClassMoments:
 
 
 def class_moments(
-    latents: TrainingLatents, instances: Sequence[int], vocabulary: Mapping[str, Sequence[str]], world: World
+    latents: TrainingLatents, instances: Sequence[int], vocabulary: Vocabulary, world: World
 ) -> ClassMoments:
     """Moments of the training latents, one instance at a time; the ranks share the reading."""
     shape = (latents.channels, *latents.latent_shape[2:])
     chosen = _spread(instances)
-    count_K = torch.zeros(len(vocabulary["condition"]), dtype=torch.float64)
+    count_K = torch.zeros(n_labels(vocabulary)[0], dtype=torch.float64)
     sum_KFXYZ = torch.zeros(len(count_K), *shape, dtype=torch.float64)
     squares_FXYZ = torch.zeros(shape, dtype=torch.float64)
     with progress_bar("condition statistics", len(chosen)) as bar:
         for instance in chosen[world.rank :: world.size]:
             stack_FXYZ = latents.read(instance).double()
-            k = latents.labels(instance, vocabulary)[0]
+            k = int(latents.labels(instance, vocabulary)[0])
             count_K[k] += 1
             sum_KFXYZ[k] += stack_FXYZ
             squares_FXYZ += stack_FXYZ.square()

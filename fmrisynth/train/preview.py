@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fmrisynth.bids.atomic import atomic_path
 from fmrisynth.config.train import TrainConfig
+from fmrisynth.data.attributes import Values
 from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.models.distributed import World
 from fmrisynth.train.batches import derive_seed
@@ -31,7 +32,7 @@ class Training(Protocol):
     config: TrainConfig
     world: World
     latents: TrainingLatents
-    vocabulary: dict[str, list[str]]
+    vocabulary: dict[str, Values]
 
     def moments(self) -> ClassMoments:
         """Statistics of the training latents per condition."""
@@ -43,11 +44,17 @@ class _Model:
 
     network: nn.Module
     objective: dict[str, Any]
-    labels: dict[str, list[str]]
+    labels: dict[str, Values]
     latent_shape: tuple[int, int, int, int, int]
     latent_mean_C: Tensor
     latent_std_C: Tensor
     whitening: None = None
+    always: tuple[str, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Task conditions."""
+        return tuple(self.labels["condition"])  # type: ignore[arg-type]
 
 
 def draw_preview(learning: Training, run: Run, out: Path, runlog: RunLog | None) -> None:
@@ -72,7 +79,7 @@ def draw_preview(learning: Training, run: Run, out: Path, runlog: RunLog | None)
     run.network.eval()
     drawn: dict[str, Tensor] = {}
     with run.ema.swap(run.network):
-        for condition in learning.vocabulary["condition"]:
+        for condition in model.conditions:
             seeds = [derive_seed("preview", config.seed, condition, i) for i in range(config.samples_per_condition)]
             drawn[condition] = generate_latents(
                 model,

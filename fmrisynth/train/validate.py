@@ -5,13 +5,14 @@ Axis legend: B instances, A attributes, K conditions, F = C*T, X Y Z latent grid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fmrisynth.data.attributes import Vocabulary, n_labels
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.distributed import World
 from fmrisynth.train.batches import LatentSource, derive_seed
@@ -35,7 +36,7 @@ class Validation:
         self,
         source: LatentSource,
         instances: Sequence[int],
-        vocabulary: Mapping[str, Sequence[str]],
+        vocabulary: Vocabulary,
         objective: Objective,
         moments: Callable[[], ClassMoments] | None,
         *,
@@ -43,7 +44,7 @@ class Validation:
         seed: int,
         batch_size: int,
     ) -> None:
-        null = len(vocabulary["condition"])
+        null = n_labels(vocabulary)[0]
         known = [i for i in instances if source.labels(i, vocabulary)[0] != null]  # conditions seen in training
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(derive_seed("val", seed)))
         self.instances = [known[i] for i in order[:n].tolist()]
@@ -65,7 +66,7 @@ class Validation:
             when the network uses the condition); ``condition_gain_noisiest``: in the noisiest fifth; ``condition_gain_share``: that
             as a share of what is attainable there (`ClassMoments.attainable_gain`; labels only).
         """
-        n_conditions = len(self.vocabulary["condition"])
+        n_conditions = n_labels(self.vocabulary)[0]
         moments = (
             self.moments() if self.moments is not None and n_conditions > 1 else None
         )  # every rank takes part in reading
@@ -110,7 +111,7 @@ class Validation:
             noisiest = bins == N_BINS - 1
             totals[3] += (wrong_B - right_B)[noisiest].sum()
             if moments is not None and bool(noisiest.any()):
-                pair = (labels_BA[:real, 0][noisiest], wrong_BA[:real, 0][noisiest])
+                pair = (labels_BA[:real, 0][noisiest].long(), wrong_BA[:real, 0][noisiest].long())
                 best_B = moments.attainable_gain(self.objective, time_B[:real][noisiest], *pair)
                 totals[4] += best_B.sum() / self.brain_share
             totals[5 : 5 + N_BINS].index_add_(0, bins, right_B)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fmrisynth.config.train import ConditioningConfig, EventTelling
+from fmrisynth.data.attributes import Values, Vocabulary
 from fmrisynth.data.latents import LatentRow, read_run_events
 from fmrisynth.data.occupancy import occupancy, read_descriptors, window_occupancy
 from fmrisynth.diffusion.rollout import past_channels
@@ -141,17 +142,19 @@ class TrainingWindows(TrainingLatents):
         """The run that a window is of."""
         return self.dataset.rows[self.place(instance)[0]]
 
-    def vocabulary(self, instances: Sequence[int], names: Sequence[str]) -> dict[str, list[str]]:
+    def vocabulary(
+        self, instances: Sequence[int], names: Sequence[str], numbers: Collection[str] = ()
+    ) -> dict[str, Values]:
         """As `TrainingLatents.vocabulary`; the conditions are those of the training runs' events."""
         firsts = [self._starts[run] for run in sorted({self.place(instance)[0] for instance in instances})]
-        others = super().vocabulary(firsts, [name for name in names if name != "condition"])
+        others = super().vocabulary(firsts, [name for name in names if name != "condition"], numbers)
         return {"condition": self.conditions} | others
 
-    def labels(self, instance: int, vocabulary: Mapping[str, Sequence[str]]) -> list[int]:
+    def labels(self, instance: int, vocabulary: Vocabulary) -> list[int | float]:
         """As `TrainingLatents.labels`; the first is 0, events are told."""
         return [
             0,
-            *super().labels(instance, {name: labels for name, labels in vocabulary.items() if name != "condition"}),
+            *super().labels(instance, {name: values for name, values in vocabulary.items() if name != "condition"}),
         ]
 
     def timing(self, instances: Sequence[int]) -> dict[str, dict[str, float]]:

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from fmrisynth.config.train import HybridConfig, ObjectiveConfig
+from fmrisynth.data.attributes import Number
 from fmrisynth.diffusion.ema import Ema
 from fmrisynth.diffusion.generate import encode_labels, generate_latents
 from fmrisynth.errors import UsageError
 from fmrisynth.models.build import build_denoiser
 
-LABELS = {"condition": ("fear", "loss", "story"), "phase_encoding": ("LR", "RL")}
+LABELS = {"condition": ["fear", "loss", "story"], "phase_encoding": ["LR", "RL"]}
 SHAPE = (2, 3, 4, 4, 8)
 
 
@@ -32,6 +33,7 @@ def make_model(prediction="epsilon", network=None, **changes):
         "latent_mean_C": torch.tensor([10.0, -3.0]),
         "latent_std_C": torch.tensor([2.0, 0.5]),
         "whitening": None,
+        "always": (),
     }
     return SimpleNamespace(**values | changes)
 
@@ -122,3 +124,22 @@ def test_average_of_weights():
     assert warm.current_decay() == pytest.approx(0.1)
     warm.n_updates = 1000
     assert warm.current_decay() == pytest.approx(1001 / 1010)
+
+
+def test_what_training_never_withheld_is_told_in_every_branch():
+    """With guidance 0 the other attributes are withheld, this one is not; and it has to be named."""
+    seen = []
+
+    class Network(torch.nn.Module):
+        brain_XYZ = None
+
+        def forward(self, noisy, time_B, labels_BA):
+            seen.append(labels_BA.clone())
+            return torch.zeros_like(noisy)
+
+    labels = {"condition": ["a", "b"], "sex": ["F", "M"], "age": Number(mean=40.0, std=10.0)}
+    model = make_model("flow", Network(), labels=labels, always=("condition", "age"))
+    generate_latents(model, "b", {"age": "60", "sex": "M"}, seeds=[1], n_steps=1, guidance=0.0)
+    torch.testing.assert_close(seen[0], torch.tensor([[1, 2, 2.0]]))  # sex is withheld (2), the age two deviations up
+    with pytest.raises(UsageError, match="always told the age"):
+        generate_latents(model, "b", {"sex": "M"}, seeds=[1], n_steps=1)

@@ -93,7 +93,7 @@ class PatchTokenizer(Tokenizer):
         blocks : callable
             Returns an iterator over the fitting blocks, tensors (T, 1, X, Y, Z); called once per pass.
         """
-        if self.info.normalisation == "global":
+        if self.info.normalisation != "dynamics":
             self.centre_KP.copy_(_mean(self._patches(b * self.brain_XYZ) for b in blocks()))
         inside_KP = self._patches(self.brain_XYZ[None, None])[0].double()
         covariance_KPP, n_blocks = self._moments(blocks, lambda rows: (rows, rows))
