@@ -14,9 +14,10 @@ from fmrisynth.config.glm import GlmConfig
 class EvaluateConfig(StageConfig):
     """Settings of the comparison of a synthetic with a real dataset."""
 
-    unit: Literal["block", "run"] = Field(
+    unit: Literal["block", "run", "anatomy"] = Field(
         "block",
-        description="block: windows of blocks; run: whole runs of one experiment (of the others settings only test_split and truth apply).",
+        description="block: windows of blocks; run: whole runs of one experiment (of the other settings only test_split and truth apply); "
+        "anatomy: how people look (none of the others apply).",
     )
     glm: GlmConfig = Field(GlmConfig(reports=False), description="The window GLM, the same for both datasets.")
     conditions: tuple[str, ...] = Field((), description="Conditions to compare; empty: all that were synthesised.")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fmrisynth.config.base import StageConfig
 
@@ -39,6 +39,10 @@ class SampleConfig(StageConfig):
         description="A block or run dataset: synthetic person k gets the reference volume and mask of its k-th participant, "
         "in place of the mean anatomy.",
     )
+    participants: Path | None = Field(
+        None,
+        description="participants.tsv: the k-th synthetic person is asked for with the attributes (age, sex) of its k-th row.",
+    )
     start_index: int = Field(0, ge=0, description="Number of the first sample (0 is sample 1).")
     shard: tuple[int, int] = Field(
         (1, 1), description="(k, n): of all samples, make the k-th of n interleaved shares; for job arrays."
@@ -58,7 +62,8 @@ class SampleConfig(StageConfig):
         None, description="Guide only between these noise levels, in diffusion steps (0 clean to 1000 noise)."
     )
     attributes: dict[str, str] = Field(
-        default_factory=dict, description="Attribute values, for example phase_encoding: LR; others stay open."
+        default_factory=dict,
+        description="Attribute values, for example phase_encoding: LR or age: 60; others stay open.",
     )
     observation_noise: bool = Field(
         True, description="Add what the tokenizer cannot say about a volume, as noise; false: its mean image alone."
@@ -71,6 +76,16 @@ class SampleConfig(StageConfig):
     report: bool = Field(False, description="Write report.html: maps, time courses, settings and provenance.")
     format: Literal["nii.gz", "nii"] = Field("nii.gz", description="Compressed images, or plain ones (no gzip).")
     save_latents: bool = Field(False, description="Keep the latents beside the images.")
+
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _numbers_as_text(cls, value: Any) -> Any:
+        """An age is written without quotes."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: f"{v:g}" if isinstance(v, int | float) and not isinstance(v, bool) else v for name, v in value.items()
+        }
 
     @model_validator(mode="after")
     def _consistent(self) -> SampleConfig:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 import numpy as np
-from pydantic import Field
 
-from fmrisynth.config.base import Config
 from fmrisynth.errors import UsageError
 
 
-class Number(Config):
-    """An attribute with a number, for example an age: its distribution over the training instances."""
+@dataclass(frozen=True)
+class Number:
+    """An attribute with a number, for example an age: mean and standard deviation over the training instances."""
 
-    mean: float = Field(description="Mean.", allow_inf_nan=False)
-    std: float = Field(gt=0, description="Standard deviation.", allow_inf_nan=False)
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise ValueError(f"a number cannot have the mean {self.mean} and the standard deviation {self.std}")
 
     @classmethod
     def of(cls, values: Sequence[str]) -> Number:

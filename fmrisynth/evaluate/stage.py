@@ -70,10 +70,12 @@ def _content(path: Path) -> list[Path]:
 
 def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig) -> list[str]:
     out = stage.out
-    if config.unit == "run":
-        from fmrisynth.evaluate.run_stage import evaluate_runs
-
-        metrics, page, told = evaluate_runs(real, synthetic, config)
+    if config.unit != "block":
+        if config.unit == "run":
+            from fmrisynth.evaluate.run_stage import evaluate_runs as compare
+        else:
+            from fmrisynth.evaluate.anatomies import evaluate_anatomies as compare
+        metrics, page, told = compare(real, synthetic, config)
         write_page(out / REPORT, page)
         write_json(
             out / METRICS, without_nan(metrics | {"schema_version": SCHEMA_VERSION, "fmrisynth_version": __version__})

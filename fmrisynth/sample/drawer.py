@@ -145,7 +145,14 @@ class Drawer:
     def __init__(self, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.anatomies = Anatomies(config.anatomy, tokenizer.info)
+        if config.report and self.makes_anatomies:
+            raise UsageError(f"{model.path}: this model makes anatomies; leave --report out, it is about activity.")
         self.settings = _settings(config, model, tokenizer)
+
+    @property
+    def makes_anatomies(self) -> bool:
+        """Whether a sample is how somebody looks, not what somebody does."""
+        return self.tokenizer.info.normalisation == "relative"
 
     def draw(
         self, requests: Sequence[SampleRequest], device: torch.device
@@ -172,11 +179,11 @@ class Drawer:
             yield list(zip(batch, self.latents(batch, device), strict=True))
 
     def latents(self, batch: Sequence[SampleRequest], device: torch.device) -> torch.Tensor:
-        """Draw the latents of some samples of one condition."""
+        """Draw the latents of some samples of one condition and with the same attributes."""
         return generate_latents(
             self.model,
             batch[0].condition.label,
-            self.config.attributes,
+            dict(batch[0].attributes),
             seeds=[request.seed for request in batch],
             sampler=self.settings["Sampler"],
             n_steps=self.settings["SamplerSteps"],
@@ -218,7 +225,7 @@ def in_order(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A
 
 
 def _batches(requests: Sequence[SampleRequest], size: int) -> Iterator[list[SampleRequest]]:
-    for _, group in groupby(requests, key=lambda request: request.condition.label):
+    for _, group in groupby(requests, key=lambda request: (request.condition.label, request.attributes)):
         same = list(group)
         for start in range(0, len(same), size):
             yield same[start : start + size]

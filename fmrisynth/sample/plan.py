@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
 
 from fmrisynth.bids import naming
+from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.conditions import Condition, ConditionTable, load_table
 from fmrisynth.config.sample import SampleConfig
-from fmrisynth.data.blocks import Block, read_subject
-from fmrisynth.errors import UsageError
+from fmrisynth.data.blocks import ATTRIBUTES, Block, read_subject
+from fmrisynth.errors import FmrisynthError, UsageError
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class SampleRequest:
         Seed of its random generator, a function of the user's seed, the condition's label, `index` and `block` only.
     block : int, optional
         Number of the block among those of its condition that the person does, from 1. None: the sample is a subject of its own.
+    attributes : tuple of (name, value)
+        What else is asked for.
     """
 
     condition: Condition
     index: int
     seed: int
     block: int | None = None
+    attributes: tuple[tuple[str, str], ...] = ()
 
     @property
     def subject(self) -> str:
@@ -89,21 +93,51 @@ def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequ
     if wrong:
         raise UsageError(" ".join(wrong))
     conditions = [table.get(label) for label in dict.fromkeys(labels)]
+    attributes = _attributes(config)
     k, n = config.shard
     if config.subjects is not None:
         people = range(config.start_index, config.start_index + config.subjects)[k - 1 :: n]
         return [
-            SampleRequest(one, index, sample_seed(config.seed, f"{one.label} block {block}", index), block)
+            SampleRequest(
+                one, index, sample_seed(config.seed, f"{one.label} block {block}", index), block, attributes(index)
+            )
             for index in people
             for one in conditions
             for block in range(1, config.blocks + 1)
         ]
     requests = [
-        SampleRequest(one, index, sample_seed(config.seed, one.label, index))
+        SampleRequest(one, index, sample_seed(config.seed, one.label, index), attributes=attributes(index))
         for one in conditions
         for index in range(config.start_index, config.start_index + config.n)
     ]
     return requests[k - 1 :: n]
+
+
+def _attributes(config: SampleConfig) -> Callable[[int], tuple[tuple[str, str], ...]]:
+    """What is asked for of the person with a number, beside the condition.
+
+    Raises
+    ------
+    FmrisynthError
+        The table of participants has no attributes, or fewer rows than there are people.
+    """
+    common = tuple(sorted(config.attributes.items()))
+    if config.participants is None:
+        return lambda index: common
+    rows = read_tsv(config.participants, ("participant_id",))
+    names = [name for name in ATTRIBUTES if rows and name in rows[0]]
+    n_people = config.start_index + (config.subjects or config.n)
+    if not names or len(rows) < n_people:
+        raise FmrisynthError(
+            f"{config.participants}: expected {n_people} rows with {', '.join(ATTRIBUTES[:-1])} or {ATTRIBUTES[-1]}, found {len(rows)} "
+            f"with {', '.join(names) or 'none of them'}; ask for fewer people, or add what is missing."
+        )
+
+    def of_row(index: int) -> tuple[tuple[str, str], ...]:
+        own = {name: value for name in names if (value := rows[index][name]) not in ("", "n/a", None)}
+        return tuple(sorted((config.attributes | own).items()))
+
+    return of_row
 
 
 def by_subject(requests: Sequence[SampleRequest]) -> list[tuple[SampleRequest, ...]]:

@@ -22,7 +22,7 @@ from fmrisynth.bids.atomic import settle, write_bytes
 from fmrisynth.bids.digests import files_of
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
-from fmrisynth.data.blocks import Block, BlockData, finish_subject, write_block
+from fmrisynth.data.blocks import Block, BlockData, finish_subject, is_finished, write_block
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import bundled_model_dir
 from fmrisynth.models.distributed import World, join_world
@@ -31,6 +31,7 @@ from fmrisynth.parse import read_json
 from fmrisynth.progress import StageSummary, log, progress_bar
 from fmrisynth.sample.anatomy import drawn_anatomy
 from fmrisynth.sample.drawer import Drawer, in_order, make_drawer
+from fmrisynth.sample.gallery import write_gallery
 from fmrisynth.sample.plan import SampleRequest, block_of, by_subject, make_requests
 from fmrisynth.sample.preview import write_preview
 from fmrisynth.sample.report import write_report
@@ -127,14 +128,17 @@ def save_samples(out: Path, drawer: Drawer, drawn: Mapping[SampleRequest, np.nda
     make = SampleMaker(_begin(out, drawer, len(drawn) * drawer.tokenizer.info.n_frames, force=force), drawer)
     for own in by_subject(list(drawn)):
         make.stage.do(make.unit(own, bold=[drawn[request] for request in own]))
-    _finish(out, drawer.config, list(drawn))
+    _finish(out, drawer, list(drawn))
 
 
 def _begin(out: Path, drawer: Drawer, n_frames: int, *, force: bool, write: bool = True) -> Stage:
     config = drawer.config
     fixed = drawer.settings | {"Seed": config.seed, "Format": config.format, "SaveLatents": config.save_latents}
-    if config.anatomy is not None:
-        fixed["Anatomy"] = config.anatomy.name
+    fixed |= {
+        name.capitalize(): path.name
+        for name in ("anatomy", "participants")
+        if (path := getattr(config, name)) is not None
+    }
     if not out.exists():  # a model that needs more than there is must not leave a folder
         _check_space(out, n_frames, drawer.tokenizer)
     return Stage.begin(
@@ -143,9 +147,12 @@ def _begin(out: Path, drawer: Drawer, n_frames: int, *, force: bool, write: bool
     )  # fmt: skip
 
 
-def _finish(out: Path, config: SampleConfig, asked: Sequence[SampleRequest]) -> None:
+def _finish(out: Path, drawer: Drawer, asked: Sequence[SampleRequest]) -> None:
+    config = drawer.config
     write_participants(out)
-    if config.preview:
+    if config.preview and drawer.makes_anatomies:
+        write_gallery([block_of(out, request) for request in asked if is_finished(out, request.subject)])
+    elif config.preview:
         for request in asked:
             if request.index == config.start_index and request.block in (None, 1):
                 write_preview(block_of(out, request), None if request.block is None else request.desc)
@@ -173,7 +180,7 @@ def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force
     if not world.is_main:
         return StageSummary()
 
-    _finish(out, config, asked)
+    _finish(out, drawer, asked)
     lines = [f"{len(asked)} samples in {out} ({len(asked) - n_todo} were there already)."]
     if config.subjects is not None:
         lines[0] = (
@@ -249,7 +256,7 @@ class SampleMaker:
     ) -> Unit:
         """The blocks of one subject as a unit of work; drawn and decoded when it is made, if not before."""
         about = {
-            "blocks": [[request.condition.label, request.seed] for request in own],
+            "blocks": [[request.condition.label, request.seed, *request.attributes] for request in own],
             "anatomy": files_of(self.drawer.anatomies.files(own[0].index)),
         }
         subject = own[0].subject
@@ -278,7 +285,7 @@ class SampleMaker:
         size = self.drawer.config.batch_size
         for start in range(0, len(subjects), size):
             few = [request for own in subjects[start : start + size] for request in own]
-            few.sort(key=lambda request: request.condition.label)
+            few.sort(key=lambda request: (request.condition.label, request.attributes))
             yield {request: latent for batch in self.drawer.batches(few, device) for request, latent in batch}
 
     def _write_subjects(self, drawn: dict[SampleRequest, torch.Tensor]) -> list[Requests]:
@@ -306,15 +313,15 @@ class SampleMaker:
             )  # fmt: skip
             onset_s, duration_s = self.drawer.timing(request)
             volumes = bold[number] if bold else self.drawer.volumes(request, latent, anatomy)
-            if info.normalisation == "relative":
+            if self.drawer.makes_anatomies:
                 anatomy = drawn_anatomy(volumes, info)
             block = write_block(
                 self.stage.out, entities, request.desc, BlockData(volumes, anatomy.reference_XYZ, anatomy.mask_XYZ), grid,
                 condition=request.condition.label, onset_s=onset_s, duration_s=duration_s, tr_s=info.tr_s,
-                attributes=config.attributes,
+                attributes=dict(request.attributes),
                 sidecar={"Synthetic": True, "Seed": request.seed, **self.drawer.settings, **anatomy.sidecar()},
                 origin=self.drawer.model.card.origin, extension=f".{config.format}",
-                same_run=blocks[0] if blocks and info.normalisation != "relative" else None,
+                same_run=blocks[0] if blocks and not self.drawer.makes_anatomies else None,
             )  # fmt: skip
             blocks.append(block)
         if config.save_latents and kept:

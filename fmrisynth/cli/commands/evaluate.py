@@ -19,7 +19,8 @@ def evaluate(
     real: Annotated[Path, typer.Option(help="Block dataset of real (or phantom) blocks, or of runs with --unit run.")],
     synthetic: Annotated[Path, typer.Option(help="Block dataset of synthetic blocks or runs.")],
     unit: Annotated[
-        str | None, setting(EvaluateConfig, "unit", help="Compare windows of blocks, or whole runs")
+        str | None,
+        setting(EvaluateConfig, "unit", help="What is compared: windows of blocks, whole runs, or anatomies"),
     ] = None,
     tokenizer: Annotated[
         Path | None, setting(EvaluateConfig, "tokenizer", help="Tokenizer folder, for the ceiling it sets.")

@@ -75,6 +75,17 @@ def sample(
             help="Each person looks like one of this dataset.",
         ),
     ] = None,
+    participants: Annotated[
+        Path | None,
+        setting(
+            SampleConfig,
+            "participants",
+            "--participants",
+            metavar="TSV",
+            default="attributes as in --set",
+            help="Age and sex of each person.",
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     sampler: Annotated[str | None, setting(SampleConfig, "sampler", help="How the noise becomes a sample")] = None,
     steps: Annotated[
@@ -118,7 +129,7 @@ def sample(
     resolved = options.resolve(
         SampleConfig, "sample", file=config, overrides=overrides, seed=seed, conditions=condition,
         all_conditions=all_conditions, events=events, duration_s=duration, n=n, subjects=subjects, blocks=blocks,
-        anatomy=anatomy, sampler=sampler, steps=steps,
+        anatomy=anatomy, participants=participants, sampler=sampler, steps=steps,
         guidance=guidance, batch_size=batch_size, start_index=start_index,
         shard=_parse_shard(shard), save_latents=save_latents, report=report,
         format=format_, device=device,
