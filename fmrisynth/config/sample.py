@@ -36,8 +36,8 @@ class SampleConfig(StageConfig):
     blocks: int = Field(1, ge=1, le=1000, description="Blocks of each condition that a person does; with subjects.")
     anatomy: Path | None = Field(
         None,
-        description="A block or run dataset: synthetic person k gets the reference volume and mask of its k-th participant, "
-        "in place of the mean anatomy.",
+        description="In place of the mean anatomy: a block or run dataset, synthetic person k gets the reference volume and mask "
+        "of its k-th participant; or a model of anatomies, which draws new ones.",
     )
     participants: Path | None = Field(
         None,
@@ -98,6 +98,10 @@ class SampleConfig(StageConfig):
             raise ValueError("report and save_latents are for blocks; look at runs with `fmrisynth glm --unit run`")
         if self.subjects is not None and (self.events or self.n > 1):
             raise ValueError("subjects takes the place of n; with events, n is the number of people")
+        if self.participants is not None and self.events:
+            raise ValueError(
+                "participants says who does blocks; of people who do whole runs give attributes with --set"
+            )
         if self.blocks > 1 and self.subjects is None:
             raise ValueError("blocks are counted per person; say with subjects how many people there are")
         if not self.events and (self.duration_s is not None or self.descriptors is not None):

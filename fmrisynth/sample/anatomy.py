@@ -1,25 +1,33 @@
-"""Anatomies for synthetic people: reference volumes and brain masks of a dataset.
+"""Anatomies for synthetic people: reference volumes and brain masks, of a dataset or drawn by a model.
 
-A model of percent signal change says how a brain moves and nothing of how it looks. Without a dataset of anatomies all
-synthetic people share the mean reference and the mask of the tokenizer; with one, the k-th person has those of its k-th.
+A model of percent signal change says how a brain moves and nothing of how it looks. Without anatomies all synthetic people
+share the mean reference and the mask of the tokenizer. With a dataset the k-th person has those of its k-th; a model of
+anatomies draws new ones.
 
 Axis legend: X, Y, Z voxel axes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from fmrisynth.bids.digests import files_of
 from fmrisynth.data.blocks import Block, read_subject, subjects_of
+from fmrisynth.data.grid import Grid
 from fmrisynth.data.nifti import read_image
 from fmrisynth.data.normalisation import brain_of
 from fmrisynth.data.percent import usable_voxels
+from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.models.tokenizers.base import TokenizerInfo
+from fmrisynth.models.checkpoint import LoadedDenoiser
+from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo
 from fmrisynth.progress import log
+from fmrisynth.sample.plan import sample_seed
 
 LEAST_SHARED = 0.5
 """A brain that covers less of the tokenizer's lies elsewhere."""
@@ -56,14 +64,68 @@ def drawn_anatomy(volumes_XYZT: np.ndarray, info: TokenizerInfo) -> Anatomy:
 
 
 class Anatomies:
-    """The people of a block or run dataset, in order; the tokenizer's mean anatomy if there is no dataset.
+    """One anatomy for all: the tokenizer's mean.
 
     Parameters
     ----------
-    dataset : Path or None
-        Block or run dataset on the tokenizer's grid.
     info : TokenizerInfo
-        Of the tokenizer that decodes.
+        Of the tokenizer that decodes what the people do.
+    """
+
+    known: tuple[str, ...] = ()
+    """Attributes that the anatomy depends on."""
+
+    def __init__(self, info: TokenizerInfo) -> None:
+        self.info = info
+
+    def warn(self, n_people: int) -> None:
+        """Say it if people have to share without having been told so."""
+
+    def about(self, index: int) -> Any:
+        """What the anatomy of the person with this number depends on, for `Unit.about`."""
+        return None
+
+    def load(self, index: int, attributes: Mapping[str, str]) -> Anatomy:
+        """The anatomy of the person with this number, from 0, and these attributes."""
+        return Anatomy(self.info.reference_XYZ, self.info.mask_XYZ)
+
+    def _fitted(self, reference_XYZ: np.ndarray, own_XYZ: np.ndarray, path: Path, source: str) -> Anatomy:
+        """An anatomy within the tokenizer's brain.
+
+        Raises
+        ------
+        FmrisynthError
+            The brain lies elsewhere.
+        """
+        mask_XYZ = usable_voxels(reference_XYZ, own_XYZ) & self.info.mask_XYZ
+        share = float(mask_XYZ.sum() / self.info.mask_XYZ.sum())
+        if share < LEAST_SHARED:
+            raise FmrisynthError(
+                f"{path}: expected a brain where the model has one, found {share:.0%} of the model's voxels in it; are the anatomies "
+                "registered to the model's space?"
+            )
+        return Anatomy(np.where(mask_XYZ, reference_XYZ, 0.0).astype(np.float32), mask_XYZ, source)
+
+    def _check_grid(self, path: Path, grid: Grid) -> None:
+        if self.info.normalisation != "dynamics":
+            raise UsageError(
+                f"--anatomy {path}: the model's tokenizer holds anatomies itself ({self.info.normalisation} normalisation); leave "
+                "--anatomy out, or use a model of percent signal change (dynamics)."
+            )
+        if not grid.same_as(self.info.grid):
+            raise FmrisynthError(
+                f"{path}: expected anatomies on the model's grid {self.info.grid.shape} with affine {self.info.grid.affine_rows}, "
+                f"found {grid.shape} with affine {grid.affine_rows}; take anatomies on that grid."
+            )
+
+
+class AnatomiesOfPeople(Anatomies):
+    """Those of a block or run dataset, in its order.
+
+    Parameters
+    ----------
+    dataset : Path
+    info : TokenizerInfo
 
     Raises
     ------
@@ -73,46 +135,32 @@ class Anatomies:
         The dataset cannot be read, or lies on another grid.
     """
 
-    def __init__(self, dataset: Path | None, info: TokenizerInfo) -> None:
-        self.dataset, self.info = dataset, info
-        self.subjects = [] if dataset is None else subjects_of(dataset)
-        if dataset is None:
-            return
-        if info.normalisation != "dynamics":
-            raise UsageError(
-                f"--anatomy {dataset}: the model's tokenizer holds anatomies itself ({info.normalisation} normalisation); leave "
-                "--anatomy out, or use a model of percent signal change (dynamics)."
-            )
+    def __init__(self, dataset: Path, info: TokenizerInfo) -> None:
+        super().__init__(info)
+        self.dataset, self.subjects = dataset, subjects_of(dataset)
         if not self.subjects:
             raise FmrisynthError(f"{dataset}: expected a dataset with finished participants, found none.")
-        grid = self._block(0).load_grid()
-        if not grid.same_as(info.grid):
-            raise FmrisynthError(
-                f"{dataset}: expected anatomies on the model's grid {info.grid.shape} with affine {info.grid.affine_rows}, found "
-                f"{grid.shape} with affine {grid.affine_rows}; make the dataset with `fmrisynth prepare` on that grid."
-            )
+        self._check_grid(dataset, self._block(0).load_grid())
 
     def warn(self, n_people: int) -> None:
-        """Say it if people have to share."""
-        if self.subjects and n_people > len(self.subjects):
+        """See `Anatomies.warn`."""
+        if n_people > len(self.subjects):
             log.warning(
                 "%s: %d anatomies for %d people; some people share one.", self.dataset, len(self.subjects), n_people
             )
 
-    def files(self, index: int) -> list[Path]:
-        """What the anatomy of the person with this number is read from."""
-        return [] if self.dataset is None else [self._block(index).reference_path, self._block(index).mask_path]
+    def about(self, index: int) -> Any:
+        """See `Anatomies.about`."""
+        return files_of([self._block(index).reference_path, self._block(index).mask_path])
 
-    def load(self, index: int) -> Anatomy:
-        """The anatomy of the person with this number, from 0.
+    def load(self, index: int, attributes: Mapping[str, str]) -> Anatomy:
+        """See `Anatomies.load`.
 
         Raises
         ------
         FmrisynthError
             The files cannot be used, or the brain lies elsewhere.
         """
-        if self.dataset is None:
-            return Anatomy(self.info.reference_XYZ, self.info.mask_XYZ)
         block = self._block(index)
         reference = read_image(block.reference_path, ndim=3).scaled()
         own = read_image(block.mask_path, ndim=3).scaled() > 0.5
@@ -120,17 +168,50 @@ class Anatomies:
             raise FmrisynthError(
                 f"{block.reference_path}: expected {self.info.mask_XYZ.shape} voxels, found {reference.shape}; make the dataset again."
             )
-        mask_XYZ = usable_voxels(reference, own) & self.info.mask_XYZ
-        share = float(mask_XYZ.sum() / self.info.mask_XYZ.sum())
-        if share < LEAST_SHARED:
-            raise FmrisynthError(
-                f"{block.mask_path}: expected a brain where the model has one, found {share:.0%} of the model's voxels in it; is the "
-                "dataset registered to the model's space?"
-            )
-        return Anatomy(
-            np.where(mask_XYZ, reference, 0.0).astype(np.float32), mask_XYZ, f"{self.dataset.name}: sub-{block.subject}"
-        )
+        return self._fitted(reference, own, block.mask_path, f"{self.dataset.name}: sub-{block.subject}")
 
     def _block(self, index: int) -> Block:
-        assert self.dataset is not None
         return read_subject(self.dataset, self.subjects[index % len(self.subjects)])[0]
+
+
+class DrawnAnatomies(Anatomies):
+    """New ones, drawn by a model of anatomies; a person's is a function of the seed, the person's number and attributes.
+
+    Parameters
+    ----------
+    model, tokenizer
+        Of anatomies.
+    info : TokenizerInfo
+        Of the tokenizer that decodes what the people do.
+    seed : int
+
+    Raises
+    ------
+    UsageError
+        The model makes no anatomies.
+    FmrisynthError
+        It lies on another grid.
+    """
+
+    def __init__(self, model: LoadedDenoiser, tokenizer: Tokenizer, info: TokenizerInfo, seed: int) -> None:
+        super().__init__(info)
+        if tokenizer.info.normalisation != "relative":
+            raise UsageError(f"--anatomy {model.path}: this model makes what people do, not how they look.")
+        self._check_grid(model.path, tokenizer.info.grid)
+        self.model, self.tokenizer, self.seed = model, tokenizer, seed
+        self.known = tuple(name for name in model.labels if name != "condition")
+
+    def about(self, index: int) -> Any:
+        """See `Anatomies.about`."""
+        return self.model.sha256
+
+    def load(self, index: int, attributes: Mapping[str, str]) -> Anatomy:
+        """See `Anatomies.load`."""
+        model = self.model
+        own = {name: value for name, value in attributes.items() if name in self.known}
+        seed = sample_seed(self.seed, "anatomy", index)
+        latent_1CTxyz = generate_latents(model, model.conditions[0], own, seeds=[seed])
+        drawn = drawn_anatomy(
+            next(self.tokenizer.decode_blocks(latent_1CTxyz, noise_seeds=[seed])), self.tokenizer.info
+        )
+        return self._fitted(drawn.reference_XYZ, drawn.mask_XYZ, model.path, f"drawn by model {model.sha256[:12]}")

@@ -24,10 +24,10 @@ from fmrisynth.data.occupancy import read_descriptors
 from fmrisynth.diffusion.generate import generate_latents
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.bundled import bundled_model_dir
-from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
+from fmrisynth.models.checkpoint import CARD_NAME, LoadedDenoiser, load_denoiser
 from fmrisynth.models.device import usable_cores
-from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
-from fmrisynth.sample.anatomy import Anatomies, Anatomy
+from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
+from fmrisynth.sample.anatomy import Anatomies, AnatomiesOfPeople, Anatomy, DrawnAnatomies
 from fmrisynth.sample.plan import SampleRequest
 
 A = TypeVar("A")
@@ -144,7 +144,7 @@ class Drawer:
 
     def __init__(self, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.anatomies = Anatomies(config.anatomy, tokenizer.info)
+        self.anatomies = _anatomies(config, tokenizer.info)
         if config.report and self.makes_anatomies:
             raise UsageError(f"{model.path}: this model makes anatomies; leave --report out, it is about activity.")
         self.settings = _settings(config, model, tokenizer)
@@ -183,7 +183,7 @@ class Drawer:
         return generate_latents(
             self.model,
             batch[0].condition.label,
-            dict(batch[0].attributes),
+            self.told(batch[0].attributes),
             seeds=[request.seed for request in batch],
             sampler=self.settings["Sampler"],
             n_steps=self.settings["SamplerSteps"],
@@ -193,13 +193,18 @@ class Drawer:
             device=device,
         )
 
+    def told(self, attributes: Sequence[tuple[str, str]]) -> dict[str, str]:
+        """Those attributes that the model is told: all but what the anatomies alone depend on."""
+        elsewhere = set(self.anatomies.known) - set(self.model.labels)
+        return {name: value for name, value in attributes if name not in elsewhere}
+
     def volumes(
         self, request: SampleRequest, latent_CTXYZ: torch.Tensor | None = None, anatomy: Anatomy | None = None
     ) -> np.ndarray:
         """Volumes of one sample, (X, Y, Z, T) float32; latents that are not given are drawn on the CPU."""
         latent = self.latents([request], torch.device("cpu"))[0] if latent_CTXYZ is None else latent_CTXYZ
         noise_seeds = [request.seed] if self.config.observation_noise else None
-        anatomy = self.anatomies.load(request.index) if anatomy is None else anatomy
+        anatomy = self.anatomies.load(request.index, dict(request.attributes)) if anatomy is None else anatomy
         return next(
             self.tokenizer.decode_blocks(
                 latent[None], reference_XYZ=anatomy.reference_XYZ, mask_XYZ=anatomy.mask_XYZ, noise_seeds=noise_seeds
@@ -211,6 +216,14 @@ class Drawer:
         info = self.tokenizer.info
         found = self.model.card.trained_on.get("timing", {}).get(request.condition.label, {})
         return found.get("onset_s", 0.0), found.get("duration_s", info.tr_s * info.n_frames)
+
+
+def _anatomies(config: SampleConfig, info: TokenizerInfo) -> Anatomies:
+    if config.anatomy is None:
+        return Anatomies(info)
+    if (config.anatomy / CARD_NAME).is_file() or (config.anatomy / "checkpoints").is_dir():
+        return DrawnAnatomies(*load_model(config.anatomy), info, config.seed)
+    return AnatomiesOfPeople(config.anatomy, info)
 
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], *, ahead: int) -> Iterator[B]:

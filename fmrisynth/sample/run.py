@@ -19,7 +19,6 @@ from threadpoolctl import threadpool_limits
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import settle, write_bytes
-from fmrisynth.bids.digests import files_of
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.blocks import Block, BlockData, finish_subject, is_finished, write_block
@@ -257,7 +256,7 @@ class SampleMaker:
         """The blocks of one subject as a unit of work; drawn and decoded when it is made, if not before."""
         about = {
             "blocks": [[request.condition.label, request.seed, *request.attributes] for request in own],
-            "anatomy": files_of(self.drawer.anatomies.files(own[0].index)),
+            "anatomy": self.drawer.anatomies.about(own[0].index),
         }
         subject = own[0].subject
         return Unit(
@@ -296,7 +295,7 @@ class SampleMaker:
 
     def _write(self, own: Sequence[SampleRequest], latents: Sequence[torch.Tensor], bold: Sequence[np.ndarray]) -> None:
         config, info = self.drawer.config, self.drawer.tokenizer.info
-        grid, anatomy = info.grid, self.drawer.anatomies.load(own[0].index)
+        grid, anatomy = info.grid, self.drawer.anatomies.load(own[0].index, dict(own[0].attributes))
         blocks: list[Block] = []
         runs: Counter[str] = Counter()
         kept = []

@@ -176,7 +176,7 @@ class RunMaker:
             "seed": person.seed, "runs": [[design.name, design.n_frames] for design in person.designs],
             "events": files_of([design.path for design in person.designs]),
             "descriptors": files_of([self.drawer.config.descriptors]),
-            "anatomy": files_of(self.drawer.anatomies.files(person.index)),
+            "anatomy": self.drawer.anatomies.about(person.index),
         }  # fmt: skip
         return Unit(
             f"sub-{person.subject}", about, lambda: self._write(person), naming.subject_scans(person.subject),
@@ -187,7 +187,7 @@ class RunMaker:
         """Latents of a run, window by window, (C, n, x, y, z)."""
         drawer, config, model = self.drawer, self.drawer.config, self.drawer.model
         labels_A = encode_labels(
-            model.labels, model.conditions[0], config.attributes, model.always
+            model.labels, model.conditions[0], drawer.told(tuple(config.attributes.items())), model.always
         )  # any condition: events are told
         labels_A[0] = 0
         drawing = Drawing(
@@ -206,7 +206,7 @@ class RunMaker:
 
     def _write(self, person: PersonRequest) -> None:
         drawer, info = self.drawer, self.drawer.tokenizer.info
-        anatomy = drawer.anatomies.load(person.index)
+        anatomy = drawer.anatomies.load(person.index, drawer.config.attributes)
         data = BlockData(np.zeros((*info.grid.shape, 0), np.float32), anatomy.reference_XYZ, anatomy.mask_XYZ)
         runs: list[Block] = []
         for design in person.designs:

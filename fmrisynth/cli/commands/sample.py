@@ -70,9 +70,9 @@ def sample(
             SampleConfig,
             "anatomy",
             "--anatomy",
-            metavar="DATASET",
+            metavar="DATASET|MODEL",
             default="the mean anatomy",
-            help="Each person looks like one of this dataset.",
+            help="How people look: as those of a dataset, or drawn by a model.",
         ),
     ] = None,
     participants: Annotated[

@@ -1,0 +1,147 @@
+"""Anatomies from the phantom to people who have them, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmrisynth.bids.sidecars import read_tsv
+from fmrisynth.cli.main import run
+from fmrisynth.data.blocks import read_blocks
+from fmrisynth.models.checkpoint import read_card
+from tests.sample.test_run import digest_tree, validator_errors
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Phantom people in two sessions, and a model that hardly learned how they look."""
+    root = tmp_path_factory.mktemp("anatomies")
+    common = ["--seed", "3"]
+    people = ["--layout", "anatomy", "--n-subjects", "5", "--set", "sessions=2", "--set", "years_between=10"]
+    assert run(["simulate", str(root / "people"), *people, "--set", "split.all=train", *common]) == 0
+    assert run(["tokenize", str(root / "people"), str(root / "latents"), "--preset", "anatomy", *common]) == 0
+    few = ["--steps", "2", "--set", "batch_size=2", "--set", "val_every=2", "--set", "checkpoint_every=2"]
+    assert run(["train", str(root / "latents"), str(root / "model"), "--preset", "anatomy", *few, *common]) == 0
+    return root
+
+
+def test_people_age_between_sessions(world):
+    blocks = read_blocks(world / "people")
+    assert len(blocks) == 10
+    by_person = {}
+    for block in blocks:
+        by_person.setdefault(block.subject, []).append(block)
+    for first, second in by_person.values():
+        assert float(second.attributes["age"]) == float(first.attributes["age"]) + 10
+        one, other = first.load(), second.load()
+        assert one.bold_XYZT.shape[-1] == 1
+        np.testing.assert_array_equal(one.bold_XYZT[..., 0], one.reference_XYZ)
+        both = one.mask_XYZ & other.mask_XYZ
+        same = np.corrcoef(one.reference_XYZ[both], other.reference_XYZ[both])[0, 1]
+        others = [b.load() for b in blocks if b.subject != first.subject]
+        strangers = max(np.corrcoef(one.reference_XYZ[both], o.reference_XYZ[both])[0, 1] for o in others)
+        assert 1 > same > strangers  # the same person, changed
+
+
+def test_the_tokenizer_keeps_anatomies(world):
+    from fmrisynth.models.tokenizers import load_tokenizer
+    from fmrisynth.tokenize.source import to_frames
+
+    tokenizer = load_tokenizer(world / "latents" / "tokenizer")
+    data = read_blocks(world / "people")[0].load()
+    frames = to_frames(data, "relative")
+    back = tokenizer.decode(tokenizer.encode(frames))
+    inside = data.mask_XYZ
+    assert np.corrcoef(frames[0, 0].numpy()[inside], back[0, 0].numpy()[inside])[0, 1] > 0.9
+    assert abs(float(frames[0, 0].numpy()[inside].mean()) - 1) < 1e-4
+
+
+def test_the_card_knows_ages_as_a_number(world):
+    card = read_card(next((world / "model" / "checkpoints").glob("step-*")))
+    assert card.labels["sex"] == sorted({b.attributes["sex"] for b in read_blocks(world / "people")})
+    ages = [float(b.attributes["age"]) for b in read_blocks(world / "people")]
+    assert card.labels["age"].mean == pytest.approx(np.mean(ages))
+    assert card.always == ["condition"]
+
+
+@pytest.fixture(scope="module")
+def drawn(world) -> Path:
+    table = world / "asked.tsv"
+    table.write_text("participant_id\tsex\tage\tsite\nsub-1\tF\t30\tA\nsub-2\tM\t70\tB\nsub-3\tn/a\t50\tA\n")
+    ask = ["sample", str(world / "drawn"), "--checkpoint", str(world / "model"), "--all-conditions", "--n", "3"]
+    assert run([*ask, "--participants", str(table), "--steps", "4"]) == 0
+    return world / "drawn"
+
+
+def test_everybody_is_asked_for_as_in_the_table(drawn):
+    blocks = read_blocks(drawn)
+    assert [(b.attributes.get("sex"), b.attributes["age"]) for b in blocks] == [("F", "30"), ("M", "70"), (None, "50")]
+    volumes = []
+    for block in blocks:
+        data = block.load()
+        assert data.mask_XYZ.sum() > 20_000
+        np.testing.assert_allclose(
+            data.bold_XYZT[..., 0][data.mask_XYZ], data.reference_XYZ[data.mask_XYZ], rtol=1e-3, atol=2
+        )
+        volumes.append(data.reference_XYZ)
+    assert not np.allclose(volumes[0], volumes[1])
+    assert (drawn / "figures" / "anatomies.png").stat().st_size > 10_000
+    assert validator_errors(drawn) == []
+
+
+def test_too_few_rows_are_refused(world, drawn, tmp_path, capsys):
+    ask = ["sample", str(tmp_path / "out"), "--checkpoint", str(world / "model"), "--all-conditions", "--n", "4"]
+    assert run([*ask, "--participants", str(world / "asked.tsv")]) != 0
+    assert "expected 4 rows" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_people_whose_anatomy_is_drawn(world, tmp_path):
+    ask = [
+        "sample",
+        "--condition",
+        "motor_rh",
+        "--steps",
+        "2",
+        "--anatomy",
+        str(world / "model"),
+        "--set",
+        "preview=false",
+    ]
+    assert run([*ask, "--subjects", "2", "--blocks", "2", "--set", "age=70", str(tmp_path / "a")]) == 0
+    assert (
+        run([*ask, "--subjects", "1", "--start-index", "1", "--blocks", "2", "--set", "age=70", str(tmp_path / "b")])
+        == 0
+    )
+    blocks = read_blocks(tmp_path / "a")
+    looks = [block.load() for block in blocks]
+    np.testing.assert_array_equal(looks[0].reference_XYZ, looks[1].reference_XYZ)  # one person
+    assert not np.allclose(looks[0].reference_XYZ, looks[2].reference_XYZ)
+    sidecar = json.loads(blocks[0].path.with_name(blocks[0].path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Anatomy"].startswith("drawn by model ")
+    alone, both = digest_tree(tmp_path / "b"), digest_tree(tmp_path / "a")
+    mine = [name for name in both if name.startswith("sub-synth0002/")]
+    assert len(mine) > 8
+    assert [name for name in mine if alone[name] != both[name]] == []
+    assert read_tsv(tmp_path / "a" / "participants.tsv")[0]["participant_id"] == "sub-synth0001"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--condition", "motor_rh", "--anatomy", "BUNDLED"], "makes what people do"),
+        (["--condition", "motor_rh", "--set", "age=70"], "no attribute 'age'"),
+        (["--checkpoint", "MODEL", "--all-conditions", "--set", "age=old"], "expected a number"),
+        (["--checkpoint", "MODEL", "--all-conditions", "--report"], "makes anatomies"),
+    ],
+)
+def test_what_cannot_be_is_refused(world, more, said, tmp_path, capsys):
+    from fmrisynth.models.bundled import bundled_model_dir
+
+    places = {"BUNDLED": str(bundled_model_dir()), "MODEL": str(world / "model")}
+    assert run(["sample", str(tmp_path / "out"), *[places.get(word, word) for word in more]]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.glob("out/sub-*")) == []
