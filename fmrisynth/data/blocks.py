@@ -31,6 +31,9 @@ from fmrisynth.parse import read_json
 RUN = "run"
 """What stands in place of a condition where an instance is a whole run: what happens in it is in its events file."""
 
+ANATOMY = "anatomy_epi"
+"""Condition of an anatomy: its modality."""
+
 GRAND_MEAN = 10_000.0
 """Mean of a source run over brain voxels and time, in the arbitrary units of HCP."""
 
@@ -304,6 +307,30 @@ def table_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
             **{name: block.attributes.get(name) for name in ATTRIBUTES},
         }
         for block in blocks
+    ]
+
+
+class AnatomyBlock(Block):
+    """How somebody looks: the reference volume of a block or run as one frame."""
+
+    def load(self) -> BlockData:
+        """See `Block.load`; the image of what the person does is not read."""
+        reference, mask_XYZ = read_image(self.reference_path, ndim=3).scaled(), self.load_mask()
+        if reference.shape != mask_XYZ.shape:
+            raise FmrisynthError(
+                f"{self.reference_path}: reference and mask differ in shape ({reference.shape}, {mask_XYZ.shape}); make the dataset again."
+            )
+        return BlockData(reference[..., None], reference, mask_XYZ)
+
+
+def anatomies_of(blocks: Sequence[Block]) -> list[Block]:
+    """The anatomy of each session of a person, from its first block or run."""
+    first = {block.entities.get("ses"): block for block in reversed(blocks)}
+    return [
+        AnatomyBlock(
+            **dict(vars(block)) | {"condition": ANATOMY, "n_frames": 1, "onset_s": 0.0, "duration_s": block.tr_s}
+        )
+        for block in reversed(first.values())
     ]
 
 

@@ -18,7 +18,7 @@ from fmrisynth.bids.origin import PHANTOM
 from fmrisynth.bids.sidecars import write_tsv
 from fmrisynth.conditions import load_table
 from fmrisynth.config.simulate import SimulateConfig
-from fmrisynth.data.blocks import GRAND_MEAN, RUN, Block, BlockData, finish_subject, write_block
+from fmrisynth.data.blocks import ANATOMY, GRAND_MEAN, RUN, Block, BlockData, finish_subject, write_block
 from fmrisynth.data.splits import split_of
 from fmrisynth.data.windows import RESPONSE_S
 from fmrisynth.progress import StageSummary
@@ -47,9 +47,6 @@ must not read it.
 
 INSTANCES = ("blocks", "runs", "anatomy")
 """Layouts that are datasets of `fmrisynth.data.blocks`."""
-
-ANATOMY = "anatomy_epi"
-"""Condition of the layout anatomy: the modality."""
 
 _FREE_TO_CHANGE = {"n_subjects", "first_subject"}
 """Settings in which a second call into the same folder may differ."""

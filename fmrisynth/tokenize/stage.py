@@ -18,6 +18,7 @@ from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.data.blocks import (
     Block,
     BlockData,
+    anatomies_of,
     block_files,
     finish_subject,
     read_subject,
@@ -26,6 +27,7 @@ from fmrisynth.data.blocks import (
     write_block,
 )
 from fmrisynth.data.latents import TOKENIZER_FOLDER, LatentDataset, read_run_events, write_runs, write_subject
+from fmrisynth.data.normalisation import Normalisation
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import BUNDLED, bundled_tokenizer_dir
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
@@ -111,6 +113,8 @@ def tokenize_dataset(
         f"Encoded {sum(encoded.values())} blocks of {len(encoded)} subjects to latents of shape "
         f"{info.latent_channels} x {info.n_frames} x {' x '.join(map(str, info.latent_grid))} in {out}."
     )
+    if info.normalisation == "relative":
+        return stage.summary([*lines, "No tokenizer report: it is about what people do, not about how they look."])
     held_out = held_out_subjects(prepared, subjects, config.report_split) if config.report else []
     if held_out and read_subject(prepared, held_out[0])[0].is_run:
         return stage.summary([*lines, "No tokenizer report: it is made of blocks, this dataset holds whole runs."])
@@ -215,9 +219,15 @@ def _decode_subject(
     finish_subject(out, subject, written)
 
 
+def _read(prepared: Path, subject: str, normalisation: Normalisation) -> list[Block]:
+    """What is encoded of a subject: what it does, or how it looks."""
+    blocks = read_subject(prepared, subject)
+    return anatomies_of(blocks) if normalisation == "relative" else blocks
+
+
 def _latents(prepared: Path, out: Path, subject: str, tokenizer: Tokenizer, config: TokenizeConfig) -> Unit:
     """Latents of one subject; its result is the number of blocks."""
-    blocks = read_subject(prepared, subject)
+    blocks = _read(prepared, subject, tokenizer.info.normalisation)
     if not blocks:
         raise FmrisynthError(f"{prepared}: sub-{subject} has no blocks; check the report of `fmrisynth prepare`.")
 
@@ -267,7 +277,7 @@ def _fitted(stage: Stage, prepared: Path, subjects: Sequence[str], config: Token
 
     Blocks that came after the fit do not make it stale; blocks it was fitted to and that changed or went do.
     """
-    training, split = _training_blocks(prepared, subjects)
+    training, split = _training_blocks(prepared, subjects, config.normalisation)
     before = stage.result("tokenizer")
     blocks = [block for block in training if before and block.bold.as_posix() in set(before["blocks"])]
     if before is None or len(blocks) < len(before["blocks"]):
@@ -303,7 +313,7 @@ def _about_fit(stage: Stage, found: dict[str, Any]) -> str:
     return f"Used the {found['kind']} that had been fitted to {found['of']}."
 
 
-def _training_blocks(prepared: Path, subjects: Sequence[str]) -> tuple[list[Block], str]:
+def _training_blocks(prepared: Path, subjects: Sequence[str], normalisation: Normalisation) -> tuple[list[Block], str]:
     """The blocks of the training split, and its name.
 
     A dataset without a training split (a single subject, say) gives all its blocks, with a warning.
@@ -311,7 +321,7 @@ def _training_blocks(prepared: Path, subjects: Sequence[str]) -> tuple[list[Bloc
     blocks: list[Block] = []
     for subject in subjects:
         try:
-            blocks += read_subject(prepared, subject)
+            blocks += _read(prepared, subject, normalisation)
         except FmrisynthError as error:
             log.warning("left out of the tokenizer's fit: %s", error)
     train = [block for block in blocks if block.split == "train"]

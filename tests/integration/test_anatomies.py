@@ -145,3 +145,29 @@ def test_what_cannot_be_is_refused(world, more, said, tmp_path, capsys):
     assert run(["sample", str(tmp_path / "out"), *[places.get(word, word) for word in more]]) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.glob("out/sub-*")) == []
+
+
+def test_any_block_dataset_has_anatomies(world, drawn, tmp_path):
+    """Two blocks of one person are one anatomy, that of the reference."""
+    from fmrisynth.data.latents import LatentDataset
+
+    ask = [
+        "sample",
+        "--condition",
+        "motor_rh",
+        "--subjects",
+        "2",
+        "--blocks",
+        "2",
+        "--steps",
+        "2",
+        "--set",
+        "preview=false",
+    ]
+    assert run([*ask, "--anatomy", str(drawn), str(tmp_path / "blocks")]) == 0
+    tokenizer = str(world / "latents" / "tokenizer")
+    assert run(["tokenize", str(tmp_path / "blocks"), str(tmp_path / "latents"), "--tokenizer", tokenizer]) == 0
+    dataset = LatentDataset.open(tmp_path / "latents")
+    assert [(row.subject, row.condition) for row in dataset.rows] == [(f"synth000{k}", "anatomy_epi") for k in (1, 2)]
+    assert dataset.shape[1] == 1
+    assert not np.allclose(dataset[0].numpy(), dataset[1].numpy())
