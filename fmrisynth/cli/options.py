@@ -167,11 +167,17 @@ def set_verbosity(verbose: int) -> None:
     log.propagate = False
 
 
-def show_plan(config: StageConfig, lines: Iterable[str]) -> int:
-    """Print the resolved configuration and what would be done (for ``--dry-run``): YAML, with the plan in comments."""
-    typer.echo(dump_yaml(config).rstrip())
-    for line in lines:
-        typer.echo(line if line.startswith("#") else f"# {line}")
+def show_plan(config: StageConfig, lines: Iterable[str], call: Callable[[], object]) -> int:
+    """For ``--dry-run``: the first line of the plan, the resolved settings as YAML, the rest of the plan; lines are comments.
+
+    What `call`, the command itself, would refuse before it writes is refused here.
+    """
+    from fmrisynth.stage import rehearsal
+
+    with rehearsal():
+        call()
+    first, *rest = [line if line.startswith("#") else f"# {line}" for line in lines]
+    typer.echo("\n".join([first, dump_yaml(config).rstrip(), *rest]))
     return 0
 
 

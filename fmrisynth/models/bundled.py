@@ -8,7 +8,7 @@ from pathlib import Path
 from fmrisynth.errors import FmrisynthError
 
 BUNDLED = "bundled"
-"""The word that stands for the bundled model or tokenizer on the command line."""
+"""The word that stands for the bundled model or tokenizer."""
 
 
 def bundled_model_dir() -> Path:
@@ -26,6 +26,11 @@ def bundled_model_dir() -> Path:
             "your own model with --checkpoint DIR (or tokenizer with --tokenizer DIR)."
         )
     return folder
+
+
+def model_dir(given: Path | None) -> Path:
+    """Where a model lies that somebody asked for; the word `BUNDLED` is the bundled one, unless a folder is called so."""
+    return bundled_model_dir() if given is None or (str(given) == BUNDLED and not given.exists()) else given
 
 
 def bundled_tokenizer_dir() -> Path:

@@ -165,19 +165,68 @@ def test_every_command_says_what_it_would_do_and_writes_nothing(blocks, tmp_path
     given = str(blocks)
     settings, lines = plan(["simulate", "a", "--layout", "hcp", "--n-subjects", "3", "--tasks", "MOTOR"], capsys)
     assert settings["layout"] == "hcp"
-    assert "3 phantom subjects to a: hcp tree, 2 runs per subject" in lines[0]
+    assert "3 phantom subjects to a, 0 done: hcp tree, 2 runs per subject" in lines[0]
     _, lines = plan(["tokenize", given, "b"], capsys)
-    assert "fit a patch tokenizer to 8 blocks of split train" in lines[0]
+    assert lines[0] == "# 8 blocks of 2 subjects to b, 0 subjects done"
+    assert "fit a patch tokenizer to 8 blocks of split train" in lines[1]
     assert any(re.search("encode sub-900001: 4 blocks, to do", line) for line in lines)
     _, lines = plan(["glm", given, "c"], capsys)
-    assert lines[0] == "# contrasts: motor_rh"
+    assert lines[:2] == ["# maps of 2 subjects to c, 0 done", "# contrasts: motor_rh"]
     assert any("sub-900002: 4 blocks, to do" in line for line in lines)
     _, lines = plan(["evaluate", "d", "--real", given, "--synthetic", given], capsys)
     assert any("conditions compared: motor_rh" in line for line in lines)
     assert any("Phantom data" in line for line in lines)
-    _, lines = plan(["sample", "e", "--condition", "motor_rh"], capsys)
-    assert any("to do" in line for line in lines)
+    _, lines = plan(["sample", "e", "--condition", "motor_rh", "--n", "21"], capsys)
+    assert lines[0] == "# 21 samples to e, 0 done"
+    assert sum("to do" in line for line in lines) == 10
+    assert lines[-1] == "# ... and 11 more"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (
+            "glm BLOCKS others",
+            2,
+            "others: expected an empty folder or one that `fmrisynth glm` began, found other files",
+        ),
+        ("glm BLOCKS begun --set drift=linear", 2, "drift was None, is linear"),
+        ("glm BLOCKS out --contrast motor_lh", 2, "did you mean motor_rh"),
+        ("evaluate out --real BLOCKS --synthetic others", 1, "others: expected a block dataset"),
+        ("evaluate out --real BLOCKS --synthetic BLOCKS --unit run", 2, "holds blocks, not whole runs"),
+        (
+            "evaluate out --real BLOCKS --synthetic BLOCKS --tokenizer nowhere",
+            2,
+            "nowhere: expected what tokenizer names",
+        ),
+        ("tokenize BLOCKS out --tokenizer nowhere", 2, "nowhere: expected a tokenizer"),
+        ("tokenize BLOCKS out --device gpu", 2, "--device gpu: expected auto, cpu"),
+        ("sample out --condition motor_rh --device gpu", 2, "--device gpu: expected auto, cpu"),
+        ("sample out --condition motor_rh --checkpoint nowhere", 2, "nowhere: expected a model"),
+        ("sample out --condition motor_rh --checkpoint others", 1, "others: expected a model directory"),
+        ("sample out --events nofile.tsv", 2, "nofile.tsv: expected an events.tsv"),
+        ("embed BLOCKS out --probe agee", 1, "expected 5 subjects or more"),
+        ("BLOCKS others group", 1, "no participant is done; run"),
+        ("BLOCKS out participant --device gpu", 2, "--device gpu"),
+    ],
+)
+def test_what_is_refused_is_refused_by_a_dry_run_too_and_leaves_nothing(
+    words, status, text, blocks, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("others").mkdir()
+    Path("others", "mine.txt").touch()
+    if "begun" in words:
+        assert run(["glm", str(blocks), "begun", "--set", "reports=false"]) == 0
+    call = rewrite_argv(words.replace("BLOCKS", str(blocks)).split())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[!.]*") if path.is_file()}
+    for how in (["--dry-run"], []):
+        capsys.readouterr()
+        assert run([*call, *how]) == status
+        assert text in capsys.readouterr().err
+        assert not Path("out").exists()
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[!.]*") if path.is_file()} == before
 
 
 def test_the_group_level_says_what_it_would_do(blocks, capsys):

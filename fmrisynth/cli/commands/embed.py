@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -78,11 +79,12 @@ def embed(
     )  # fmt: skip
     options.check_in(dataset, "a block dataset, as `fmrisynth prepare` writes it, or one of CIFTI series")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.embedding(dataset, out, resolved, encoder, participant_label))
     from fmrisynth.embed import embed_dataset
 
-    summary = embed_dataset(
-        dataset, out, resolved, encoder=encoder, probes=probe or (), participant_labels=participant_label, force=force
-    )
-    return options.finish(summary, out)
+    call = partial(
+        embed_dataset, dataset, out, resolved, encoder=encoder, probes=probe or (), participant_labels=participant_label,
+        force=force,
+    )  # fmt: skip
+    if dry_run:
+        return options.show_plan(resolved, plans.embedding(dataset, out, resolved, encoder, participant_label), call)
+    return options.finish(call(), out)

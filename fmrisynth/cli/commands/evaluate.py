@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -43,8 +44,9 @@ def evaluate(
     options.check_in(real, "a block dataset")
     options.check_in(synthetic, "a block dataset")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.comparison(real, synthetic, resolved))
     from fmrisynth.evaluate import evaluate_datasets
 
-    return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved, force=force), out)
+    call = partial(evaluate_datasets, out, real=real, synthetic=synthetic, config=resolved, force=force)
+    if dry_run:
+        return options.show_plan(resolved, plans.comparison(real, synthetic, resolved), call)
+    return options.finish(call(), out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -58,10 +59,11 @@ def glm(
     )
     options.check_in(dataset, "a block dataset (or a BIDS dataset with --unit run)")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.maps(dataset, out, resolved, participant_label))
     from fmrisynth.glm import run_glm
 
-    return options.finish(
-        run_glm(dataset, out, resolved, participant_labels=participant_label or None, group=group, force=force), out
+    call = partial(
+        run_glm, dataset, out, resolved, participant_labels=participant_label or None, group=group, force=force
     )
+    if dry_run:
+        return options.show_plan(resolved, plans.maps(dataset, out, resolved, participant_label), call)
+    return options.finish(call(), out)

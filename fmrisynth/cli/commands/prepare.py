@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -60,8 +61,7 @@ def prepare(
     options.check_out(out)
     from fmrisynth.prepare import plan_prepare, prepare_dataset
 
+    call = partial(prepare_dataset, source, out, resolved, participant_labels=participant_label, force=force)
     if dry_run:
-        return options.show_plan(resolved, plan_prepare(source, resolved, participant_labels=participant_label))
-    return options.finish(
-        prepare_dataset(source, out, resolved, participant_labels=participant_label, force=force), out
-    )
+        return options.show_plan(resolved, plan_prepare(source, resolved, participant_labels=participant_label), call)
+    return options.finish(call(), out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -126,9 +127,10 @@ def sample(
     options.check_out(out)
     from fmrisynth.sample import plan_samples, sample_dataset
 
+    call = partial(sample_dataset, out, resolved, checkpoint=checkpoint, force=force)
     if dry_run:
-        return options.show_plan(resolved, plan_samples(out, resolved, checkpoint=checkpoint))
-    return options.finish(sample_dataset(out, resolved, checkpoint=checkpoint, force=force), out)
+        return options.show_plan(resolved, plan_samples(out, resolved, checkpoint=checkpoint), call)
+    return options.finish(call(), out)
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,8 +51,9 @@ def simulate(
         activations=activations, atlas=atlas,
     )  # fmt: skip
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.simulation(out, resolved))
     from fmrisynth.simulate import simulate_cohort
 
-    return options.finish(simulate_cohort(out, resolved, force=force), out)
+    call = partial(simulate_cohort, out, resolved, force=force)
+    if dry_run:
+        return options.show_plan(resolved, plans.simulation(out, resolved), call)
+    return options.finish(call(), out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,11 +65,17 @@ def tokenize(
     )  # fmt: skip
     options.check_in(prepared, "a block dataset, as `fmrisynth prepare` writes it")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.encoding(prepared, out, resolved, tokenizer, participant_label))
     from fmrisynth.tokenize import tokenize_dataset
 
-    summary = tokenize_dataset(
-        prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label, force=force
+    call = partial(
+        tokenize_dataset,
+        prepared,
+        out,
+        resolved,
+        tokenizer=tokenizer,
+        participant_labels=participant_label,
+        force=force,
     )
-    return options.finish(summary, out)
+    if dry_run:
+        return options.show_plan(resolved, plans.encoding(prepared, out, resolved, tokenizer, participant_label), call)
+    return options.finish(call(), out)

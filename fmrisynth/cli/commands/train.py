@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,8 +52,9 @@ def train(
     )  # fmt: skip
     options.check_in(latents, "latents, as `fmrisynth tokenize` writes them")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.training(latents, out, resolved))
     from fmrisynth.train import train_denoiser
 
-    return options.finish(train_denoiser(latents, out, resolved), out)
+    call = partial(train_denoiser, latents, out, resolved)
+    if dry_run:
+        return options.show_plan(resolved, plans.training(latents, out, resolved), call)
+    return options.finish(call(), out)
