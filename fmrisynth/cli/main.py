@@ -126,6 +126,11 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         # Typer brings click under a private name or depends on it, by version; its usage errors can show themselves.
         if hasattr(error, "show") and hasattr(error, "format_message"):
+            if hasattr(error.__cause__, "errors"):  # newer versions of Typer hand on the words of pydantic
+                from fmrisynth.config.load import explain_value
+
+                problem = error.__cause__.errors()[0]
+                error.message = f"{explain_value(problem)}, found {problem['input']}."  # type: ignore[attr-defined]
             error.show()
             return EXIT_USAGE
         if any(word in ("-v", "-vv", "--verbose") for word in arguments):

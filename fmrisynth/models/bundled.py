@@ -22,8 +22,8 @@ def bundled_model_dir() -> Path:
     folder = Path(str(resources.files("fmrisynth") / "bundled"))
     if not (folder / "checkpoint.json").is_file():
         raise FmrisynthError(
-            f"{folder}: the bundled model is missing from this installation; install the package again, or name "
-            "your own model with --checkpoint DIR (or tokenizer with --tokenizer DIR)."
+            f"{folder}: the bundled model is missing from this installation; install the package again, or name a model (or "
+            "tokenizer) of your own."
         )
     return folder
 

@@ -16,6 +16,7 @@ from fmrisynth.cli import options
 from fmrisynth.cli.app import app
 from fmrisynth.cli.main import rewrite_argv, run
 from fmrisynth.config.load import load_config, preset_names
+from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.errors import UsageError
 
@@ -43,6 +44,22 @@ def test_examples_are_calls_that_parse(name):
     words = rewrite_argv(shlex.split(COMMANDS[name].epilog.removeprefix("Example: fmrisynth ")))
     assert words.pop(0) == name
     COMMANDS[name].make_context(name, words)
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"check", "conditions"}))
+def test_the_example_of_set_is_a_setting_of_the_command(name):
+    stage = "app" if name == "bids-app" else name
+    help_of_set = next(param.help for param in COMMANDS[name].params if param.name == "set_")
+    example = re.search(r"for example (\S+);", help_of_set)[1]
+    model = getattr(__import__(f"fmrisynth.config.{stage}", fromlist=["x"]), f"{stage.capitalize()}Config")
+    flags = {"all_conditions": True} if name == "sample" else {}
+    assert load_config(model, stage, overrides=[example], flags=flags) != load_config(model, stage, flags=flags)
+
+
+@pytest.mark.parametrize("name", ["train", "tokenize"])
+def test_help_lists_every_preset(name):
+    help_of_preset = next(param.help for param in COMMANDS[name].params if param.name == "preset")
+    assert set(preset_names(name)) <= set(re.findall(r"[\w-]+", help_of_preset))
 
 
 def test_defaults_are_those_of_the_settings(capsys, monkeypatch):
@@ -132,6 +149,38 @@ def test_a_refused_setting_of_a_choice_is_named_as_the_user_writes_it():
         load_config(TrainConfig, "train", overrides=["model.bas_ch=1"])
     with pytest.raises(UsageError, match="kind to be one of 'hybrid', 'unet'"):
         load_config(TrainConfig, "train", overrides=["model.kind=resnet"])
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("kind: unet, num_channels: [32, 64]", "need the same length, found 2, 3 and 3."),
+        ("kind: hybrid, num_channels: [32, 64]", "'model.num_channels'; num_channels belongs to kind unet."),
+        (
+            "kind: unet, base_chanels: 8",
+            "named 'model.base_chanels'; did you mean num_channels?",
+        ),
+        ("kind: unet, foo: 8, num_chanels: [8]", "named 'model.foo'; there are kind"),
+        ("kind: unet, foo: 8, num_chanels: [8]", "named 'model.num_chanels'; did you mean num_channels?"),
+    ],
+)
+def test_settings_of_another_kind_of_model_are_told_apart(model, told, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"model: {{{model}}}")
+    with pytest.raises(UsageError, match=re.escape(told)) as error:
+        load_config(TrainConfig, "train", preset="hybrid-38m", file=file)
+    assert "base_ch," not in str(error.value)
+    assert "more)" not in str(error.value)
+
+
+def test_all_problems_are_told_and_each_once():
+    with pytest.raises(UsageError) as error:
+        load_config(SimulateConfig, "simulate", flags={"tasks": ["FOO"], "n_subjects": 0})
+    text = str(error.value)
+    assert text.startswith(
+        "simulate: setting 'n_subjects' = 0 is not usable: expected at least 1; setting 'tasks.0' = 'FOO'"
+    )
+    assert text.count("is not usable") == 2
 
 
 @pytest.fixture(scope="module")

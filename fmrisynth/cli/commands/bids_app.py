@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fmrisynth.cli import LEVELS, options, plans
-from fmrisynth.cli.options import Device, DryRun, Force, Overrides, ParticipantLabels, Seed, Verbose, setting
+from fmrisynth.cli.options import Device, DryRun, Force, ParticipantLabels, Seed, Verbose, overriding, setting
 from fmrisynth.config.app import AppConfig
 from fmrisynth.config.prepare import PrepareConfig
 from fmrisynth.errors import UsageError
@@ -33,7 +33,7 @@ def bids_app(
     bids_database_dir: Annotated[
         Path | None, setting(PrepareConfig, "bids_database_dir", help="A pybids index, built once and read-only.")
     ] = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("layout=bids")] = None,
     seed: Seed = 0,
     device: Device = None,
     n_processes: Annotated[

@@ -15,10 +15,10 @@ from fmrisynth.cli.options import (
     DryRun,
     Force,
     Out,
-    Overrides,
     ParticipantLabels,
     Seed,
     Verbose,
+    overriding,
     setting,
 )
 from fmrisynth.config.embed import EmbedConfig
@@ -64,7 +64,7 @@ def embed(
     participant_label: ParticipantLabels = None,
     device: Device = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("maps.pixel_mm=2")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fmrisynth.cli import options, plans
-from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Overrides, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Seed, Verbose, overriding, setting
 from fmrisynth.config.evaluate import EvaluateConfig
 
 EXAMPLE = "fmrisynth evaluate report/ --real blocks/ --synthetic synthetic/"
@@ -29,7 +29,7 @@ def evaluate(
         Path | None, setting(EvaluateConfig, "truth", help="Phantom cohort, to compare with its planted truth.")
     ] = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("test_split=all")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fmrisynth.cli import options, plans
-from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Overrides, ParticipantLabels, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, ParticipantLabels, Seed, Verbose, overriding, setting
 from fmrisynth.config.glm import GlmConfig
 
 EXAMPLE = "fmrisynth glm blocks/ maps/ --contrast 'motor_rh - motor_lh'"
@@ -37,7 +37,7 @@ def glm(
         bool, typer.Option("--group/--no-group", help="Leave the group maps to a later call (job arrays).")
     ] = True,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("drift=linear")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fmrisynth.cli import options
-from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Overrides, ParticipantLabels, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, ParticipantLabels, Seed, Verbose, overriding, setting
 from fmrisynth.config.prepare import PrepareConfig
 
 EXAMPLE = "fmrisynth prepare /data/HCP1200 blocks/"
@@ -44,7 +44,7 @@ def prepare(
     ] = None,
     participant_label: ParticipantLabels = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("window.delay_s=2")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,

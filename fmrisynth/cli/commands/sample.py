@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fmrisynth.cli import options
-from fmrisynth.cli.options import Checkpoint, ConfigFile, Device, DryRun, Force, Out, Overrides, Seed, Verbose, setting
+from fmrisynth.cli.options import Checkpoint, ConfigFile, Device, DryRun, Force, Out, Seed, Verbose, overriding, setting
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.errors import UsageError
 
@@ -102,7 +102,7 @@ def sample(
     format_: Annotated[str | None, setting(SampleConfig, "format", "--format", help="Of the images")] = None,
     device: Device = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("guidance=2")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fmrisynth.cli import options, plans
-from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Overrides, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Seed, Verbose, overriding, setting
 from fmrisynth.config.simulate import SimulateConfig
 
 EXAMPLE = "fmrisynth simulate phantom/ --layout bids --n-subjects 4 --tasks MOTOR"
@@ -36,7 +36,7 @@ def simulate(
         Path | None, setting(SimulateConfig, "atlas", help="Label image that the parcels refer to (MNI).")
     ] = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("families.size=3")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,

@@ -15,12 +15,13 @@ from fmrisynth.cli.options import (
     DryRun,
     Force,
     Out,
-    Overrides,
     ParticipantLabels,
     Seed,
     Verbose,
+    overriding,
     setting,
 )
+from fmrisynth.config.load import preset_names
 from fmrisynth.config.tokenize import TokenizeConfig
 
 EXAMPLE = "fmrisynth tokenize blocks/ latents/"
@@ -38,7 +39,7 @@ def tokenize(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Kind and size of tokenizer to fit.",
+            help=f"Kind and size of tokenizer to fit: {', '.join(preset_names('tokenize'))}.",
             show_default="patch-overlap",
             autocompletion=options.complete_presets("tokenize"),
         ),
@@ -50,7 +51,7 @@ def tokenize(
     participant_label: ParticipantLabels = None,
     device: Device = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("model.channels=4")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,

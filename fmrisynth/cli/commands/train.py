@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from fmrisynth.cli import options, plans
-from fmrisynth.cli.options import ConfigFile, Device, DryRun, Out, Overrides, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, Device, DryRun, Out, Seed, Verbose, overriding, setting
+from fmrisynth.config.load import preset_names
 from fmrisynth.config.train import TrainConfig
 
 EXAMPLE = "fmrisynth train latents/ model/ --preset hybrid-38m"
@@ -21,7 +22,7 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="Model and recipe: hybrid-38m ... hybrid-463m, unet-41m ..., smoke.",
+            help=f"Model and recipe: {', '.join(preset_names('train'))}.",
             autocompletion=options.complete_presets("train"),
         ),
     ] = "hybrid-38m",
@@ -38,7 +39,7 @@ def train(
     ] = None,
     device: Device = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("optimiser.learning_rate=2e-4")] = None,
     seed: Seed = None,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
