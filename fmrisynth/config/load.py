@@ -152,7 +152,8 @@ def _problem(model: type[StageConfig], values: Mapping[str, Any], problem: Any) 
 
 def _other_name(groups: Mapping[tuple[str, ...], type[BaseModel]], place: tuple[int | str, ...]) -> str:
     """What to write in place of an unknown setting: of the group it stands in, not of others."""
-    group, name = place[:-1], str(place[-1])
+    *parents, name = map(str, place)
+    group = tuple(parents)
     others = [p[-1] for p, fields in groups.items() if p and p[:-1] == group[:-1] and name in fields.model_fields]
     if group and others:
         return f"{name} belongs to kind {' and '.join(others)}"
@@ -183,8 +184,8 @@ def _groups(annotation: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tupl
     parts = get_args(annotation)
     for part in parts:
         kind = getattr((get_args(part) or (part,))[0], "model_fields", {}).get("kind")
-        chosen = kind is not None and len(parts) > 1 and get_origin(annotation) is not Annotated
-        yield from _groups(part, (*place, kind.default) if chosen else place)
+        one_of_several = len(parts) > 1 and get_origin(annotation) is not Annotated
+        yield from _groups(part, (*place, kind.default) if kind is not None and one_of_several else place)
 
 
 _EXPECTED = {

@@ -84,6 +84,9 @@ def test_conditions_are_listed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert run(["conditions"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert run(["conditions", "--checkpoint", "bundled"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+    assert run(["conditions", "--checkpoint", "nowhere"]) == 2
     assert len(lines) == 24
     (line,) = (line for line in lines if "gambling_loss" in line)
     assert line.split() == ["gambling_loss", "gambling", "loss", "yes", "yes"]
@@ -276,6 +279,19 @@ def test_what_is_refused_is_refused_by_a_dry_run_too_and_leaves_nothing(
         assert text in capsys.readouterr().err
         assert not Path("out").exists()
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[!.]*") if path.is_file()} == before
+
+
+def test_another_seed_in_a_used_folder_is_refused_by_a_dry_run(tmp_path, capsys):
+    ask = ["sample", str(tmp_path / "out"), "--condition", "motor_rh", "--steps", "1", "--set", "preview=false"]
+    assert run(ask) == 0
+    assert "1 sample in" in capsys.readouterr().out
+    _, lines = plan(ask, capsys)
+    assert lines[0].endswith("out, 1 done")
+    for how in (["--dry-run"], []):
+        assert run([*ask, "--seed", "1", *how]) == 2
+        assert "begun with other settings (Seed was 0, is 1)" in capsys.readouterr().err
+    assert plan([*ask, "--seed", "1", "--force"], capsys)[1][0].endswith("0 done")
+    assert plan(ask, capsys)[1][0].endswith("1 done")  # nothing was forgotten
 
 
 def test_the_group_level_says_what_it_would_do(blocks, capsys):
