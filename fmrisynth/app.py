@@ -32,10 +32,11 @@ from fmrisynth.config.prepare import PrepareConfig
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.data.blocks import common_grid, read_blocks, subjects_of
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, must_exist
 from fmrisynth.evaluate import evaluate_datasets
 from fmrisynth.glm import run_glm
-from fmrisynth.models.bundled import bundled_tokenizer_dir
+from fmrisynth.models.bundled import BUNDLED, bundled_tokenizer_dir
+from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers import load_tokenizer
 from fmrisynth.parallel import side_by_side
 from fmrisynth.prepare import prepare_dataset
@@ -74,6 +75,9 @@ def run_participants(
     n_processes : int, default 1
         Participants worked on at a time.
     """
+    pick_device(config.device)
+    chosen = bundled_tokenizer_dir() if tokenizer is None or str(tokenizer) == BUNDLED else tokenizer
+    must_exist(chosen, "a tokenizer folder")
     prepare = prepare_config(config)
     if n_processes > 1:
         source = open_source(bids_dir, prepare, load_table(), None, images="native" if config.native else "mni")
@@ -87,7 +91,6 @@ def run_participants(
     done = [subject for subject in subjects_of(out) if not asked or subject in asked]
     if not done:  # others are, of earlier calls
         return summary
-    chosen = tokenizer or bundled_tokenizer_dir()
     misfit = _misfit(out, done, chosen)
     if misfit is None:
         encode = TokenizeConfig(seed=config.seed, device=config.device, report=False)
@@ -144,7 +147,7 @@ def run_group(
         raise FmrisynthError(
             f"{out}: no participant is done; run `fmrisynth {bids_dir} {out} participant` first."
         ) from None
-    summary = run_glm(out, out / "glm", GlmConfig(seed=config.seed), force=force)
+    pick_device(config.device)
     model, _ = load_model(checkpoint)
     wanted = sorted({block.condition for block in blocks} & set(model.conditions))
     if not wanted:
@@ -152,6 +155,7 @@ def run_group(
             f"{out}: the model knows {', '.join(model.conditions)}, and the data have none of them; train a model on "
             "them (fmrisynth train) and name it with --checkpoint DIR."
         )
+    summary = run_glm(out, out / "glm", GlmConfig(seed=config.seed), force=force)
     sample = SampleConfig(seed=config.seed, conditions=tuple(wanted), n=config.n, device=config.device)
     _add(summary, sample_dataset(out / "synthetic", sample, checkpoint=checkpoint, force=force))
     quiet = GlmConfig(seed=config.seed, reports=False)

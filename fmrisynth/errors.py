@@ -6,6 +6,8 @@ line prints it without a traceback (``-v`` adds one) and ends with ``exit_code``
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class FmrisynthError(Exception):
     """The work asked for cannot be done with the input as it is (exit status 1)."""
@@ -20,6 +22,13 @@ class UsageError(FmrisynthError):
     """The request itself is wrong: an unknown name, option or combination (exit status 2)."""
 
     exit_code = 2
+
+
+def must_exist(path: Path, what: str) -> Path:
+    """A path that a person gave; one that leads nowhere is a `UsageError`."""
+    if not path.exists():
+        raise UsageError(f"{path}: expected {what}, there is nothing; check the path.")
+    return path
 
 
 def one_line(message: object, longest: int = 1_500) -> str:

@@ -56,6 +56,11 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+def listed(lines: Sequence[str], most: int = 20, shown: int = 10) -> list[str]:
+    """The lines; of more than `most` the first `shown`, and how many more there are."""
+    return list(lines) if len(lines) <= most else [*lines[:shown], f"... and {len(lines) - shown} more"]
+
+
 @dataclass
 class StageSummary:
     """What a stage did, for the person who called it.
@@ -172,7 +177,7 @@ def duration(seconds: float) -> str:
 
 def _rate(per_s: float) -> str:
     seconds, name = (1, "second") if per_s >= 1 else (60, "minute") if 60 * per_s >= 1 else (3600, "hour")
-    return f"{per_s * seconds:.3g} a {name}"
+    return f"{per_s * seconds:.3g} {'an' if name == 'hour' else 'a'} {name}"
 
 
 @cache

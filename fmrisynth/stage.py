@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,26 @@ SCRATCH_RECORD = "about.json"
 
 class WrongFolder(UsageError):
     """The folder belongs to somebody else, or to other data or settings; no participant can be worked on."""
+
+
+class Rehearsed(BaseException):
+    """A command in a `rehearsal` came to where it would begin to write."""
+
+
+in_rehearsal = ContextVar("in_rehearsal", default=False)
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """Inside, a command refuses what it would refuse, and ends where it would begin to write, in `Stage.begin`."""
+    token, level = in_rehearsal.set(True), log.level
+    log.setLevel("ERROR")  # what it would say besides is said by its plan
+    try:
+        with suppress(Rehearsed):
+            yield
+    finally:
+        log.setLevel(level)
+        in_rehearsal.reset(token)
 
 
 @dataclass(frozen=True)
@@ -144,6 +165,8 @@ class Stage:
         ------
         WrongFolder
             Somebody else's folder, or begun from other data or with other settings.
+        Rehearsed
+            In a `rehearsal`; nothing was written.
         """
         stage = cls(command, out, version=version, force=force)
         now = dict(settings) if settings is not None else config.model_dump(mode="json")
@@ -153,11 +176,14 @@ class Stage:
         stage._check_owner()  # before a lock is put into a folder that is not ours
         if not write:
             return stage
-        with exclusive(out, "settings"):
+        with nullcontext() if in_rehearsal.get() else exclusive(out, "settings"):
             claim = stage._check_owner()
             stage.is_new = claim is None
-            if claim is not None:
-                stage._check_same(claim, defaults, now, list(known))
+            others = claim is not None and stage._check_same(claim, defaults, now, list(known))
+            if in_rehearsal.get():
+                raise Rehearsed
+            for record in sorted((out / naming.unit_record("x").parent).glob("*.json")) if others else ():
+                stage._forget(record, _read_record(record))
             if claim is None or force:
                 content = {"Command": command, "Sources": stage.sources, "Settings": now}
                 write_json(out / CLAIM, content)
@@ -197,15 +223,12 @@ class Stage:
         defaults: dict[str, Any],
         now: dict[str, Any],
         known: list[str],
-    ) -> None:
-        """Refuse other settings or sources; with `force`, forget what was made with other settings."""
+    ) -> bool:
+        """Refuse other settings or sources; with `force`, say whether the settings are others."""
         then = flat_settings({k: v for k, v in defaults.items() if k in now} | dict(claim.get("Settings", {})))
         flat = flat_settings(now)
         changed = [key for key in dict.fromkeys([*flat, *then]) if flat.get(key) != then.get(key)]
-        if changed and self.force:
-            for record in sorted((self.out / naming.unit_record("x").parent).glob("*.json")):
-                self._forget(record, _read_record(record))
-        elif changed:
+        if changed and not self.force:
             shown = ", ".join(f"{key} was {then.get(key)}, is {flat.get(key)}" for key in changed)
             raise WrongFolder(
                 f"{self.out}: this folder was begun with other settings ({shown}); use them, another folder, or --force to "
@@ -215,6 +238,7 @@ class Stage:
             self.moved_from = ", ".join(claim.get("Sources", []))
             if not any((self.out / naming.unit_record(label)).is_file() for label in known):
                 self._refuse_source("holds none of the finished ones")
+        return bool(changed)
 
     def _refuse_source(self, found: str) -> None:
         raise WrongFolder(
@@ -279,7 +303,7 @@ class Stage:
         if record is not None:
             if self.moved_from is not None and record["About"] != about:
                 self._refuse_source(f"has another {unit.label} ({why})")
-            log.info("%s is made again: %s.", unit.label, why)
+            log.debug("%s is made again: %s.", unit.label, why)
         if unit.folder is not None and (self.out / unit.folder).is_symlink():
             raise FmrisynthError(
                 f"{self.out / unit.folder}: expected a folder of this dataset, found a link; nothing is written behind it."
@@ -356,7 +380,8 @@ class Stage:
         for label, why in list(self.again.items())[:SHOWN]:
             told.append(f"{label} was made again: {why}.")
         if len(self.again) > SHOWN:
-            told.append(f"So were {count(len(self.again) - SHOWN, 'other')}.")
+            more = len(self.again) - SHOWN
+            told.append(f"{count(more, 'other')} {'was' if more == 1 else 'were'} made again, too.")
         return StageSummary(lines=told, failed=self.failed)
 
     def _why(

@@ -159,6 +159,7 @@ def sample(
     """
     from fmrisynth.sample import sample_dataset
 
+    condition = condition or settings.pop("conditions", ())
     conditions = [condition] if isinstance(condition, str) else list(condition)
     given = settings | {"n": n} | ({"conditions": conditions} if conditions else {})
     model = None if str(checkpoint) == BUNDLED else _path(checkpoint)

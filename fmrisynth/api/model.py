@@ -25,7 +25,7 @@ from fmrisynth.models.bundled import BUNDLED, bundled_model_dir
 from fmrisynth.models.checkpoint import LoadedDenoiser
 from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers import Tokenizer
-from fmrisynth.progress import progress_bar
+from fmrisynth.progress import count, progress_bar
 from fmrisynth.report.landing import write_index
 from fmrisynth.sample.drawer import Drawer, check_kind, load_model
 from fmrisynth.sample.plan import SampleRequest, make_requests
@@ -228,4 +228,4 @@ class Samples:
         out = Path(out).expanduser()
         save_samples(out, self.drawer, dict(zip(self.requests, self.bold, strict=True)), force=force)
         write_index(out)
-        return BlockResult(out, [f"{len(self)} samples in {out}.", self.origin.statement])
+        return BlockResult(out, [f"{count(len(self), 'sample')} in {out}.", self.origin.statement])

@@ -126,6 +126,12 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         # Typer brings click under a private name or depends on it, by version; its usage errors can show themselves.
         if hasattr(error, "show") and hasattr(error, "format_message"):
+            cause = error.__cause__
+            if cause is not None and hasattr(cause, "errors"):  # newer versions of Typer hand on the words of pydantic
+                from fmrisynth.config.load import explain_value
+
+                problem = cause.errors()[0]
+                error.message = f"{explain_value(problem)}, found {problem['input']}."  # type: ignore[attr-defined]
             error.show()
             return EXIT_USAGE
         if any(word in ("-v", "-vv", "--verbose") for word in arguments):

@@ -85,6 +85,13 @@ def complete_presets(stage: str) -> Callable[[str], list[str]]:
     return complete(lambda: preset_names(stage))
 
 
+def overriding(example: str) -> Any:
+    """The option ``--set``, with an example of the command's own settings."""
+    return typer.Option(
+        "--set", metavar="KEY=VALUE", help=f"One setting, for example {example}; dots go down.", rich_help_panel=PANEL
+    )
+
+
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result; created, and continued if it exists.")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Your own model.", show_default="the bundled one, trained on phantom data")
@@ -92,15 +99,6 @@ Checkpoint = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="YAML", help="Settings file; flags win over it.", rich_help_panel=PANEL),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="One setting, dots go down: window.delay_s=2.",
-        rich_help_panel=PANEL,
-    ),
 ]
 Seed = Annotated[
     int | None,
@@ -167,11 +165,17 @@ def set_verbosity(verbose: int) -> None:
     log.propagate = False
 
 
-def show_plan(config: StageConfig, lines: Iterable[str]) -> int:
-    """Print the resolved configuration and what would be done (for ``--dry-run``): YAML, with the plan in comments."""
-    typer.echo(dump_yaml(config).rstrip())
-    for line in lines:
-        typer.echo(line if line.startswith("#") else f"# {line}")
+def show_plan(config: StageConfig, lines: Iterable[str], call: Callable[[], object]) -> int:
+    """For ``--dry-run``: the first line of the plan, the resolved settings as YAML, the rest of the plan; lines are comments.
+
+    What `call`, the command itself, would refuse before it writes is refused here.
+    """
+    from fmrisynth.stage import rehearsal
+
+    with rehearsal():
+        call()
+    first, *rest = [line if line.startswith("#") else f"# {line}" for line in lines]
+    typer.echo("\n".join([first, dump_yaml(config).rstrip(), *rest]))
     return 0
 
 

@@ -18,17 +18,17 @@ from fmrisynth.config.glm import GlmConfig
 from fmrisynth.config.simulate import SimulateConfig
 from fmrisynth.config.tokenize import TokenizeConfig
 from fmrisynth.config.train import TrainConfig
-from fmrisynth.progress import count
+from fmrisynth.progress import count, listed
 
 CONDITION_COLUMNS = ("condition", "task", "trial type", "model knows it", "paper's seven")
 
 
 def condition_rows(checkpoint: Path | None, table: Path | None) -> list[tuple[str, ...]]:
     """The condition table, with a mark at what a model knows and at the paper's seven."""
-    from fmrisynth.models.bundled import bundled_model_dir
+    from fmrisynth.models.bundled import model_dir
     from fmrisynth.models.checkpoint import find_model_dir, read_card
 
-    known = read_card(find_model_dir(checkpoint or bundled_model_dir())).conditions
+    known = read_card(find_model_dir(model_dir(checkpoint))).conditions
     conditions = load_table(table).conditions
     rows: list[tuple[str, ...]] = [
         (c.label, c.task, c.stem, "yes" if c.label in known else "", "yes" if c.default else "")
@@ -37,11 +37,21 @@ def condition_rows(checkpoint: Path | None, table: Path | None) -> list[tuple[st
     return rows + [(label, *label.split("_", 1), "yes", "") for label in known if label not in conditions]
 
 
+def _state(is_done: bool) -> str:
+    return "done" if is_done else "to do"
+
+
 def simulation(out: Path, config: SimulateConfig) -> Iterator[str]:
     """Subjects, runs or blocks of a phantom cohort."""
+    from fmrisynth.simulate.phantom import subject_index
+    from fmrisynth.stage import Stage
+
     n_runs = len(config.tasks) * len(config.directions)
     what = "block dataset" if config.layout == "blocks" else f"{config.layout} tree, {count(n_runs, 'run')} per subject"
-    yield f"{count(config.n_subjects, 'phantom subject')} to {out}: {what}; tasks {', '.join(config.tasks)}"
+    own = range(config.first_subject, config.first_subject + config.n_subjects)
+    labels = (record.removeprefix("sub-") for record in Stage("simulate", out).records())
+    n_done = sum(label.isdigit() and subject_index(label) in own for label in labels)
+    yield f"{count(config.n_subjects, 'phantom subject')} to {out}, {n_done} done: {what}; tasks {', '.join(config.tasks)}"
 
 
 def encoding(
@@ -53,6 +63,9 @@ def encoding(
 
     known = subjects_of(prepared)
     subjects = choose_subjects(prepared, known, labels)
+    counts = Counter(block.subject for block in read_blocks(prepared, subjects=subjects))
+    done = {subject for subject in subjects if (out / naming.subject_latents(subject)[1]).exists()}
+    yield f"{count(counts.total(), 'block')} of {count(len(subjects), 'subject')} to {out}, {len(done)} subjects done"
     training = [block for block in read_blocks(prepared) if block.split == "train"]
     if tokenizer is not None:
         yield f"use tokenizer {tokenizer}"
@@ -63,9 +76,7 @@ def encoding(
             if n
             else "fit a tokenizer to all blocks"
         )
-    for subject in subjects:
-        state = "there" if (out / naming.subject_latents(subject)[1]).exists() else "to do"
-        yield f"encode sub-{subject}: {count(len(read_blocks(prepared, subjects=[subject])), 'block')}, {state}"
+    yield from listed([f"encode sub-{s}: {count(counts[s], 'block')}, {_state(s in done)}" for s in subjects])
 
 
 def training(latents: Path, out: Path, config: TrainConfig) -> Iterator[str]:
@@ -82,11 +93,11 @@ def training(latents: Path, out: Path, config: TrainConfig) -> Iterator[str]:
     splits = Counter(row.split for row in dataset.rows)
     with torch.device("meta"):
         network = build_denoiser(config.model, channels * n_frames, [len(dataset.conditions)])
-    yield f"{config.model.kind} network, {count_parameters(network) / 1e6:.1f} M parameters, on {dataset.shape} latents"
-    yield f"{count(splits['train'], 'training instance')}, {splits['val']} for validation; conditions {', '.join(dataset.conditions)}"
     saved = list_checkpoints(out)
     start = f"goes on from {saved[-1].name}" if saved else "starts anew"
     yield f"{start}; {config.steps} steps of {count(config.batch_size, 'instance')}, a checkpoint every {config.checkpoint_every} steps"
+    yield f"{config.model.kind} network, {count_parameters(network) / 1e6:.1f} M parameters, on {dataset.shape} latents"
+    yield f"{count(splits['train'], 'training instance')}, {splits['val']} for validation; conditions {', '.join(dataset.conditions)}"
 
 
 def maps(dataset: Path, out: Path, config: GlmConfig, labels: Sequence[str] | None) -> Iterator[str]:
@@ -105,15 +116,13 @@ def maps(dataset: Path, out: Path, config: GlmConfig, labels: Sequence[str] | No
     blocks = read_blocks(dataset, subjects=subjects, split=config.split)
     known = list(dict.fromkeys(block.condition for block in blocks))
     contrasts = condition_contrasts(known, config.contrasts) if known else []
-    yield f"contrasts: {', '.join(contrast.title for contrast in contrasts) or 'none'}"
     counts = Counter(block.subject for block in blocks)
-    for subject in subjects:
-        state = "there" if (out / index_path(subject)).exists() else "to do"
-        yield (
-            f"sub-{subject}: {count(counts[subject], 'block')}, {state}"
-            if counts[subject]
-            else f"sub-{subject}: no block of the split"
-        )
+    done = {subject for subject in subjects if (out / index_path(subject)).exists()}
+    yield f"maps of {count(len(subjects), 'subject')} to {out}, {len(done)} done"
+    yield f"contrasts: {', '.join(contrast.title for contrast in contrasts) or 'none'}"
+    yield from listed(
+        [f"sub-{s}: {count(counts[s], 'block')}, {_state(s in done)}" if counts[s] else f"sub-{s}: no block of the split" for s in subjects]
+    )  # fmt: skip
     yield f"group maps of {count(len(contrasts), 'contrast')} in {out / 'group'}"
 
 
@@ -133,6 +142,7 @@ def embedding(
     subjects = choose_subjects(dataset, list(sources), labels)
     splits = Counter(series.split or "no split" for subject in subjects for series in sources[subject]().series)
     shares = ", ".join(f"{split} {n}" for split, n in splits.items())
+    yield f"{splits.total()} series of {count(len(subjects), 'subject')} ({shares}) to {out}"
     if encoder is not None:
         loaded = load_encoder(encoder)
         config = config.model_copy(update={"maps": loaded.maps})
@@ -145,24 +155,24 @@ def embedding(
         yield f"{config.steps} steps of {count(config.batch_size, 'clip')}, a checkpoint every {config.checkpoint_every} steps"
     picture = flat_map(config.maps.pixel_mm, config.maps.surfaces)
     yield f"flat maps of {picture.shape[0]} x {picture.shape[1]} pixels of {config.maps.pixel_mm:g} mm, {picture.n_pixels} on the cortex"
-    yield f"{sum(splits.values())} series of {count(len(subjects), 'subject')} ({shares}) to {out}"
 
 
 def comparison(real: Path, synthetic: Path, config: EvaluateConfig) -> Iterator[str]:
     """Who is compared with whom, in which conditions."""
     from fmrisynth.bids.origin import read_origin
     from fmrisynth.data.blocks import read_blocks
+    from fmrisynth.evaluate.cohorts import choose_blocks
 
+    if config.unit == "block":
+        yield f"conditions compared: {', '.join(choose_blocks(real, synthetic, config).conditions)}"
+    else:
+        yield "whole runs compared"
     found = {"real": read_blocks(real), "synthetic": read_blocks(synthetic)}
     for (name, blocks), root in zip(found.items(), (real, synthetic), strict=True):
         splits = Counter(block.split or "no split" for block in blocks)
         n_subjects = len({block.subject for block in blocks})
         shares = ", ".join(f"{split} {n}" for split, n in splits.items())
         yield f"{name}: {root}: {count(len(blocks), 'block')} of {count(n_subjects, 'subject')} ({shares}). {read_origin(root).statement}"
-    wanted = {block.condition for block in found["synthetic"]} & {block.condition for block in found["real"]}
-    if config.conditions:
-        wanted &= set(config.conditions)
-    yield f"conditions compared: {', '.join(sorted(wanted)) or 'none: the datasets share no condition'}"
 
 
 def participants(
@@ -179,11 +189,11 @@ def participants(
 def group(out: Path, config: AppConfig, checkpoint: Path | None) -> Iterator[str]:
     """The group level of the BIDS App."""
     from fmrisynth.data.blocks import read_blocks
-    from fmrisynth.models.bundled import bundled_model_dir
+    from fmrisynth.models.bundled import model_dir
     from fmrisynth.models.checkpoint import find_model_dir, read_card
 
     blocks = read_blocks(out)
-    card = read_card(find_model_dir(checkpoint or bundled_model_dir()))
+    card = read_card(find_model_dir(model_dir(checkpoint)))
     wanted = sorted({block.condition for block in blocks} & set(card.conditions))
     yield f"group maps of {count(len({block.subject for block in blocks}), 'participant')} in {out / 'glm' / 'group'}"
     named = ", ".join(wanted) or "none: the model knows no condition of these"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -65,7 +65,7 @@ def load_config(
     for item in sorted(overrides, key=lambda item: not item.partition("=")[0].strip().endswith(".kind")):
         key, separator, text = item.partition("=")
         if not separator or not key:
-            raise UsageError(f"--set {item!r}: expected key=value, for example --set window.delay_s=2.")
+            raise UsageError(f"--set {item!r}: expected key=value, for example --set seed=1.")
         try:
             _put(values, key.strip(), parse_yaml(text))
         except ValueError as error:
@@ -130,20 +130,36 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _explain(model: type[StageConfig], stage: str, values: Mapping[str, Any], error: ValidationError) -> str:
-    """One sentence about the first problem, in words of ours."""
-    first = error.errors()[0]
-    key = _key(first["loc"], values)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        near = get_close_matches(key.rpartition(".")[2], _names(model), n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        return f"{stage}: there is no setting named {key!r}{hint}{more}"
-    wording = _wording(first)
+    """One sentence about all problems, in words of ours."""
+    problems = error.errors()
+    inner = {problem["loc"][:-1] for problem in problems}  # a list also counts as too short for a wrong value in it
+    problems = [p for p in problems if p["type"] != "too_short" or p["loc"] not in inner]
+    told = "; ".join(_problem(model, values, problem) for problem in problems)
+    return f"{stage}: {told}{'' if told.endswith('?') else '.'}"
+
+
+def _problem(model: type[StageConfig], values: Mapping[str, Any], problem: Any) -> str:
+    key = _key(problem["loc"], values)
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting named {key!r}; {_other_name(dict(_groups(model)), problem['loc'])}"
+    wording = explain_value(problem)
     if not key:
-        return f"{stage}: {wording}{more}."
-    if isinstance(first.get("input"), Mapping):
-        return f"{stage}: {key}: {wording}{more}."
-    return f"{stage}: setting {key!r} = {first.get('input')!r} is not usable: {wording}{more}."
+        return wording
+    if isinstance(problem.get("input"), Mapping):
+        return f"{key}: {wording}"
+    return f"setting {key!r} = {problem.get('input')!r} is not usable: {wording}"
+
+
+def _other_name(groups: Mapping[tuple[str, ...], type[BaseModel]], place: tuple[int | str, ...]) -> str:
+    """What to write in place of an unknown setting: of the group it stands in, not of others."""
+    *parents, name = map(str, place)
+    group = tuple(parents)
+    others = [p[-1] for p, fields in groups.items() if p and p[:-1] == group[:-1] and name in fields.model_fields]
+    if group and others:
+        return f"{name} belongs to kind {' and '.join(others)}"
+    own = list(groups[group].model_fields) if group in groups else []
+    near = get_close_matches(name, own, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(own) or 'none'}"
 
 
 def _key(places: Sequence[int | str], values: Any) -> str:
@@ -159,12 +175,17 @@ def _key(places: Sequence[int | str], values: Any) -> str:
     return ".".join(parts)
 
 
-def _names(annotation: Any) -> list[str]:
-    """Names of all settings of a model and of the models inside it."""
+def _groups(annotation: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """The groups of settings inside a model and their places; the kind of one that others can replace is part of its place."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        found = [_names(field.annotation) for field in annotation.model_fields.values()]
-        return [*annotation.model_fields, *(name for names in found for name in names)]
-    return [name for part in get_args(annotation) for name in _names(part)]
+        yield place, annotation
+        for name, field in annotation.model_fields.items():
+            yield from _groups(field.annotation, (*place, name))
+    parts = get_args(annotation)
+    for part in parts:
+        kind = getattr((get_args(part) or (part,))[0], "model_fields", {}).get("kind")
+        one_of_several = len(parts) > 1 and get_origin(annotation) is not Annotated
+        yield from _groups(part, (*place, kind.default) if kind is not None and one_of_several else place)
 
 
 _EXPECTED = {
@@ -179,7 +200,8 @@ _LIMITS = {
 }  # fmt: skip
 
 
-def _wording(problem: Any) -> str:
+def explain_value(problem: Any) -> str:
+    """What a value should have been, of one of pydantic's errors."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "value_error":
         return str(context["error"]).rstrip(".")

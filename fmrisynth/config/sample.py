@@ -108,7 +108,7 @@ class SampleConfig(StageConfig):
             raise ValueError("duration_s and descriptors go with events")
         if not self.events and not self.conditions and not self.all_conditions:
             raise ValueError(
-                "name at least one condition (--condition LABEL; `fmrisynth conditions` lists them), or "
-                "--all-conditions for all, or --events FILE"
+                "name at least one condition of those that `fmrisynth conditions` lists, or ask for all conditions, or give events "
+                "to a model of runs"
             )
         return self

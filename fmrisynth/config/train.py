@@ -87,7 +87,10 @@ class UNetConfig(Config):
     @model_validator(mode="after")
     def _check_levels(self) -> UNetConfig:
         if not len(self.num_channels) == len(self.num_head_channels) == len(self.attention_levels):
-            raise ValueError("num_channels, num_head_channels and attention_levels need the same length")
+            found = [len(levels) for levels in (self.num_channels, self.num_head_channels, self.attention_levels)]
+            raise ValueError(
+                f"num_channels, num_head_channels and attention_levels need the same length, found {found[0]}, {found[1]} and {found[2]}"
+            )
         return self
 
     @property

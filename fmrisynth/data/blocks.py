@@ -25,7 +25,7 @@ from fmrisynth.bids.origin import Origin
 from fmrisynth.bids.sidecars import bold_sidecar, read_tsv, write_sidecar, write_tsv
 from fmrisynth.data.grid import NATIVE_SPACE, Grid, make_grid
 from fmrisynth.data.nifti import read_image, write_frames, write_image
-from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.errors import FmrisynthError, UsageError, must_exist
 from fmrisynth.parse import read_json
 
 RUN = "run"
@@ -378,10 +378,11 @@ def subjects_of(root: Path) -> list[str]:
     Raises
     ------
     FmrisynthError
-        The folder does not exist or holds no complete subject.
+        The folder holds no complete subject.
+    UsageError
+        There is no such folder.
     """
-    if not root.is_dir():
-        raise FmrisynthError(f"{root}: there is no such dataset; make it with `fmrisynth prepare` or `sample`.")
+    must_exist(root, "a dataset, as `fmrisynth prepare` or `sample` make it")
     found = sorted(path.parent.name.removeprefix("sub-") for path in root.glob("sub-*/sub-*_scans.tsv"))
     if not found:
         raise FmrisynthError(

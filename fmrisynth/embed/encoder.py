@@ -20,7 +20,7 @@ from torch import Tensor
 from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.config.embed import MaeConfig, MapConfig
 from fmrisynth.embed.flatmap import flat_map, sheet
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, must_exist
 from fmrisynth.models.checkpoint import (
     CARD_NAME,
     EMA_NAME,
@@ -167,6 +167,7 @@ def to_sheet(clips_BTP: np.ndarray, valid_HW: Tensor) -> Tensor:
 
 def find_encoder(path: Path) -> Path:
     """An encoder's directory: itself, ``best`` or the newest checkpoint of a run, or of the run inside an output of `embed`."""
+    must_exist(path, "an encoder")
     for run in (path, path / "encoder"):
         if (run / CARD_NAME).is_file():
             return run

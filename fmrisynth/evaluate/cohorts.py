@@ -16,9 +16,9 @@ from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.windows import common_mask
 
 
-@dataclass(frozen=True)
-class Cohorts:
-    """The blocks to compare, on one grid and mask.
+@dataclass(frozen=True, kw_only=True)
+class ChosenBlocks:
+    """The blocks to compare, as the tables of the datasets tell them.
 
     Attributes
     ----------
@@ -28,11 +28,6 @@ class Cohorts:
         Synthesised conditions that the real data have too: the K of the scores.
     candidates : list of str
         All real conditions, `conditions` first: what Top-1 chooses from.
-    grid : Grid
-    mask_XYZ : bool array
-        Voxels usable in every block of all three.
-    n_frames, tr_s
-        Window shape, the same everywhere.
     notes : list of str
         What is reduced or unusual about this comparison, in sentences.
     """
@@ -42,28 +37,35 @@ class Cohorts:
     synthetic: list[Block]
     conditions: list[str]
     candidates: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohorts(ChosenBlocks):
+    """The same on one grid and mask.
+
+    Attributes
+    ----------
+    grid : Grid
+    mask_XYZ : bool array
+        Voxels usable in every block of all three.
+    n_frames, tr_s
+        Window shape, the same everywhere.
+    """
+
     grid: Grid
     mask_XYZ: np.ndarray
     n_frames: int
     tr_s: float
-    notes: list[str]
 
 
-def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig, work: Path | None = None) -> Cohorts:
-    """Read both indices, choose splits and conditions, check timing and grids, intersect the masks.
-
-    Parameters
-    ----------
-    real_root, synthetic_root : Path
-        Block datasets.
-    config : EvaluateConfig
-    work : Path, optional
-        Folder for resampled copies of synthetic blocks; without it (or ``config.resample``) grids must agree.
+def choose_blocks(real_root: Path, synthetic_root: Path, config: EvaluateConfig) -> ChosenBlocks:
+    """Read both indices, choose splits and conditions; no image is read.
 
     Raises
     ------
     FmrisynthError
-        No shared condition, different frames or TR, different grids, or no common voxel.
+        Something is no block dataset, or the datasets share no condition.
     """
     notes: list[str] = []
     every_real = read_blocks(real_root)
@@ -114,10 +116,34 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
             f"{len(candidates) - len(conditions)} real conditions were not synthesised ({', '.join(candidates[len(conditions) :])}); they "
             "stay candidates of Top-1 and take no part in Corr and RSA."
         )
-    real = [block for block in real if block.condition in candidates]
-    train = [block for block in train if block.condition in candidates]
-    synthetic = [block for block in synthetic if block.condition in conditions]
+    return ChosenBlocks(
+        real=[block for block in real if block.condition in candidates],
+        train=[block for block in train if block.condition in candidates],
+        synthetic=[block for block in synthetic if block.condition in conditions],
+        conditions=conditions,
+        candidates=candidates,
+        notes=notes,
+    )
 
+
+def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig, work: Path | None = None) -> Cohorts:
+    """Choose the blocks, check timing and grids, intersect the masks.
+
+    Parameters
+    ----------
+    real_root, synthetic_root : Path
+        Block datasets.
+    config : EvaluateConfig
+    work : Path, optional
+        Folder for resampled copies of synthetic blocks; without it (or ``config.resample``) grids must agree.
+
+    Raises
+    ------
+    FmrisynthError
+        As `choose_blocks`; different frames or TR, different grids, or no common voxel.
+    """
+    chosen = choose_blocks(real_root, synthetic_root, config)
+    real, train, synthetic, notes = chosen.real, chosen.train, chosen.synthetic, list(chosen.notes)
     shape = (real[0].n_frames, real[0].tr_s)
     for block in (*real, *train, *synthetic):
         if block.n_frames != shape[0] or abs(block.tr_s - shape[1]) > 1e-3:
@@ -141,7 +167,10 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
             "the real grid, or ask for it with --set resample=true."
         )
     mask_XYZ = _mask([*real, *train, *synthetic], grid, config.glm.min_reference_fraction)
-    return Cohorts(real, train, synthetic, conditions, candidates, grid, mask_XYZ, shape[0], shape[1], notes)
+    return Cohorts(
+        real=real, train=train, synthetic=synthetic, conditions=chosen.conditions, candidates=chosen.candidates, notes=notes,
+        grid=grid, mask_XYZ=mask_XYZ, n_frames=shape[0], tr_s=shape[1],
+    )  # fmt: skip
 
 
 def _mask(blocks: Sequence[Block], grid: Grid, min_reference_fraction: float) -> np.ndarray:

@@ -15,8 +15,10 @@ from fmrisynth.bids.atomic import write_json
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.embed.encoder import find_encoder
+from fmrisynth.errors import FmrisynthError, must_exist
 from fmrisynth.evaluate.analysis import Analysis, Judged, analyse
-from fmrisynth.evaluate.cohorts import choose_cohorts
+from fmrisynth.evaluate.cohorts import choose_blocks, choose_cohorts
+from fmrisynth.evaluate.runs import RunCohort
 from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, judge, show
 from fmrisynth.progress import StageSummary
@@ -42,8 +44,14 @@ def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *,
     """
     about: dict[str, Any] = {key: value for key, value in config if key not in OPTIONAL_INPUTS}
     inputs = {name: getattr(config, name) for name in OPTIONAL_INPUTS if getattr(config, name) is not None}
+    for name, path in inputs.items():
+        must_exist(path, f"what {name} names")
     if "encoder" in inputs:
         inputs["encoder"] = find_encoder(inputs["encoder"])
+    if config.unit == "run":
+        RunCohort.open(real), RunCohort.open(synthetic)
+    else:
+        choose_blocks(real, synthetic, config)
     for name, path in ({"real": real, "synthetic": synthetic} | inputs).items():
         about[name] = _content(path / "ground_truth" if (path / "ground_truth").is_dir() and name == "truth" else path)
     stage = Stage.begin(
@@ -56,7 +64,11 @@ def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *,
         origin=read_origin(synthetic),
     )  # fmt: skip
     unit = Unit("evaluation", about, lambda: _evaluate(stage, real, synthetic, config), METRICS)
-    return stage.summary(stage.do(unit, wait=False))
+    try:
+        return stage.summary(stage.do(unit, wait=False))
+    except FmrisynthError:
+        stage.withdraw()
+        raise
 
 
 def _content(path: Path) -> list[Path]:

@@ -81,6 +81,7 @@ def run_stage(
         [subject for subject in chosen if subject in units], lambda subject: stage.do(units[subject]), "GLM"
     )
     if not results:
+        stage.withdraw()
         raise _nothing_done(dataset, stage.failed)
     lines = [f"{len(results)} subjects' maps in {out}."]
     if group:
@@ -127,9 +128,21 @@ def _block_units(
     # Formulas are checked against all conditions first: a misspelling must not cost an hour of fitting.
     known = list(dict.fromkeys(block.condition for blocks in found.values() for block in blocks))
     contrasts = condition_contrasts(known, config.contrasts) if known else []
+    done_by = {subject: {block.condition for block in blocks} for subject, blocks in found.items()}
+    for contrast in contrasts:
+        most = max(len(done & set(contrast.weights)) for done in done_by.values())
+        if most < len(contrast.weights):
+            raise UsageError(
+                f"{dataset}: no subject has more than {most} of the {len(contrast.weights)} conditions of {contrast.title!r}, so "
+                "this contrast within subjects cannot be made; sample people who do every condition (`fmrisynth sample "
+                "--subjects N`), or compare the group maps of the conditions."
+            )
     units = {}
     for subject, blocks in found.items():
-        own = [c for c in contrasts if set(c.weights) <= {block.condition for block in blocks}]
+        own = [contrast for contrast in contrasts if set(contrast.weights) <= done_by[subject]]
+        if not own:
+            broken[subject] = f"it has none of the contrasts, only blocks of {some(sorted(done_by[subject]))}."
+            continue
         units[subject] = Unit(
             f"sub-{subject}",
             about={"blocks": block_files(blocks), "table of blocks": table_rows(blocks), "contrasts": own},
@@ -149,8 +162,6 @@ def _fit_block_subject(
 ) -> dict[str, Any]:
     entities, origin = blocks[0].entities, read_origin(blocks[0].root)
     base = naming.Entities(sub=subject, ses=entities.get("ses"), space=blocks[0].space, res=entities.get("res"))
-    if not contrasts:
-        raise FmrisynthError(f"sub-{subject}: has none of the conditions that the contrasts need.")
     grid = common_grid(blocks)
     mask_XYZ = common_mask(blocks, grid, config.min_reference_fraction)
     fitted = fit_subject(iterate_windows(blocks, mask_XYZ, grid, config), config)

@@ -8,7 +8,7 @@ from pathlib import Path
 from fmrisynth.errors import FmrisynthError
 
 BUNDLED = "bundled"
-"""The word that stands for the bundled model or tokenizer on the command line."""
+"""The word that stands for the bundled model or tokenizer."""
 
 
 def bundled_model_dir() -> Path:
@@ -22,10 +22,15 @@ def bundled_model_dir() -> Path:
     folder = Path(str(resources.files("fmrisynth") / "bundled"))
     if not (folder / "checkpoint.json").is_file():
         raise FmrisynthError(
-            f"{folder}: the bundled model is missing from this installation; install the package again, or name "
-            "your own model with --checkpoint DIR (or tokenizer with --tokenizer DIR)."
+            f"{folder}: the bundled model is missing from this installation; install the package again, or name a model (or "
+            "tokenizer) of your own."
         )
     return folder
+
+
+def model_dir(given: Path | None) -> Path:
+    """Where a model lies that somebody asked for; the word `BUNDLED` is the bundled one, unless a folder is called so."""
+    return bundled_model_dir() if given is None or (str(given) == BUNDLED and not given.exists()) else given
 
 
 def bundled_tokenizer_dir() -> Path:

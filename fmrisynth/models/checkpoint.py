@@ -24,7 +24,7 @@ from fmrisynth.bids.origin import Origin, parse_origin
 from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.config.train import EventTelling, ModelConfig, ObjectiveConfig
 from fmrisynth.data.attributes import Values, n_labels
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, must_exist
 from fmrisynth.models.build import build_denoiser
 from fmrisynth.models.whitening import Whitening
 from fmrisynth.parse import read_json
@@ -162,11 +162,11 @@ def find_model_dir(path: Path) -> Path:
     """A model directory itself, or the newest checkpoint of a training output."""
     if (path / CARD_NAME).is_file():
         return path
-    found = list_checkpoints(path)
+    found = list_checkpoints(must_exist(path, "a model"))
     if not found:
         raise FmrisynthError(
             f"{path}: expected a model directory ({CARD_NAME} + {EMA_NAME}) or the output of fmrisynth train, "
-            "found neither; pass --checkpoint DIR with one of them."
+            "found neither; name one of them."
         )
     return found[-1]
 

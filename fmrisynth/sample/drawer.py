@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.occupancy import read_descriptors
 from fmrisynth.diffusion.generate import generate_latents
-from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.models.bundled import bundled_model_dir
+from fmrisynth.errors import FmrisynthError, UsageError, must_exist
+from fmrisynth.models.bundled import model_dir
 from fmrisynth.models.checkpoint import CARD_NAME, LoadedDenoiser, load_denoiser
 from fmrisynth.models.device import usable_cores
 from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
@@ -38,7 +38,7 @@ DEFAULT_STEPS = 20
 
 def load_model(checkpoint: Path | None) -> tuple[LoadedDenoiser, Tokenizer]:
     """Load a denoiser and the tokenizer that belongs to it, and check that they fit together."""
-    model = load_denoiser(bundled_model_dir() if checkpoint is None else checkpoint)
+    model = load_denoiser(model_dir(checkpoint))
     if model.tokenizer is None:
         raise FmrisynthError(
             f"{model.path}: the model has no tokenizer/ folder beside it; copy the one it was trained with there."
@@ -67,6 +67,8 @@ def check_kind(config: SampleConfig, model: LoadedDenoiser) -> None:
     UsageError
         With what to ask for instead.
     """
+    for path in config.events:
+        must_exist(path, "an events.tsv, or a folder of them")
     if config.events and model.event_telling is None:
         raise UsageError(
             f"{model.path}: this model makes blocks of one condition; for --events give one that was trained on whole runs "

@@ -87,8 +87,9 @@ def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequ
         if label in known:
             labels.append(label)
             continue
-        near = get_close_matches(label, known, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(known)}."
+        near = [] if label in table.conditions else get_close_matches(label, known, n=2, cutoff=0.5)
+        knows = f"it knows {', '.join(known)}; train a model of your own for others."
+        hint = f"did you mean {' or '.join(near)}?" if near else knows
         wrong.append(f"The model was not trained on a condition {text!r}: {hint}")
     if wrong:
         raise UsageError(" ".join(wrong))

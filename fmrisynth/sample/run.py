@@ -27,7 +27,7 @@ from fmrisynth.models.bundled import bundled_model_dir
 from fmrisynth.models.distributed import World, join_world
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.parse import read_json
-from fmrisynth.progress import StageSummary, log, progress_bar
+from fmrisynth.progress import StageSummary, count, listed, log, progress_bar
 from fmrisynth.sample.anatomy import drawn_anatomy
 from fmrisynth.sample.drawer import Drawer, in_order, make_drawer
 from fmrisynth.sample.gallery import write_gallery
@@ -105,9 +105,13 @@ def _sample_runs(out: Path, config: SampleConfig, drawer: Drawer, world: World, 
     write_participants(out)
     n_runs = sum(len(person.designs) for person in people)
     lines = [
-        f"{n_runs} runs of {len(people)} synthetic people in {out} ({len(people) - len(todo)} people were there already)."
+        f"{count(n_runs, 'run')} of {_people(len(people))} in {out} ({len(people) - len(todo)} of them there already)."
     ]
     return stage.summary([*lines, drawer.model.card.origin.statement])
+
+
+def _people(n: int) -> str:
+    return f"{n} synthetic {'person' if n == 1 else 'people'}"
 
 
 def save_samples(out: Path, drawer: Drawer, drawn: Mapping[SampleRequest, np.ndarray], *, force: bool = False) -> None:
@@ -180,11 +184,10 @@ def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force
         return StageSummary()
 
     _finish(out, drawer, asked)
-    lines = [f"{len(asked)} samples in {out} ({len(asked) - n_todo} were there already)."]
+    what = count(len(asked), "sample")
     if config.subjects is not None:
-        lines[0] = (
-            f"{len(asked)} blocks of {len(subjects)} synthetic people in {out} ({len(asked) - n_todo} were there already)."
-        )
+        what = f"{count(len(asked), 'block')} of {_people(len(subjects))}"
+    lines = [f"{what} in {out} ({len(asked) - n_todo} there already)."]
     if config.report:
         whole = make_requests(config.model_copy(update={"shard": (1, 1)}), model.conditions)
         lines.append(f"Report: {write_report(out, whole, config, drawer.settings, model, tokenizer)}")
@@ -197,22 +200,27 @@ def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force
 def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = None) -> list[str]:
     """Lines for ``--dry-run``: what would be made."""
     drawer = make_drawer(config, checkpoint)
-    settings = drawer.settings
-    lines = [f"# model {drawer.model.path}, {settings['Sampler']} with {settings['SamplerSteps']} steps"]
+    settings, stage = drawer.settings, Stage("sample", out)
     if config.events:
-        tr_s = drawer.tokenizer.info.tr_s
-        stage, runs = Stage("sample", out), RunMaker(out, drawer, torch.device("cpu"))
-        for person in make_people(config, drawer.model.conditions, tr_s):
-            state = "done" if stage.is_finished(runs.unit(person)) else "to do"
-            what = ", ".join(f"{d.name} {d.n_frames * tr_s:.0f} s" for d in person.designs)
-            lines.append(f"# sub-{person.subject}  {what}  seed {person.seed}  {state}")
-        return lines
-    requests = make_requests(config, drawer.model.conditions)
-    make = SampleMaker(Stage("sample", out), drawer)
-    for own in by_subject(requests):
-        state = "done" if make.stage.is_finished(make.unit(own)) else "to do"
-        lines += [f"# sub-{r.subject}  {r.condition.label}  seed {r.seed}  {state}" for r in own]
-    return lines
+        tr_s, runs = drawer.tokenizer.info.tr_s, RunMaker(out, drawer, torch.device("cpu"))
+        units = [
+            (f"sub-{person.subject}  {', '.join(f'{d.name} {d.n_frames * tr_s:.0f} s' for d in person.designs)}  seed {person.seed}",
+             stage.is_finished(runs.unit(person)))
+            for person in make_people(config, drawer.model.conditions, tr_s)
+        ]  # fmt: skip
+    else:
+        make = SampleMaker(stage, drawer)
+        units = [
+            (f"sub-{request.subject}  {request.condition.label}  seed {request.seed}", is_done)
+            for own in by_subject(make_requests(config, drawer.model.conditions))
+            for is_done in [stage.is_finished(make.unit(own))]
+            for request in own
+        ]
+    return [
+        f"{_people(len(units)) if config.events else count(len(units), 'sample')} to {out}, {sum(is_done for _, is_done in units)} done",
+        f"model {drawer.model.path}, {settings['Sampler']} with {settings['SamplerSteps']} steps",
+        *listed([f"{text}  {'done' if is_done else 'to do'}" for text, is_done in units]),
+    ]
 
 
 def write_participants(out: Path) -> None:

@@ -17,7 +17,6 @@ from fmrisynth.bids.lock import exclusive
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.data.attributes import n_labels, nulls
-from fmrisynth.data.latents import LatentDataset
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.build import build_denoiser, check_grid
@@ -28,28 +27,32 @@ from fmrisynth.models.tokenizers.base import TOKENIZER_JSON, read_folder
 from fmrisynth.models.whitening import Whitening
 from fmrisynth.parse import read_json
 from fmrisynth.progress import StageSummary
-from fmrisynth.stage import Stage
+from fmrisynth.stage import Rehearsed, Stage, in_rehearsal
 from fmrisynth.train.batches import Batch, BatchMaker
 from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.loop import Forward, Trainer, micro_batch_size
 from fmrisynth.train.moments import ClassMoments, class_moments, fit_whitening
 from fmrisynth.train.runlog import RunLog
-from fmrisynth.train.state import Run
+from fmrisynth.train.state import Run, check_same_run
 from fmrisynth.train.validate import N_BINS, Validation
 from fmrisynth.train.windows import TrainingWindows
 
 
 def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
     """Train, or continue; see `fmrisynth.train.train_denoiser`."""
-    LatentDataset.open(latents)  # what cannot be used leaves no folder behind
     lock = exclusive(out, "training", wait=False)
     with join_world(config.device) as world:
+        learning = DenoiserLearning(latents, config, world)  # what cannot be used leaves no folder behind
+        earlier = list_checkpoints(out)
+        if earlier and in_rehearsal.get():
+            check_same_run(earlier[-1], config, learning.data_digests, learning.data)
+            raise Rehearsed
         stage = None
-        if world.is_main and not list_checkpoints(out):
+        if world.is_main and not earlier:
             stage = Stage.begin("train", out, config, settings={})  # what must not change is kept with the checkpoints
         try:
             with lock if world.is_main else nullcontext():
-                summary = Trainer(DenoiserLearning(latents, config, world), out, config, world).run()
+                summary = Trainer(learning, out, config, world).run()
         except FmrisynthError:
             if stage is not None:
                 stage.withdraw()

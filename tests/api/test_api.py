@@ -91,6 +91,17 @@ def test_what_cannot_be_drawn_is_refused():
         model.sample("motor_rh", step=3)
 
 
+def test_errors_fit_python_as_well_as_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: fs.sample("o3"), lambda: fs.load("nope"), lambda: fs.check("nope")):
+        with pytest.raises(UsageError) as told:
+            call()
+        assert "--" not in str(told.value)
+    with pytest.raises(UsageError, match="not trained on a condition 'gambling_win': it knows"):
+        fs.sample("o3", conditions="gambling_win", checkpoint="bundled")
+    assert not list(tmp_path.iterdir())
+
+
 def test_groups_of_settings_are_dictionaries():
     from fmrisynth.config.prepare import PrepareConfig
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import given
@@ -62,6 +63,7 @@ def test_help_and_version_succeed(arguments, capsys):
         (["sample", "out", "--nn", "4"], "No such option"),
         (["sample", "out"], "at least one condition"),
         (["sample", "out", "--condition", "gambling_loss", "--n", "0"], "--n"),
+        (["sample", "out", "--condition", "gambling_win"], "it knows emotion_fear"),
         (["sample", "out", "--condition", "gambling_loss", "--shard", "3"], "expected K/N"),
         (["sample", "out", "--condition", "gambling_loss", "--shard", "3/2"], "shard must be k/n"),
         (["train", "x", "y", "--preset", "hybrid-38"], "did you mean hybrid-38m"),
@@ -78,6 +80,21 @@ def test_usage_errors_exit_with_2(arguments, text, tmp_path, monkeypatch, capsys
     assert text in error
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("typer._coercion") is None, reason="older versions have plain words of their own")
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("sample out --n 0", "expected at least 1, found 0."),
+        ("sample out --n many", "expected a whole number, found many."),
+        ("simulate out --resolution abc", "expected a number, found abc."),
+        ("simulate out --n-subjects -1", "expected at least 1, found -1."),
+    ],
+)
+def test_typed_options_are_refused_in_plain_words(arguments, text, capsys):
+    assert run(arguments.split()) == 2
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

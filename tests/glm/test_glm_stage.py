@@ -106,6 +106,21 @@ def test_other_settings_are_refused_by_name_and_forced(tmp_path, effects):
         assert (tmp_path / "out" / path.relative_to(tmp_path / "fresh")).read_bytes() == path.read_bytes()
 
 
+def test_a_contrast_that_no_subject_can_do_is_refused_in_one_sentence(tmp_path, effects, caplog):
+    root, done = tmp_path / "data", iter(effects.items())
+    make_dataset(root, dict([next(done)]), n_subjects=3)
+    make_dataset(root, dict([next(done)]), n_subjects=2)  # in the place of the first two
+    with pytest.raises(
+        UsageError, match="no subject has more than 1 of the 2 conditions of 'motor_rh - motor_lh'"
+    ) as told:
+        run_glm(root, tmp_path / "out", replace_contrasts("motor_rh - motor_lh"))
+    assert "--subjects N" in str(told.value)
+    assert not caplog.records
+    assert not (tmp_path / "out").exists()
+    summary = run_glm(root, tmp_path / "out", replace_contrasts("motor_rh"))
+    assert summary.failed == {s: "it has none of the contrasts, only blocks of motor_lh." for s in ("01", "02")}
+
+
 def test_one_subject_falls_back_and_says_so(tmp_path, effects):
     make_dataset(tmp_path / "data", effects, n_subjects=1)
     summary = run_glm(tmp_path / "data", tmp_path / "out", QUIET)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmrisynth.cli import LEVELS, options, plans
-from fmrisynth.cli.options import Device, DryRun, Force, Overrides, ParticipantLabels, Seed, Verbose, setting
+from fmrisynth.cli.options import Device, DryRun, Force, ParticipantLabels, Seed, Verbose, overriding, setting
 from fmrisynth.config.app import AppConfig
 from fmrisynth.config.prepare import PrepareConfig
 from fmrisynth.errors import UsageError
@@ -32,7 +33,7 @@ def bids_app(
     bids_database_dir: Annotated[
         Path | None, setting(PrepareConfig, "bids_database_dir", help="A pybids index, built once and read-only.")
     ] = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("layout=bids")] = None,
     seed: Seed = 0,
     device: Device = None,
     n_processes: Annotated[
@@ -65,28 +66,17 @@ def bids_app(
     )  # fmt: skip
     options.check_in(bids_dir, "a BIDS dataset, fMRIPrep derivatives or an HCP release")
     options.check_out(output_dir)
-    if dry_run:
-        lines = (
-            plans.participants(bids_dir, output_dir, resolved, tokenizer, participant_label)
-            if level == "participant"
-            else plans.group(output_dir, resolved, checkpoint)
-        )
-        return options.show_plan(resolved, lines)
-    if work_dir is not None:
+    if work_dir is not None and not dry_run:
         resolved = options.use_work_dir(work_dir, resolved)
     from fmrisynth.app import run_group, run_participants
 
     if level == "participant":
-        return options.finish(
-            run_participants(
-                bids_dir,
-                output_dir,
-                resolved,
-                tokenizer=tokenizer,
-                participant_labels=participant_label,
-                force=force,
-                n_processes=n_processes,
-            ),
-            output_dir,
-        )
-    return options.finish(run_group(bids_dir, output_dir, resolved, checkpoint=checkpoint, force=force), output_dir)
+        lines = plans.participants(bids_dir, output_dir, resolved, tokenizer, participant_label)
+        call = partial(
+            run_participants, bids_dir, output_dir, resolved, tokenizer=tokenizer, participant_labels=participant_label,
+            force=force, n_processes=1 if dry_run else n_processes,
+        )  # fmt: skip
+    else:
+        lines = plans.group(output_dir, resolved, checkpoint)
+        call = partial(run_group, bids_dir, output_dir, resolved, checkpoint=checkpoint, force=force)
+    return options.show_plan(resolved, lines, call) if dry_run else options.finish(call(), output_dir)

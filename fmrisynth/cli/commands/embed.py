@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,10 @@ from fmrisynth.cli.options import (
     DryRun,
     Force,
     Out,
-    Overrides,
     ParticipantLabels,
     Seed,
     Verbose,
+    overriding,
     setting,
 )
 from fmrisynth.config.embed import EmbedConfig
@@ -63,7 +64,7 @@ def embed(
     participant_label: ParticipantLabels = None,
     device: Device = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("maps.pixel_mm=2")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -78,11 +79,12 @@ def embed(
     )  # fmt: skip
     options.check_in(dataset, "a block dataset, as `fmrisynth prepare` writes it, or one of CIFTI series")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.embedding(dataset, out, resolved, encoder, participant_label))
     from fmrisynth.embed import embed_dataset
 
-    summary = embed_dataset(
-        dataset, out, resolved, encoder=encoder, probes=probe or (), participant_labels=participant_label, force=force
-    )
-    return options.finish(summary, out)
+    call = partial(
+        embed_dataset, dataset, out, resolved, encoder=encoder, probes=probe or (), participant_labels=participant_label,
+        force=force,
+    )  # fmt: skip
+    if dry_run:
+        return options.show_plan(resolved, plans.embedding(dataset, out, resolved, encoder, participant_label), call)
+    return options.finish(call(), out)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmrisynth.cli import options, plans
-from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Overrides, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Seed, Verbose, overriding, setting
 from fmrisynth.config.evaluate import EvaluateConfig
 
 EXAMPLE = "fmrisynth evaluate report/ --real blocks/ --synthetic synthetic/"
@@ -29,7 +30,7 @@ def evaluate(
         Path | None, setting(EvaluateConfig, "truth", help="Phantom cohort, to compare with its planted truth.")
     ] = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("test_split=all")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -44,8 +45,9 @@ def evaluate(
     options.check_in(real, "a block dataset")
     options.check_in(synthetic, "a block dataset")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.comparison(real, synthetic, resolved))
     from fmrisynth.evaluate import evaluate_datasets
 
-    return options.finish(evaluate_datasets(out, real=real, synthetic=synthetic, config=resolved, force=force), out)
+    call = partial(evaluate_datasets, out, real=real, synthetic=synthetic, config=resolved, force=force)
+    if dry_run:
+        return options.show_plan(resolved, plans.comparison(real, synthetic, resolved), call)
+    return options.finish(call(), out)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmrisynth.cli import options, plans
-from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Overrides, ParticipantLabels, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, ParticipantLabels, Seed, Verbose, overriding, setting
 from fmrisynth.config.glm import GlmConfig
 
 EXAMPLE = "fmrisynth glm blocks/ maps/ --contrast 'motor_rh - motor_lh'"
@@ -36,7 +37,7 @@ def glm(
         bool, typer.Option("--group/--no-group", help="Leave the group maps to a later call (job arrays).")
     ] = True,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("drift=linear")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -58,10 +59,11 @@ def glm(
     )
     options.check_in(dataset, "a block dataset (or a BIDS dataset with --unit run)")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.maps(dataset, out, resolved, participant_label))
     from fmrisynth.glm import run_glm
 
-    return options.finish(
-        run_glm(dataset, out, resolved, participant_labels=participant_label or None, group=group, force=force), out
+    call = partial(
+        run_glm, dataset, out, resolved, participant_labels=participant_label or None, group=group, force=force
     )
+    if dry_run:
+        return options.show_plan(resolved, plans.maps(dataset, out, resolved, participant_label), call)
+    return options.finish(call(), out)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmrisynth.cli import options
-from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Overrides, ParticipantLabels, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, ParticipantLabels, Seed, Verbose, overriding, setting
 from fmrisynth.config.prepare import PrepareConfig
 
 EXAMPLE = "fmrisynth prepare /data/HCP1200 blocks/"
@@ -43,7 +44,7 @@ def prepare(
     ] = None,
     participant_label: ParticipantLabels = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("window.delay_s=2")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -60,8 +61,7 @@ def prepare(
     options.check_out(out)
     from fmrisynth.prepare import plan_prepare, prepare_dataset
 
+    call = partial(prepare_dataset, source, out, resolved, participant_labels=participant_label, force=force)
     if dry_run:
-        return options.show_plan(resolved, plan_prepare(source, resolved, participant_labels=participant_label))
-    return options.finish(
-        prepare_dataset(source, out, resolved, participant_labels=participant_label, force=force), out
-    )
+        return options.show_plan(resolved, plan_prepare(source, resolved, participant_labels=participant_label), call)
+    return options.finish(call(), out)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmrisynth.cli import options
-from fmrisynth.cli.options import Checkpoint, ConfigFile, Device, DryRun, Force, Out, Overrides, Seed, Verbose, setting
+from fmrisynth.cli.options import Checkpoint, ConfigFile, Device, DryRun, Force, Out, Seed, Verbose, overriding, setting
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.errors import UsageError
 
@@ -112,7 +113,7 @@ def sample(
     format_: Annotated[str | None, setting(SampleConfig, "format", "--format", help="Of the images")] = None,
     device: Device = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("guidance=2")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -137,9 +138,10 @@ def sample(
     options.check_out(out)
     from fmrisynth.sample import plan_samples, sample_dataset
 
+    call = partial(sample_dataset, out, resolved, checkpoint=checkpoint, force=force)
     if dry_run:
-        return options.show_plan(resolved, plan_samples(out, resolved, checkpoint=checkpoint))
-    return options.finish(sample_dataset(out, resolved, checkpoint=checkpoint, force=force), out)
+        return options.show_plan(resolved, plan_samples(out, resolved, checkpoint=checkpoint), call)
+    return options.finish(call(), out)
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from fmrisynth.cli import options, plans
-from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Overrides, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, DryRun, Force, Out, Seed, Verbose, overriding, setting
 from fmrisynth.config.simulate import SimulateConfig
 
 EXAMPLE = "fmrisynth simulate phantom/ --layout bids --n-subjects 4 --tasks MOTOR"
@@ -35,7 +36,7 @@ def simulate(
         Path | None, setting(SimulateConfig, "atlas", help="Label image that the parcels refer to (MNI).")
     ] = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("families.size=3")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -50,8 +51,9 @@ def simulate(
         activations=activations, atlas=atlas,
     )  # fmt: skip
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.simulation(out, resolved))
     from fmrisynth.simulate import simulate_cohort
 
-    return options.finish(simulate_cohort(out, resolved, force=force), out)
+    call = partial(simulate_cohort, out, resolved, force=force)
+    if dry_run:
+        return options.show_plan(resolved, plans.simulation(out, resolved), call)
+    return options.finish(call(), out)

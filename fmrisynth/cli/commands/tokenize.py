@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +15,13 @@ from fmrisynth.cli.options import (
     DryRun,
     Force,
     Out,
-    Overrides,
     ParticipantLabels,
     Seed,
     Verbose,
+    overriding,
     setting,
 )
+from fmrisynth.config.load import preset_names
 from fmrisynth.config.tokenize import TokenizeConfig
 
 EXAMPLE = "fmrisynth tokenize blocks/ latents/"
@@ -37,7 +39,7 @@ def tokenize(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Kind and size of tokenizer to fit.",
+            help=f"Kind and size of tokenizer to fit: {', '.join(preset_names('tokenize'))}.",
             show_default="patch-overlap",
             autocompletion=options.complete_presets("tokenize"),
         ),
@@ -49,7 +51,7 @@ def tokenize(
     participant_label: ParticipantLabels = None,
     device: Device = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("model.channels=4")] = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -64,11 +66,17 @@ def tokenize(
     )  # fmt: skip
     options.check_in(prepared, "a block dataset, as `fmrisynth prepare` writes it")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.encoding(prepared, out, resolved, tokenizer, participant_label))
     from fmrisynth.tokenize import tokenize_dataset
 
-    summary = tokenize_dataset(
-        prepared, out, resolved, tokenizer=tokenizer, participant_labels=participant_label, force=force
+    call = partial(
+        tokenize_dataset,
+        prepared,
+        out,
+        resolved,
+        tokenizer=tokenizer,
+        participant_labels=participant_label,
+        force=force,
     )
-    return options.finish(summary, out)
+    if dry_run:
+        return options.show_plan(resolved, plans.encoding(prepared, out, resolved, tokenizer, participant_label), call)
+    return options.finish(call(), out)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fmrisynth.cli import options, plans
-from fmrisynth.cli.options import ConfigFile, Device, DryRun, Out, Overrides, Seed, Verbose, setting
+from fmrisynth.cli.options import ConfigFile, Device, DryRun, Out, Seed, Verbose, overriding, setting
+from fmrisynth.config.load import preset_names
 from fmrisynth.config.train import TrainConfig
 
 EXAMPLE = "fmrisynth train latents/ model/ --preset hybrid-38m"
@@ -20,7 +22,7 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="Model and recipe: hybrid-38m ... hybrid-463m, unet-41m ..., smoke.",
+            help=f"Model and recipe: {', '.join(preset_names('train'))}.",
             autocompletion=options.complete_presets("train"),
         ),
     ] = "hybrid-38m",
@@ -37,7 +39,7 @@ def train(
     ] = None,
     device: Device = None,
     config: ConfigFile = None,
-    set_: Overrides = None,
+    set_: Annotated[list[str] | None, overriding("optimiser.learning_rate=2e-4")] = None,
     seed: Seed = None,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
@@ -51,8 +53,9 @@ def train(
     )  # fmt: skip
     options.check_in(latents, "latents, as `fmrisynth tokenize` writes them")
     options.check_out(out)
-    if dry_run:
-        return options.show_plan(resolved, plans.training(latents, out, resolved))
     from fmrisynth.train import train_denoiser
 
-    return options.finish(train_denoiser(latents, out, resolved), out)
+    call = partial(train_denoiser, latents, out, resolved)
+    if dry_run:
+        return options.show_plan(resolved, plans.training(latents, out, resolved), call)
+    return options.finish(call(), out)

@@ -34,7 +34,7 @@ from fmrisynth.bids.atomic import write_bytes, write_json
 from fmrisynth.config.base import Config
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.normalisation import Normalisation, denormalise
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, must_exist
 from fmrisynth.models.tokenizers.noise import ObservationNoise
 from fmrisynth.parse import read_json
 
@@ -376,7 +376,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[s
     FmrisynthError
         Not a tokenizer, a file is missing or damaged, or the digest does not match.
     """
-    path = folder / TOKENIZER_JSON
+    path = must_exist(folder, "a tokenizer folder") / TOKENIZER_JSON
     if not path.is_file():
         raise FmrisynthError(
             f"{folder}: expected a tokenizer folder, found no {TOKENIZER_JSON} in it; "
