@@ -11,7 +11,7 @@ import numpy as np
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.origin import Origin
-from fmrisynth.config.glm import GlmConfig
+from fmrisynth.config.glm import FDR, SMALLEST_CLUSTER, GlmConfig
 from fmrisynth.data.blocks import Block
 from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.data.nifti import as_nibabel, read_image
@@ -120,10 +120,6 @@ def write_run_page(
         ),
     )  # fmt: skip
     write_page(out / naming.subject_report(base.sub), page)
-
-
-FDR, SMALLEST_CLUSTER = 0.05, 10
-"""The group page shows voxels below this false discovery rate, in clusters of at least so many."""
 
 
 def write_group_page(

@@ -42,6 +42,13 @@ class Anatomy:
     mask_XYZ: np.ndarray
     source: str | None = None
 
+    @property
+    def reference_is(self) -> str:
+        """What the reference volume is, in words."""
+        if self.source is None:
+            return "Mean anatomy of the people that the model's tokenizer was fitted on, the same for all samples"
+        return f"Temporal mean of a run of {self.source}: the anatomy that this synthetic person was given"
+
     def sidecar(self) -> dict[str, str]:
         """Where it comes from, for the sidecar of an image."""
         return {} if self.source is None else {"Anatomy": self.source}
@@ -83,6 +90,19 @@ class Anatomies:
                 f"{dataset}: expected anatomies on the model's grid {info.grid.shape} with affine {info.grid.affine_rows}, found "
                 f"{grid.shape} with affine {grid.affine_rows}; make the dataset with `fmrisynth prepare` on that grid."
             )
+
+    @property
+    def statement(self) -> str:
+        """Who looks like whom, for a reader of the dataset."""
+        if self.dataset is not None:
+            return f"The k-th synthetic person has the reference volume and brain mask of the k-th of {self.dataset.name} (--anatomy)."
+        shared = "the mean of the people that the model's tokenizer was fitted on"
+        if self.info.normalisation != "dynamics":
+            return f"Reference volume and brain mask are {shared}, the same for all; the images hold anatomies of their own."
+        return (
+            f"All synthetic people share one anatomy, {shared}: they do not differ in brain shape or mean intensity. "
+            "`fmrisynth sample --anatomy DATASET` gives each of them the anatomy of a person of a dataset."
+        )
 
     def warn(self, n_people: int) -> None:
         """Say it if people have to share."""

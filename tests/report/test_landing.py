@@ -79,7 +79,11 @@ def test_the_methods_cite_what_the_bibliography_holds(maps):
     entries = re.findall(r"^@\w+\{(\w+),", (maps / "references.bib").read_text(), re.M)
     assert set(entries) == cited
     assert "benjamini1995" in cited
-    assert "block windows" in paragraphs[0]
+    assert "by ordinary least squares to the block windows of 6 subjects, without smoothing" in paragraphs[0]
+    assert "random-effects t tests over 6 subjects" in paragraphs[0]
+    page = (maps / "index.html").read_text()
+    assert "(Benjamini &amp; Hochberg 1995)" in page
+    assert "[@" not in page
 
 
 def test_a_second_writing_changes_nothing(maps):
@@ -110,11 +114,21 @@ def test_the_steps_before_come_first_and_say_what_was_set(tmp_path):
     assert "123,000 steps" in text[2]
     assert "lipman2023" in citations(text)
     write_dataset_description(tmp_path / "s", "s", origin=PHANTOM.sampled())
-    sampled = {"Sampler": "ddim", "SamplerSteps": 50, "GuidanceScale": 2.0, "Seed": 3, "ObservationNoise": True}
-    samples = begun(tmp_path / "s", "sample", [], sampled, all_conditions=True)
+    samples = begun(tmp_path / "s", "sample", [], all_conditions=True)
     joined = " ".join(methods_of(begun(tmp_path / "e", "evaluate", [blocks, samples])))
-    assert "DDIM [@song2021] in 50 steps, classifier-free guidance 2 [@hosalimans2022] (seed 3)" in joined
     assert "trained on phantom (simulated) data" in joined
+
+
+def test_prepared_runs_are_whose_the_source_says(tmp_path):
+    source = tmp_path / "source"
+    blocks = begun(tmp_path / "blocks", "prepare", [source])
+    assert methods_of(blocks)[0].startswith("Preprocessed runs were cut into block windows")
+    source.mkdir()
+    made = {"GeneratedBy": [{"Name": "fMRIPrep", "Version": "23.2.1"}]}
+    (source / "dataset_description.json").write_text(json.dumps(made))
+    assert methods_of(blocks)[0].startswith("Runs preprocessed with fMRIPrep 23.2.1 [@esteban2019] were")
+    write_dataset_description(blocks, "b", origin=PHANTOM)
+    assert methods_of(blocks)[0].startswith("Simulated runs were")
 
 
 def test_a_folder_that_no_command_began_is_left_alone(tmp_path):
