@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmrisynth.bids.origin import Origin, read_origin
 from fmrisynth.conditions import suggest
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import Block, common_grid, read_blocks, refuse_runs
@@ -76,8 +77,8 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
     if not real:
         real = every_real
         notes.append(
-            f"The real dataset has no subject in the {config.test_split} split, so all its subjects are compared; a generator "
-            "trained on them has seen them, and every score is optimistic."
+            f"The real dataset has no subject in the {config.test_split} split, so all its subjects are compared"
+            + _perhaps_seen(read_origin(real_root), read_origin(synthetic_root))
         )
     seen = {block.subject for block in real}
     every_training = every_real if config.training is None else read_blocks(config.training)
@@ -142,6 +143,20 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
         )
     mask_XYZ = _mask([*real, *train, *synthetic], grid, config.glm.min_reference_fraction)
     return Cohorts(real, train, synthetic, conditions, candidates, grid, mask_XYZ, shape[0], shape[1], notes)
+
+
+def _perhaps_seen(real: Origin, synthetic: Origin) -> str:
+    """The end of a sentence: whether the model may have been trained on the compared people, as far as the datasets say it."""
+    model = synthetic.trained_on
+    if model is None:
+        return "; what the model was trained on is not said: if it was on them, every score is optimistic."
+    if (model.kind, model.name) != (real.kind, real.name):
+        return "."
+    n = "" if model.n_subjects is None else f" ({model.n_subjects:,} subjects)"
+    return (
+        f"; the model was trained on data of the same name, {real.name}{n}: if these people are among them, it has seen them and "
+        "every score is optimistic."
+    )
 
 
 def _mask(blocks: Sequence[Block], grid: Grid, min_reference_fraction: float) -> np.ndarray:
