@@ -177,6 +177,11 @@ def map_viewer(statmap: Path) -> Path:
     return statmap.with_name(statmap.name.removesuffix("_statmap.nii.gz") + "_viewer.html")
 
 
+def map_clusters(statmap: Path) -> Path:
+    """The table of a group map's clusters, beside it."""
+    return statmap.with_name(statmap.name.removesuffix("_statmap.nii.gz") + "_clusters.tsv")
+
+
 def subject_latents(subject: str) -> tuple[Path, Path]:
     """Shard and index of a subject's latents."""
     return Path(f"sub-{subject}_latents.safetensors"), Path(f"sub-{subject}_latents.tsv")

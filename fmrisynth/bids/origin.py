@@ -16,6 +16,8 @@ from fmrisynth.errors import FmrisynthError, one_line
 KEY = "DataOrigin"
 LONGEST_NAME, DEEPEST = 120, 8
 
+NOTHING_FOLLOWS = " Nothing about brains follows from them."
+
 Kind = Literal["measured", "phantom", "synthetic"]
 
 
@@ -53,11 +55,11 @@ class Origin:
         if self.kind == "measured":
             return f"Data of {self.name or 'an unnamed dataset'}, taken as measured: it does not say anything else."
         if self.kind == "phantom":
-            return "Phantom data: simulated, measured on no one. Nothing about brains follows from them."
+            return "Phantom data: simulated, measured on no one." + NOTHING_FOLLOWS
         if self.trained_on is None:
             return "Synthetic data, measured on no one. The model's card does not say what it was trained on."
         text = f"Synthetic data, measured on no one. The model was trained on {self.trained_on._as_training_data}."
-        return text + (" Nothing about brains follows from them." if self.is_phantom else "")
+        return text + (NOTHING_FOLLOWS if self.is_phantom else "")
 
     @property
     def _as_training_data(self) -> str:

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from fmrisynth.config.source import SourceConfig
 
+FDR, SMALLEST_CLUSTER = 0.05, 10
+"""The group page shows voxels below this false discovery rate, in clusters of at least so many."""
+
 
 class GlmConfig(SourceConfig):
     """Settings of the window GLM (``unit: block``) and of the whole-run GLM (``unit: run``).

@@ -34,6 +34,9 @@ RUN = "run"
 ANATOMY = "anatomy_epi"
 """Condition of an anatomy: its modality."""
 
+RUN_MEAN = "Temporal mean of the run the block belongs to"
+"""What the reference volume of a measured block is."""
+
 GRAND_MEAN = 10_000.0
 """Mean of a source run over brain voxels and time, in the arbitrary units of HCP."""
 
@@ -60,7 +63,7 @@ class BlockData:
     bold_XYZT : array
         BOLD-like intensities, 0 outside the mask.
     reference_XYZ : array
-        Temporal mean of the source run.
+        Temporal mean of the source run; of synthetic blocks the anatomy that they were given.
     mask_XYZ : bool array
         Brain voxels.
     """
@@ -200,6 +203,7 @@ def write_block(
     frames: Iterable[np.ndarray] | None = None,
     n_frames: int = 0,
     same_run: Block | None = None,
+    reference_is: str = RUN_MEAN,
 ) -> Block:
     """Write one block's files and return its record (list it with `finish_subject`).
 
@@ -226,6 +230,8 @@ def write_block(
     same_run : Block, optional
         A block that was written before, of the same source run and with the same name but for ``run`` and ``desc``: reference and mask
         are stored once, under the names of both.
+    reference_is : str
+        What the reference volume is, in words, for its sidecar.
     """
     bold = naming.block_bold(entities, desc, extension)
     mni = not grid.is_native
@@ -238,10 +244,10 @@ def write_block(
         largest = HEADROOM * float(data.reference_XYZ.max())
         write_frames(root / bold, frames, n_frames, grid.affine, largest=largest, tr_s=tr_s, mni=mni)
     # BIDS wants every space label outside its list of templates to be explained.
-    reference = {"SpatialReference": "the participant's own scanner space"} if grid.is_native else {}
+    space = {"SpatialReference": "the participant's own scanner space"} if grid.is_native else {}
     declared = origin.sidecar() if origin is not None else {}
     if same_run is None:
-        _write_anatomy(root, bold, data, grid, voxel_mm, reference, declared)
+        _write_anatomy(root, bold, data, grid, voxel_mm, space | declared, reference_is)
     else:
         for kind in ("reference", "mask"):
             one, other = (naming.block_companion(path, kind) for path in (same_run.bold, bold))
@@ -249,7 +255,7 @@ def write_block(
             write_again(root / naming.image_sidecar(other), root / naming.image_sidecar(one))
     write_events(root / naming.block_companion(bold, "events"), events or [Event(onset_s, duration_s, condition)])
     keys: dict[str, Any] = {"Condition": condition, "IntensityUnits": f"arbitrary, grand mean {GRAND_MEAN:g}"}
-    keys |= reference | declared
+    keys |= space | declared
     write_sidecar(
         root / naming.block_companion(bold, "sidecar"),
         bold_sidecar(entities.task or "", tr_s, voxel_mm=voxel_mm, extra=keys | dict(sidecar or {})),
@@ -262,8 +268,7 @@ def write_block(
 
 
 def _write_anatomy(
-    root: Path, bold: Path, data: BlockData, grid: Grid, voxel_mm: float | None, reference: Mapping[str, Any],
-    declared: Mapping[str, Any],
+    root: Path, bold: Path, data: BlockData, grid: Grid, voxel_mm: float | None, declared: Mapping[str, Any], reference_is: str
 ) -> None:  # fmt: skip
     """Reference volume and mask, with their sidecars."""
     mni = not grid.is_native
@@ -274,14 +279,12 @@ def _write_anatomy(
     mask = naming.block_companion(bold, "mask")
     write_image(root / mask, data.mask_XYZ, grid.affine, dtype="uint8", mni=mni)
     resolution = bold_sidecar("", 0, voxel_mm=voxel_mm)
-    mask_keys = (
-        {"Type": "Brain"} | {**reference, **declared} | {k: v for k, v in resolution.items() if k == "Resolution"}
-    )
+    mask_keys = {"Type": "Brain"} | {**declared} | {k: v for k, v in resolution.items() if k == "Resolution"}
     write_sidecar(root / naming.image_sidecar(mask), mask_keys)
     write_sidecar(
         root / naming.image_sidecar(naming.block_companion(bold, "reference")),
         {k: v for k, v in resolution.items() if k in ("Resolution", "SkullStripped")}
-        | {"Description": "Temporal mean of the run the block belongs to"}
+        | {"Description": reference_is}
         | dict(declared),
     )
 

@@ -113,13 +113,14 @@ class Check:
 
     @property
     def rule(self) -> str:
-        """The limits in words."""
-        if self.kind == "ratio":
-            return f"tolerated up to a factor {self.tolerated:g}, must detect {self.alternative:g}"
+        """The limits in words; "surely" is the whole interval."""
+        if self.alternative == 0:
+            return "passes if none is found beyond chance, fails if any is"
         if self.kind == "share":
             reached = "of what as many real blocks reach"
-            return f"tolerated from {self.tolerated:g} {reached}, must detect {self.alternative:g}"
-        return f"tolerated up to {self.tolerated:g}, must detect {self.alternative:g}"
+            return f"passes if surely above {self.alternative:g}, fails if surely below {self.tolerated:g} {reached}"
+        size = {"ratio": "a factor of ", "difference": "±"}.get(self.kind, "")
+        return f"passes if surely within {size}{self.alternative:g}, fails if surely beyond {size}{self.tolerated:g}"
 
     def miss(self, value: float) -> float:
         """Signed distance of a judged value from the ideal; of shares only what is lacking."""
@@ -178,7 +179,7 @@ class Verdict:
         bad = [f"{name} {value:.3g}" for name, (value, answer) in self.parts.items() if answer == "fail"]
         if bad:
             parts.append(f"fails in {', '.join(bad)}")
-        parts.append(f"{self.check.rule} ({self.check.detects})")
+        parts.append(f"{self.check.rule}; made to find {self.check.detects}")
         return "; ".join(parts) + (f". {self.note}" if self.note else ".")
 
     def to_json(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmrisynth.bids.origin import Origin, read_origin
 from fmrisynth.conditions import suggest
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import Block, common_grid, read_blocks, refuse_runs
@@ -78,8 +79,8 @@ def choose_blocks(real_root: Path, synthetic_root: Path, config: EvaluateConfig)
     if not real:
         real = every_real
         notes.append(
-            f"The real dataset has no subject in the {config.test_split} split, so all its subjects are compared; a generator "
-            "trained on them has seen them, and every score is optimistic."
+            f"The real dataset has no subject in the {config.test_split} split, so all its subjects are compared"
+            + _perhaps_seen(read_origin(real_root), read_origin(synthetic_root))
         )
     seen = {block.subject for block in real}
     every_training = every_real if config.training is None else read_blocks(config.training)
@@ -171,6 +172,20 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
         real=real, train=train, synthetic=synthetic, conditions=chosen.conditions, candidates=chosen.candidates, notes=notes,
         grid=grid, mask_XYZ=mask_XYZ, n_frames=shape[0], tr_s=shape[1],
     )  # fmt: skip
+
+
+def _perhaps_seen(real: Origin, synthetic: Origin) -> str:
+    """The end of a sentence: whether the model may have been trained on the compared people, as far as the datasets say it."""
+    model = synthetic.trained_on
+    if model is None:
+        return "; what the model was trained on is not said: if it was on them, every score is optimistic."
+    if (model.kind, model.name) != (real.kind, real.name):
+        return "."
+    n = "" if model.n_subjects is None else f" ({model.n_subjects:,} subjects)"
+    return (
+        f"; the model was trained on data of the same name, {real.name}{n}: if these people are among them, it has seen them and "
+        "every score is optimistic."
+    )
 
 
 def _mask(blocks: Sequence[Block], grid: Grid, min_reference_fraction: float) -> np.ndarray:

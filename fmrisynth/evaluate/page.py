@@ -28,6 +28,10 @@ from fmrisynth.report.html import Card, Status, Verdict, banner_of
 DISPLAY_SHARE, GLASS_SHARE = 0.33, 0.5
 """Slices and glass brains are transparent below this share of the colour limit."""
 
+_OTHERS = {"ceiling": "real-against-real ceilings (blue)", "baseline": "baselines (grey)"}
+LEAST_POINTS = 5
+"""A picture of principal components of fewer volumes says nothing."""
+
 STATUS: dict[str, Status] = {"fail": "fail", "unclear": "warn", "pass": "pass", "info": "info"}
 """Of each answer, in the order of the summary."""
 
@@ -56,7 +60,7 @@ def write_report(
     page = Page(
         title=f"Synthetic against {'phantom' if origins[0].is_phantom else 'real'} task fMRI",
         banner=banner_of(*origins),
-        subtitle=headline(lines),
+        subtitle=headline(lines, analysis.own.evidence.fewest),
         facts=(
             ("real", f"{real.name}: {count(n_real, 'subject')}, {count(len(cohorts.real), 'block')}"),
             ("synthetic", f"{synthetic.name}: {count(n_synthetic, 'sample')}"),
@@ -87,7 +91,7 @@ def _summary(analysis: Analysis, lines: list[Judgement]) -> list[Element]:
         score = analysis.comparison.scores.get(name)
         if score is None:
             continue
-        note = f"as many real blocks {show(control[name])}" if name in control else "no real blocks to compare with"
+        note = f"as many real blocks {show(control[name])}" if name in control else "no other real people as a control"
         if score.low is not None and score.high is not None:
             note = f"95 % interval {score.low:.2f} to {score.high:.2f}; {note}"
         value, note = ("–", score.note) if score.value is None else (f"{score.value:.2f}", note)
@@ -95,13 +99,12 @@ def _summary(analysis: Analysis, lines: list[Judgement]) -> list[Element]:
     verdicts = []
     for line in sorted(lines, key=lambda line: list(STATUS).index(line.answer)):  # worst first
         twin = f" (as many real blocks: {ANSWERS[line.control]})" if line.control else ""
-        detail = f"{ANSWERS[line.answer].capitalize()}: {line.detail}"
-        verdicts.append(Verdict(STATUS[line.answer], line.title + twin, detail))
+        verdicts.append(Verdict(STATUS[line.answer], line.title + twin, line.detail))
     notes = [*analysis.notes, *analysis.comparison.notes, analysis.control_note]
     text = (
-        "A check passes when its 95 % interval excludes the stated alternative, fails when the interval lies wholly "
-        "beyond what is tolerated, and otherwise cannot tell. In brackets: the answer that as many real blocks of "
-        "other people get."
+        "Every check has two limits, stated beforehand. It passes when its whole 95 % interval is short of the one, fails when "
+        "the whole interval is beyond the other, and otherwise cannot tell. In brackets: the answer that as many real blocks "
+        "of other people get."
     )
     return [Cards(cards), Text("\n\n".join(notes), note=True), Text(text), Verdicts(verdicts)]
 
@@ -139,9 +142,10 @@ def _scores(analysis: Analysis) -> list[Element]:
             for name, role, own in known if key in own
         ]  # fmt: skip
         if any(dot["value"] is not None for dot in dots):
+            drawn = {dot["role"] for dot in dots if dot["value"] is not None}
+            others_drawn = [text for role, text in _OTHERS.items() if role in drawn]
             caption = (
-                f"{title} of the synthetic data (orange), real-against-real ceilings (blue) and baselines (grey), "
-                "with 95 % intervals."
+                f"{' and '.join([f'{title} of the synthetic data (orange)', *others_drawn])}, with 95 % intervals."
             )
             elements.append(Figure.of(draw.score_figure(dots, title), caption, width="half", vector=True, name=key))
     if len(per_condition) > 1:
@@ -332,7 +336,7 @@ def _variance(analysis: Analysis) -> list[Element]:
     ]
     for name, summary in (("real", analysis.real), ("synthetic", analysis.synthetic)):
         rows = summary.properties.rows
-        if len(rows.volume_NC) < 3:
+        if len(rows.volume_NC) < LEAST_POINTS:
             continue
         scores, shares = principal_components(rows.volume_NC)
         encodings = list(rows.phase_encodings_N)

@@ -64,7 +64,9 @@ def evaluate_runs(
     truth = None if config.truth is None else _truth(config.truth, plan, people)
     n_passed = sum(v.answer == "passes" for v in verdicts)
     n_failed = sum(v.answer == "fails" for v in verdicts)
-    head = f"{n_passed} of {len(verdicts)} checks pass, {n_failed} fail, {len(verdicts) - n_passed - n_failed} cannot be decided"
+    head = (
+        f"{n_passed} of {len(verdicts)} checks pass, {n_failed} fail, {len(verdicts) - n_passed - n_failed} cannot tell"
+    )
     metrics = {
         "unit": "run", "conditions": plan.conditions,
         "datasets": {

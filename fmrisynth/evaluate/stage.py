@@ -101,7 +101,7 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
 
     write_report(out / REPORT, analysis, lines, config, real, synthetic)
     write_json(out / METRICS, without_nan(metrics_of(analysis, lines, config, real, synthetic)))
-    told = [headline(lines)]
+    told = [headline(lines, analysis.own.evidence.fewest)]
     for name, title in SCORE_TITLES.items():
         score = analysis.comparison.scores.get(name)
         if score is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fmrisynth.evaluate import checks
 from fmrisynth.evaluate.analysis import Analysis
 from fmrisynth.evaluate.checks import Answer
+from fmrisynth.evaluate.jackknife import MIN_SUBJECTS
 from fmrisynth.evaluate.scoring import Score
 
 SCORE_TITLES = {
@@ -91,9 +92,17 @@ def _won(standings: Sequence[str | None]) -> Answer:
     return "pass" if set(standings) == {"farther"} else "unclear"
 
 
-def headline(lines: list[Judgement]) -> str:
-    """The samples pass n of N checks, as many real blocks of other people pass m; and what fails."""
+def headline(lines: list[Judgement], fewest: int) -> str:
+    """The samples pass n of N checks, as many real blocks of other people pass m; and what fails.
+
+    `fewest` is the number of people or samples in the condition that has fewest.
+    """
     counted = [line for line in lines if line.counted and line.answer != "info"]
+    if fewest < MIN_SUBJECTS and all(line.answer == "unclear" for line in counted):
+        return (
+            f"Too few people: none of the {len(counted)} checks could be decided (most need {MIN_SUBJECTS} people and "
+            f"{MIN_SUBJECTS} samples in every condition, the fewest are {fewest})."
+        )
     text = f"The samples pass {sum(line.answer == 'pass' for line in counted)} of {len(counted)} checks"
     if any(line.control is not None for line in counted):
         text += f"; as many real blocks of other people pass {sum(line.control == 'pass' for line in counted)}"
@@ -103,5 +112,5 @@ def headline(lines: list[Judgement]) -> str:
     if failed:
         text += f" They fail {len(failed)}: {'; '.join(failed)}."
     if unclear:
-        text += f" On {unclear} these data cannot decide."
+        text += f" On {unclear} these data cannot tell."
     return text

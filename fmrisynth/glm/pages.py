@@ -11,13 +11,14 @@ import numpy as np
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.origin import Origin
-from fmrisynth.config.glm import GlmConfig
+from fmrisynth.bids.sidecars import write_tsv
+from fmrisynth.config.glm import FDR, SMALLEST_CLUSTER, GlmConfig
 from fmrisynth.data.blocks import Block
 from fmrisynth.data.grid import Grid, make_grid
 from fmrisynth.data.nifti import as_nibabel, read_image
-from fmrisynth.glm.maps import subject_map_path
+from fmrisynth.glm.maps import find_peak, subject_map_path
 from fmrisynth.glm.run_model import FittedTask
-from fmrisynth.glm.windows import design_frame
+from fmrisynth.glm.windows import SINGLE_SUBJECT_Z, design_frame
 from fmrisynth.progress import count
 from fmrisynth.report import Page, Section, Table, Text, write_page
 from fmrisynth.report.brain import glass_brains, mosaic
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DISPLAY_THRESHOLD = 2.3
-GROUP_PAGE = "group.html"
+GROUP_PAGE, SHOWN_ROWS = "group.html", 12
 
 
 def _contrast_elements(
@@ -86,7 +87,7 @@ def write_block_page(
         banner=banner_of(origin),
         sections=(
             Section("Contrasts", [_table(rows, "blocks")]),
-            Section("Maps", _contrast_elements(out, base, rows, background, mask_XYZ, grid)),
+            Section("Maps", [Text(f"{SINGLE_SUBJECT_Z}."), *_contrast_elements(out, base, rows, background, mask_XYZ, grid)]),
             Section("Design", [
                 Text("Boxcar of the block convolved with the haemodynamic response, and a constant; one example per condition."),
                 Figure.of(figure, "Design matrices, one example per condition."),
@@ -122,8 +123,8 @@ def write_run_page(
     write_page(out / naming.subject_report(base.sub), page)
 
 
-FDR, SMALLEST_CLUSTER = 0.05, 10
-"""The group page shows voxels below this false discovery rate, in clusters of at least so many."""
+FEW = 10
+"""With fewer subjects a group map is unstable, and its page says so."""
 
 
 def write_group_page(
@@ -151,13 +152,14 @@ def write_group_page(
         Text(
             f"Voxels with a false discovery rate below {FDR:g} (Benjamini and Hochberg 1995, two-sided, over the "
             "mask of each map), in clusters of at "
-            f"least {SMALLEST_CLUSTER} voxels. Cluster size is for tidiness, not a test. Coordinates are mm in "
-            f"{space}. Each viewer is a file of its own, where "
-            "one moves through the whole map."
+            f"least {SMALLEST_CLUSTER} voxels. Cluster size is for tidiness, not a test. A map where none survives is shown at "
+            f"|z| > {DISPLAY_THRESHOLD:g} instead, uncorrected, to look at and not to report. Coordinates are mm in {space}. "
+            "Each viewer is a file of its own, where one moves through the whole map."
         )
     ]
     for name, path in maps.items():
         elements += _thresholded(name, models[name], out / path, space, origin)
+    subjects = sorted(path.name for path in out.glob("sub-*.html"))
     page = Page(
         title="Group maps", subtitle=f"{count(len(maps), 'contrast')}, z of the group.", banner=banner_of(origin),
         facts=(("space", space), ("false discovery rate", f"{FDR:g}"), ("smallest cluster", f"{SMALLEST_CLUSTER} voxels")),
@@ -165,8 +167,12 @@ def write_group_page(
             Section("Maps", elements),
             Section("Design", [
                 Figure.of(design_figure([("", example[1])]), f"First-level design matrix, one example: {example[0]}. "
-                          "Each column is scaled to unit length.", name="design"),
+                          "Each column but the constant is centred, and all are scaled to unit length.", name="design"),
             ]),
+            Section("Other pages", [Links([
+                ("index.html", "Overview", "everything in this folder, and the methods in words"),
+                *((name, name.removesuffix(".html"), "maps of this subject") for name in subjects),
+            ])]),
         ),
     )  # fmt: skip
     write_page(out / GROUP_PAGE, page)
@@ -174,7 +180,6 @@ def write_group_page(
 
 def _thresholded(name: str, model: str, path: Path, space: str, origin: Origin) -> list[Any]:
     from nilearn.glm import threshold_stats_img
-    from nilearn.reporting import get_clusters_table
 
     image = read_image(path, ndim=3)
     z_XYZ, grid = image.scaled(), make_grid(image.shape, image.affine, space)
@@ -191,48 +196,58 @@ def _thresholded(name: str, model: str, path: Path, space: str, origin: Origin) 
             cluster_threshold=SMALLEST_CLUSTER,
         )
     shown_XYZ = np.asarray(kept.get_fdata(), np.float32)
-    if not shown_XYZ.any():
-        about = f"|z| > {DISPLAY_THRESHOLD:g}, uncorrected"
-        viewer = _viewer(f"{name}: {about}", path, z_XYZ, grid, DISPLAY_THRESHOLD, origin)
-        return [Text(f"{name} ({model}): no cluster survives; the largest |z| is {np.abs(z_XYZ).max():.1f}."), viewer]
-    title = f"{name}: |z| > {threshold:.2f}"
+    survives = bool(shown_XYZ.any())
+    if not survives:
+        shown_XYZ, threshold = z_XYZ, DISPLAY_THRESHOLD
+    title = f"{name}: |z| > {threshold:.3g}" + ("" if survives else ", uncorrected")
     if grid.is_native:
         figure = mosaic(
             [(title, shown_XYZ)], np.zeros_like(z_XYZ), z_XYZ != 0, grid, threshold=float(threshold), unit="z"
         )
     else:
         figure = glass_brains([(title, shown_XYZ)], grid, threshold=float(threshold))
+    peak, viewer = find_peak(z_XYZ, image.affine), naming.map_viewer(path)
+    write_viewer(
+        viewer, title, z_XYZ, grid, threshold=float(threshold), peak_mm=(peak.x_mm, peak.y_mm, peak.z_mm), origin=origin,
+        back=f"../{GROUP_PAGE}",
+    )  # fmt: skip
+    link = Links([(f"{viewer.parent.name}/{viewer.name}", "interactive viewer", title)])
+    if not survives:
+        caption = (
+            f"{name} ({model}): no cluster survives the false discovery rate. Shown is |z| > {threshold:g}, uncorrected: not a "
+            f"result. Peak {peak}."
+        )
+        return [Figure.of(figure, caption, name=name), link]
+    return [
+        Figure.of(figure, f"{name}: {model}. Peak {peak}.", name=name),
+        link,
+        _clusters(name, kept, threshold, path),
+    ]
+
+
+def _clusters(name: str, kept: Any, threshold: float, path: Path) -> Table:
+    """The largest clusters with their sub-peaks; writes the table of all of them beside the map."""
+    from nilearn.reporting import get_clusters_table
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that one sign has no cluster is no news
         table = get_clusters_table(kept, float(threshold), SMALLEST_CLUSTER, two_sided=True)
+    groups: list[list[Any]] = []  # a cluster, then its sub-peaks, which have letters and no size
+    for row in table.itertuples(index=False):
+        groups += [[]] if str(row[0]).removesuffix(".0").isdigit() else []
+        groups[-1].append(row)
+    groups.sort(key=lambda rows: -float(rows[0][5]))
     rows = [
-        (
-            _label(row["Cluster ID"]),
-            *(round(float(row[axis])) for axis in "XYZ"),
-            float(row["Peak Stat"]),
-            _label(row["Cluster Size (mm3)"]),
-        )
-        for _, row in table.head(12).iterrows()
-    ]
-    more = f" The largest 12 of {len(table)} rows." if len(table) > 12 else ""
-    return [
-        Figure.of(figure, f"{name}: {model}.", name=name),
-        _viewer(title, path, z_XYZ, grid, float(threshold), origin),
-        Table(
-            ("cluster", "x (mm)", "y (mm)", "z (mm)", "peak z", "size (mm³)"),
-            rows,
-            f"{name}: clusters and their sub-peaks.{more}",
-        ),
-    ]
-
-
-def _label(value: Any) -> str:
-    """A cell of nilearn's table: numbers come as floats, of sub-peaks as text or nothing."""
-    return f"{value:.0f}" if isinstance(value, float) and value == value else str(value or "").removesuffix(".0")
-
-
-def _viewer(title: str, path: Path, z_XYZ: np.ndarray, grid: Grid, threshold: float, origin: Origin) -> Links:
-    """Write the viewer of a map beside it; the link to it."""
-    viewer = naming.map_viewer(path)
-    write_viewer(viewer, title, z_XYZ, grid, threshold=threshold, origin=origin, back=f"../{GROUP_PAGE}")
-    return Links([(f"{viewer.parent.name}/{viewer.name}", "interactive viewer", title)])
+        (f"{number}{chr(96 + part) if part else ''}", *(round(float(mm)) for mm in row[1:4]), float(row[4]),
+         "" if part else round(float(row[5])))
+        for number, peaks in enumerate(groups, start=1) for part, row in enumerate(peaks)
+    ]  # fmt: skip
+    whole = naming.map_clusters(path)
+    columns = ("cluster", "x_mm", "y_mm", "z_mm", "peak_z", "size_mm3")
+    write_tsv(whole, columns, [dict(zip(columns, row, strict=True)) for row in rows])
+    more = f"The first {SHOWN_ROWS} of {len(rows)} rows; all" if len(rows) > SHOWN_ROWS else "The same table"
+    return Table(
+        ("cluster", "x (mm)", "y (mm)", "z (mm)", "peak z", "size (mm³)"),
+        rows[:SHOWN_ROWS],
+        f"{name}: clusters and their sub-peaks, largest first. {more} in {whole.parent.name}/{whole.name}.",
+    )

@@ -39,7 +39,7 @@ from fmrisynth.glm.maps import (
     write_subject_contrast,
 )
 from fmrisynth.glm.runs import open_runs, run_example, run_units
-from fmrisynth.glm.windows import common_mask, design_frame, iterate_windows
+from fmrisynth.glm.windows import SINGLE_SUBJECT_Z, common_mask, design_frame, iterate_windows
 from fmrisynth.progress import StageSummary, count, some
 from fmrisynth.stage import Stage, Unit
 
@@ -152,11 +152,6 @@ def _block_units(
     return units, broken
 
 
-SINGLE_SUBJECT_Z = (
-    "z of one subject is for display, not a test: short windows and a white-noise model make it too large"
-)
-
-
 def _fit_block_subject(
     subject: str, blocks: list[Block], contrasts: Sequence[Contrast], out: Path, config: GlmConfig
 ) -> dict[str, Any]:
@@ -235,10 +230,13 @@ def _group_maps(
 
 def _group_page(out: Path, done: Mapping[str, Path], example: Callable[[], tuple[str, pd.DataFrame]]) -> Unit:
     def make() -> None:
-        from fmrisynth.glm.pages import write_group_page
+        from fmrisynth.glm.pages import FEW, write_group_page
 
         about = {formula: read_json(naming.image_sidecar(out / path)) for formula, path in done.items()}
-        models = {formula: f"{keys['Model']}, n = {keys['Subjects']}" for formula, keys in about.items()}
+        models = {
+            formula: f"{keys['Model']}, n = {(n := keys['Subjects'])}" + (f"; n = {n} is few" if n < FEW else "")
+            for formula, keys in about.items()
+        }
         space = naming.parse_entities(next(iter(done.values())).name)["space"]
         write_group_page(out, done, models, read_origin(out), space, example())
 

@@ -46,6 +46,11 @@ class Window:
     reference_V: np.ndarray
 
 
+SINGLE_SUBJECT_Z = (
+    "z of one subject is for display, not a test: short windows and a white-noise model make it too large"
+)
+
+
 def percent_signal(data: BlockData, voxels_XYZ: np.ndarray) -> np.ndarray:
     """Percent signal change of a block at the given voxels, (T, V) float32."""
     change_VT = percent_change(data.bold_XYZT[voxels_XYZ], data.reference_XYZ[voxels_XYZ][:, None])

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @styled
 def design_figure(designs: Sequence[tuple[str, pd.DataFrame]]):
-    """Design matrices side by side as nilearn draws them, of (title, frames x regressors); columns have unit norm."""
+    """Design matrices side by side as nilearn draws them, of (title, frames x regressors).
+
+    Columns that vary are centred, as a confound with a large mean would look constant, and all have unit norm.
+    """
     from nilearn.plotting import plot_design_matrix
 
     widths = [max(2.2, 0.8 + 0.2 * frame.shape[1]) for _, frame in designs]
@@ -23,7 +26,8 @@ def design_figure(designs: Sequence[tuple[str, pd.DataFrame]]):
     axes = figure.subplots(1, len(designs), squeeze=False, width_ratios=widths)[0]
     for axis, (title, frame) in zip(axes, designs, strict=True):
         axis.grid(False)
-        plot_design_matrix(frame, True, axis)  # by position: nilearn has renamed `ax` to `axes`
+        centred = frame - frame.mean() * (np.ptp(frame.to_numpy(), axis=0) > 0)
+        plot_design_matrix(centred, True, axis)  # by position: nilearn has renamed `ax` to `axes`
         axis.tick_params(axis="x", labelsize=7)
         axis.set_title(title, fontsize=9)
     for axis in axes[1:]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fmrisynth import __version__
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import atomic_path, write_text
-from fmrisynth.bids.origin import Origin
+from fmrisynth.bids.origin import NOTHING_FOLLOWS, Origin
 
 Status = Literal["pass", "warn", "fail", "info"]
 
@@ -161,8 +161,9 @@ class Banner:
 
 def banner_of(*origins: Origin) -> Banner:
     """What the data of a page are, each kind said once."""
-    texts = list(dict.fromkeys(origin.statement for origin in origins))
-    return Banner(" ".join(texts), any(origin.is_phantom for origin in origins))
+    loud = any(origin.is_phantom for origin in origins)
+    texts = dict.fromkeys(origin.statement.removesuffix(NOTHING_FOLLOWS) for origin in origins)
+    return Banner(" ".join(texts) + (NOTHING_FOLLOWS if loud else ""), loud)
 
 
 @dataclass(frozen=True)

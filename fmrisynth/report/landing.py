@@ -9,7 +9,7 @@ from fmrisynth.bids.origin import read_origin
 from fmrisynth.models.checkpoint import find_model_dir, list_checkpoints, read_card
 from fmrisynth.parse import read_json
 from fmrisynth.report.html import Links, Page, Section, Text, banner_of, render_page
-from fmrisynth.report.methods import citations, methods_of
+from fmrisynth.report.methods import citations, methods_of, with_names
 from fmrisynth.stage import CLAIM
 
 INDEX, REFERENCES = "index.html", "references.bib"
@@ -47,13 +47,17 @@ def _write(out: Path, pages: list[str], files: list[str]) -> None:
     if paragraphs:
         write_text(out / REFERENCES, citations(paragraphs))
         note = Text(
-            "Written from what was run; ready to paste, with the references in references.bib. Check what is your own.",
+            "Written from what was run. The references are in references.bib; check what is your own.",
             note=True,
         )
         sections.append(
             Section(
                 "Methods",
-                [Text("\n\n".join(paragraphs)), note, Links([(REFERENCES, REFERENCES, "BibTeX of the citations")])],
+                [
+                    Text("\n\n".join(map(with_names, paragraphs))),
+                    note,
+                    Links([(REFERENCES, REFERENCES, "BibTeX of the citations")]),
+                ],
             )
         )
     title, origin = f"Output of fmrisynth {command}", None

@@ -13,19 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from fmrisynth import __version__
+from fmrisynth.bids import naming
 from fmrisynth.bids.origin import read_origin
+from fmrisynth.config.glm import FDR, SMALLEST_CLUSTER, GlmConfig
+from fmrisynth.data.blocks import read_blocks
+from fmrisynth.errors import FmrisynthError
 from fmrisynth.parse import parse_yaml, read_json
+from fmrisynth.progress import count
 from fmrisynth.stage import CLAIM
 
 DEEPEST = 6
 _CITATION = re.compile(r"@(\w+)")
 
 _SAMPLERS = {
-    "ab2": "the two-step Adams-Bashforth method in the angle of the path [@salimans2022]", "ddpm": "ancestral sampling [@ho2020]",
+    "ab2": "an Adams-Bashforth method of second order [@salimans2022]", "ddpm": "ancestral sampling [@ho2020]",
     "ddim": "DDIM [@song2021]", "dpmpp2m": "DPM-Solver++ (2M) [@lu2022]", "euler": "the Euler method",
     "heun": "Heun's method [@karras2022]",
 }  # fmt: skip
 _RESPONSES = {"spm": "SPM's", "glover": "Glover's"}
+_NOISES = {"ols": "ordinary least squares", "ar1": "generalised least squares with AR(1) noise"}
+_CONFOUNDS = {
+    "auto": "six movement parameters, CSF and white matter where known", "simple": "nilearn's simple strategy",
+    "scrubbing": "nilearn's scrubbing strategy",
+}  # fmt: skip
+_NETWORKS = {"hybrid": "a hybrid CNN-Transformer [@seo2025]", "unet": "a U-Net with the class in its time embedding"}
 _OBJECTIVES = {
     "epsilon": "the noise (DDPM) [@ho2020]", "v": "the velocity v [@salimans2022]",
     "flow": "the velocity of a straight path (flow matching) [@lipman2023]",
@@ -33,23 +44,41 @@ _OBJECTIVES = {
 
 
 def methods_of(out: Path) -> list[str]:
-    """Paragraphs about how the content of a folder was made, first step first; citations are ``[@key]``."""
+    """Paragraphs about how the content of a folder was made, first step first; citations are ``[@key]`` (see `with_names`)."""
     paragraphs = list(dict.fromkeys(_chain(out, 0)))
     if not paragraphs:
         return []
     return [
         *paragraphs,
-        f"All steps: fmrisynth {__version__}, after [@seo2025], with PyTorch [@paszke2019] and nilearn "
-        "[@abraham2014]; data in BIDS [@gorgolewski2016].",
+        f"All steps used fmrisynth {__version__}, which follows a published method [@seo2025], with PyTorch [@paszke2019] and nilearn "
+        "[@abraham2014]. Data are in BIDS [@gorgolewski2016].",
     ]
 
 
 def citations(paragraphs: list[str]) -> str:
     """The BibTeX entries that the paragraphs cite, in their order."""
-    text = (resources.files("fmrisynth.report") / "references.bib").read_text(encoding="utf-8")
-    entries = {match[1]: line for line in text.splitlines() if (match := re.match(r"@\w+\{(\w+),", line))}
-    cited = dict.fromkeys(key for paragraph in paragraphs for key in _CITATION.findall(paragraph))
+    cited, entries = dict.fromkeys(_CITATION.findall(" ".join(paragraphs))), _entries()
     return "\n".join(entries[key] for key in cited) + "\n"
+
+
+def with_names(paragraph: str) -> str:
+    """A paragraph with its citations by author and year, ``(Salimans & Ho 2022)``, for pasting."""
+    entries = _entries()
+
+    def name(match: re.Match[str]) -> str:
+        entry = entries[match[1]]
+        authors = [a.partition(",")[0] for a in re.search(r"author=\{(.*?)\}, \w+=", entry)[1].split(" and ")]  # type: ignore[index]
+        year = re.search(r"year=\{(\d+)\}", entry)[1]  # type: ignore[index]
+        few = len(authors) < 3 and "others" not in authors
+        return f"({' & '.join(authors) if few else authors[0] + ' et al.'} {year})"
+
+    return re.sub(rf"\[{_CITATION.pattern}\]", name, paragraph)
+
+
+def _entries() -> dict[str, str]:
+    """BibTeX entries by key."""
+    text = (resources.files("fmrisynth.report") / "references.bib").read_text(encoding="utf-8")
+    return {match[1]: line for line in text.splitlines() if (match := re.match(r"@\w+\{(\w+),", line))}
 
 
 def _chain(out: Path, depth: int) -> Iterator[str]:
@@ -66,8 +95,14 @@ def _chain(out: Path, depth: int) -> Iterator[str]:
     write = _WRITERS.get(command)
     if write is not None:
         try:
-            yield write(settings)
-        except (KeyError, TypeError, ValueError):  # of another version: better no sentence than a wrong one
+            yield write(settings, out)
+        except (
+            FmrisynthError,
+            KeyError,
+            OSError,
+            TypeError,
+            ValueError,
+        ):  # of another version: better no sentence than a wrong one
             return
 
 
@@ -92,31 +127,43 @@ def _mapping(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _simulate(s: Mapping[str, Any]) -> str:
+def _simulate(s: Mapping[str, Any], out: Path) -> str:
     return (
         f"Data were simulated: a phantom cohort of task-fMRI with planted responses (tasks {', '.join(s['tasks'])}; "
-        f"seed {s['seed']}), after the tasks of "
-        "the Human Connectome Project [@barch2013]. No human was measured."
+        f"seed {s['seed']}), after the tasks of the Human Connectome Project [@barch2013]. No human was measured."
     )
 
 
-def _prepare(s: Mapping[str, Any]) -> str:
+def _prepare(s: Mapping[str, Any], out: Path) -> str:
     window, split = s["window"], s["split"]
     where = "in each participant's own space" if s["native"] else "in MNI space on a grid of 3 mm"
+    cut = f"cut into block windows {where}: {window['n_frames']} frames from {window['delay_s']:g} s after every block onset"
+    if s["unit"] == "run":
+        cut = f"taken whole {where}, one frame every {s['tr_s']:g} s"
     shares = (
         f"all {split['all']}"
         if split.get("all")
         else f"{split['train']:g} / {split['val']:g} / {split['test']:g} training, validation and test"
     )
-    return (
-        "Preprocessed runs (HCP pipelines [@vanessen2013] or fMRIPrep [@esteban2019]) were cut into block windows "
-        f"{where}: {window['n_frames']} frames from "
-        f"{window['delay_s']:g} s after every block onset, intensities scaled to a grand mean of 10,000. "
-        f"Participants were split by hash, {shares}."
-    )
+    runs = "Simulated runs" if read_origin(out).is_phantom else _preprocessed(s, out)
+    return f"{runs} were {cut}, with intensities scaled to a grand mean of 10,000. Participants were split by hash, {shares}."
 
 
-def _tokenize(s: Mapping[str, Any]) -> str:
+def _preprocessed(s: Mapping[str, Any], out: Path) -> str:
+    """Whose work the runs are, as far as their datasets say it."""
+    claim = _mapping(out / CLAIM) or {}
+    roots = [Path(root) for root in [*s.get("derivatives", []), *claim.get("Sources", [])]]
+    if any(next(root.glob("*/MNINonLinear"), None) for root in roots):
+        return "Runs preprocessed by the HCP pipelines [@vanessen2013]"
+    made = [
+        entry for root in roots for entry in (_mapping(root / "dataset_description.json") or {}).get("GeneratedBy", [])
+    ]
+    names = dict.fromkeys(f"{entry['Name']} {entry.get('Version', '')}".strip() for entry in made)
+    cited = " [@esteban2019]" if "fmriprep" in " ".join(names).lower() else ""
+    return f"Runs preprocessed with {', '.join(names)}{cited}" if names else "Preprocessed runs"
+
+
+def _tokenize(s: Mapping[str, Any], out: Path) -> str:
     kind = s.get("model", {}).get("kind", "patch")
     how = (
         "a VQ-GAN [@esser2021]"
@@ -131,15 +178,10 @@ def _tokenize(s: Mapping[str, Any]) -> str:
     )
 
 
-def _train(s: Mapping[str, Any]) -> str:
-    network = (
-        "the hybrid CNN-Transformer of [@seo2025]"
-        if s["model"]["kind"] == "hybrid"
-        else "a U-Net with the class in its time embedding"
-    )
+def _train(s: Mapping[str, Any], out: Path) -> str:
     optimiser = s["optimiser"]
     return (
-        f"A conditional denoiser, {network}, was trained to predict {_OBJECTIVES[s['objective']['prediction']]} for "
+        f"A conditional denoiser, {_NETWORKS[s['model']['kind']]}, was trained to predict {_OBJECTIVES[s['objective']['prediction']]} for "
         f"{s['steps']:,} steps of {s['batch_size']} blocks with "
         f"AdamW [@loshchilov2019] (learning rate {optimiser['learning_rate']:g}); the condition was dropped in "
         f"{s['conditioning']['dropout']:.0%} of the instances, weights were averaged."
@@ -147,35 +189,73 @@ def _train(s: Mapping[str, Any]) -> str:
     )
 
 
-def _sample(s: Mapping[str, Any]) -> str:
+def _sample(s: Mapping[str, Any], out: Path) -> str:
+    blocks = read_blocks(out)
+    first = blocks[0]
+    subjects, conditions = (list(dict.fromkeys(getattr(b, name) for b in blocks)) for name in ("subject", "condition"))
+    if first.is_run:
+        what = f"{count(len(blocks), 'run')} of {count(len(subjects), 'synthetic subject')}"
+    else:
+        what = (
+            f"{count(len(blocks), 'sample')} of {count(len(conditions), 'condition')} ({', '.join(conditions)}; "
+            f"{count(len(subjects), 'synthetic subject')}; {first.n_frames} frames each)"
+        )
+    kind, _, size = str(dict(read_json(naming.image_sidecar(first.path)))["Network"]).partition(", ")
     guidance = (
-        f", classifier-free guidance {s['GuidanceScale']:g} [@hosalimans2022]"
+        f"classifier-free guidance {s['GuidanceScale']:g} [@hosalimans2022]"
         if s["GuidanceScale"] != 1
-        else ", without guidance"
+        else "no guidance"
     )
     noise = (
         " What the tokenizer cannot represent was added as noise of the measured size."
         if s.get("ObservationNoise")
         else ""
     )
-    return f"Samples were drawn with {_SAMPLERS[s['Sampler']]} in {s['SamplerSteps']} steps{guidance} (seed {s['Seed']}).{noise}"
-
-
-def _glm(s: Mapping[str, Any]) -> str:
-    what = (
-        "block windows (boxcar of the block and a constant)"
-        if s["unit"] == "block"
-        else "whole runs (events, drift and confounds)"
+    anatomy = (
+        f"Each subject was given the anatomy of a person of {s['Anatomy']}."
+        if "Anatomy" in s
+        else "All have one reference volume and brain mask, the means of the people that the tokenizer was fitted on."
     )
-    page = " The group page shows them at a false discovery rate of 0.05 [@benjamini1995]." if s["reports"] else ""
     return (
-        f"General linear models were fitted to {what} with {_RESPONSES[s['hrf']]} haemodynamic response [@abraham2014]. "
-        "Group maps are one-sample random-effects t over subjects, as "
-        f"z (fixed effects where there is one subject).{page}"
+        f"{what} were drawn at a repetition time of {first.tr_s:g} s and {first.load_grid().voxel_mm[0]:g} mm from a latent diffusion "
+        f"model ({_NETWORKS[kind]} with {size}; SHA-256 {s['CheckpointSHA256'][:12]}) by {_SAMPLERS[s['Sampler']]} in "
+        f"{s['SamplerSteps']} steps with {guidance} (seed {s['Seed']}).{noise} {anatomy}"
     )
 
 
-def _evaluate(s: Mapping[str, Any]) -> str:
+def _glm(s: Mapping[str, Any], out: Path) -> str:
+    config = GlmConfig.model_validate(s)
+    subjects = len(list(out.glob("sub-*/sub-*_design.tsv")))
+    models = [dict(read_json(path)).get("Model") for path in out.glob("sub-*/**/*_stat-z_statmap.json")]
+    parts = [
+        f"{'block' if config.unit == 'block' else 'events'} convolved with {_RESPONSES[config.hrf]} haemodynamic response",
+        "constant",
+    ]
+    if config.resolved_drift != "none":
+        high_pass = f" (high-pass {config.high_pass_hz:g} Hz)" if config.resolved_drift == "cosine" else ""
+        parts.append(f"{config.resolved_drift} drift{high_pass}")
+    if any("confounds" in str(model) for model in models):
+        parts.append(f"confounds ({_CONFOUNDS[config.confounds]})")
+    smoothing = f"smoothed by {mm:g} mm FWHM" if (mm := config.resolved_smoothing_fwhm_mm) else "without smoothing"
+    text = (
+        f"General linear models ({'; '.join(parts)}) were fitted by {_NOISES[config.resolved_noise_model]} to the "
+        f"{'block windows' if config.unit == 'block' else 'whole runs'} of {count(subjects, 'subject')}, {smoothing} [@abraham2014]."
+    )
+    groups = [dict(read_json(path)) for path in out.glob("group/*_stat-z_statmap.json")]
+    sizes = sorted({int(keys["Subjects"]) for keys in groups})
+    if sizes:
+        n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        text += " Group maps are " + (
+            f"one-sample random-effects t tests over {n} subjects, as z."
+            if sizes[-1] > 1
+            else "the fixed effects of the one subject, as z."
+        )
+    if (out / "group.html").is_file():
+        text += f" They are shown at a false discovery rate of {FDR:g} [@benjamini1995] in clusters of at least {SMALLEST_CLUSTER} voxels."
+    return text
+
+
+def _evaluate(s: Mapping[str, Any], out: Path) -> str:
     return (
         "Synthetic and real blocks were compared by correlation of group maps, representational similarity "
         "[@kriegeskorte2008], Top-1 identification and further checks, with 95 % "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,9 +24,9 @@ _LOUD, _QUIET = "background: #ffd54a; color: #3a2a00; font-weight: 600", "backgr
 
 
 def write_viewer(
-    path: Path, title: str, map_XYZ: np.ndarray, grid: Grid, *, threshold: float, origin: Origin, back: str
-) -> None:
-    """Write a viewer of a map: click or drag to move through the brain.
+    path: Path, title: str, z_XYZ: np.ndarray, grid: Grid, *, threshold: float, peak_mm: Sequence[float], origin: Origin, back: str
+) -> None:  # fmt: skip
+    """Write a viewer of a z map: click or drag to move through the brain.
 
     Parameters
     ----------
@@ -33,10 +34,12 @@ def write_viewer(
         The HTML file.
     title : str
         What the map is.
-    map_XYZ : array
-        Signed map on `grid`.
+    z_XYZ : array
+        The map on `grid`.
     threshold : float
         Values below it in magnitude are transparent.
+    peak_mm : sequence of 3 floats
+        Where it opens, mm.
     origin : Origin
         What the data are; stands at the top.
     back : str
@@ -48,7 +51,7 @@ def write_viewer(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of NumPy about masked arrays inside nilearn
         view = view_img(
-            as_nibabel(map_XYZ, grid.affine), bg_img=background, threshold=threshold, cmap="RdBu_r",
+            as_nibabel(z_XYZ, grid.affine), bg_img=background, cut_coords=list(peak_mm), threshold=threshold, cmap="RdBu_r",
             symmetric_cmap=True, opacity=0.9, black_bg=True,
         )  # fmt: skip
     head = (
@@ -59,8 +62,8 @@ def write_viewer(
     top = (
         f'<p class="{kind}" style="margin: 0; padding: 9px 24px; {colours}">{escape(origin.statement)}</p>'
         f'<h1 style="margin: 12px 24px; font-size: 1.3rem">{escape(title)}</h1>'
-        '<p style="margin: 12px 24px">Click or drag in a slice to move. <a style="color: #8fb3dd" '
-        f'href="{escape(back)}">Back to all maps</a></p>'
+        '<p style="margin: 12px 24px">It opens at the peak; click or drag in a slice to move. The colour bar is z. '
+        f'<a style="color: #8fb3dd" href="{escape(back)}">Back to all maps</a></p>'
     )
     html = re.sub(r'<link rel="icon".*?/>|<title>.*?</title>', "", view.html, flags=re.DOTALL)
     html = html.replace("<head>", f"<head>{head}", 1).replace("<body>", f'<body style="{_BODY}">{top}', 1)

@@ -43,12 +43,15 @@ class Anatomy:
         BOLD-like intensities.
     mask_XYZ : bool array
         Brain, where the tokenizer has brain too.
+    reference_is : str
+        What the reference volume is, in words.
     source : str, optional
-        Dataset and subject; None for the tokenizer's mean.
+        Dataset and subject, or model; None for the tokenizer's mean.
     """
 
     reference_XYZ: np.ndarray
     mask_XYZ: np.ndarray
+    reference_is: str
     source: str | None = None
 
     def sidecar(self) -> dict[str, str]:
@@ -60,7 +63,9 @@ def drawn_anatomy(volumes_XYZT: np.ndarray, info: TokenizerInfo) -> Anatomy:
     """The anatomy that a model of anatomies drew: its mean volume where that is bright."""
     reference_XYZ = volumes_XYZT.mean(axis=-1)
     mask_XYZ = brain_of(reference_XYZ / info.reference_XYZ[info.mask_XYZ].mean())
-    return Anatomy(np.where(mask_XYZ, reference_XYZ, 0.0), mask_XYZ)
+    return Anatomy(
+        np.where(mask_XYZ, reference_XYZ, 0.0), mask_XYZ, "An anatomy that was drawn by the model, as the image"
+    )
 
 
 class Anatomies:
@@ -87,9 +92,27 @@ class Anatomies:
 
     def load(self, index: int, attributes: Mapping[str, str]) -> Anatomy:
         """The anatomy of the person with this number, from 0, and these attributes."""
-        return Anatomy(self.info.reference_XYZ, self.info.mask_XYZ)
+        shared = "Mean anatomy of the people that the model's tokenizer was fitted on, the same for all samples"
+        return Anatomy(self.info.reference_XYZ, self.info.mask_XYZ, shared)
 
-    def _fitted(self, reference_XYZ: np.ndarray, own_XYZ: np.ndarray, path: Path, source: str) -> Anatomy:
+    @property
+    def statement(self) -> str:
+        """How the people look, for a reader of the dataset."""
+        shared = "the mean of the people that the model's tokenizer was fitted on"
+        if self.info.normalisation == "global":
+            return f"Reference volume and brain mask are {shared}, the same for all; the images hold anatomies of their own."
+        if self.info.normalisation == "relative":
+            return (
+                "Every sample is an anatomy: reference volume and brain mask are drawn, and the image is the reference."
+            )
+        return (
+            f"All synthetic people share one anatomy, {shared}: they do not differ in brain shape or mean intensity. "
+            "`fmrisynth sample --anatomy DATASET` gives each of them the anatomy of a person of a dataset."
+        )
+
+    def _fitted(
+        self, reference_XYZ: np.ndarray, own_XYZ: np.ndarray, path: Path, reference_is: str, source: str
+    ) -> Anatomy:
         """An anatomy within the tokenizer's brain.
 
         Raises
@@ -104,7 +127,7 @@ class Anatomies:
                 f"{path}: expected a brain where the model has one, found {share:.0%} of the model's voxels in it; are the anatomies "
                 "registered to the model's space?"
             )
-        return Anatomy(np.where(mask_XYZ, reference_XYZ, 0.0).astype(np.float32), mask_XYZ, source)
+        return Anatomy(np.where(mask_XYZ, reference_XYZ, 0.0).astype(np.float32), mask_XYZ, reference_is, source)
 
     def _check_grid(self, path: Path, grid: Grid) -> None:
         if self.info.normalisation != "dynamics":
@@ -142,6 +165,11 @@ class AnatomiesOfPeople(Anatomies):
             raise FmrisynthError(f"{dataset}: expected a dataset with finished participants, found none.")
         self._check_grid(dataset, self._block(0).load_grid())
 
+    @property
+    def statement(self) -> str:
+        """See `Anatomies.statement`."""
+        return f"The k-th synthetic person has the reference volume and brain mask of the k-th of {self.dataset.name} (--anatomy)."
+
     def warn(self, n_people: int) -> None:
         """See `Anatomies.warn`."""
         if n_people > len(self.subjects):
@@ -168,7 +196,9 @@ class AnatomiesOfPeople(Anatomies):
             raise FmrisynthError(
                 f"{block.reference_path}: expected {self.info.mask_XYZ.shape} voxels, found {reference.shape}; make the dataset again."
             )
-        return self._fitted(reference, own, block.mask_path, f"{self.dataset.name}: sub-{block.subject}")
+        source = f"{self.dataset.name}: sub-{block.subject}"
+        said = f"Temporal mean of a run of {source}: the anatomy that this synthetic person was given"
+        return self._fitted(reference, own, block.mask_path, said, source)
 
     def _block(self, index: int) -> Block:
         return read_subject(self.dataset, self.subjects[index % len(self.subjects)])[0]
@@ -201,6 +231,11 @@ class DrawnAnatomies(Anatomies):
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
         self.known = tuple(name for name in model.labels if name != "condition")
 
+    @property
+    def statement(self) -> str:
+        """See `Anatomies.statement`."""
+        return f"Each synthetic person has an anatomy of their own, drawn by the model {self.model.sha256[:12]} (--anatomy)."
+
     def about(self, index: int) -> Any:
         """See `Anatomies.about`."""
         return self.model.sha256
@@ -214,4 +249,5 @@ class DrawnAnatomies(Anatomies):
         drawn = drawn_anatomy(
             next(self.tokenizer.decode_blocks(latent_1CTxyz, noise_seeds=[seed])), self.tokenizer.info
         )
-        return self._fitted(drawn.reference_XYZ, drawn.mask_XYZ, model.path, f"drawn by model {model.sha256[:12]}")
+        source = f"drawn by model {model.sha256[:12]}"
+        return self._fitted(drawn.reference_XYZ, drawn.mask_XYZ, model.path, f"An anatomy {source}", source)

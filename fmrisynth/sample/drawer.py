@@ -156,6 +156,12 @@ class Drawer:
         """Whether a sample is how somebody looks, not what somebody does."""
         return self.tokenizer.info.normalisation == "relative"
 
+    @property
+    def network(self) -> str:
+        """Kind and size of the network, for people."""
+        n = sum(p.numel() for p in self.model.network.parameters())
+        return f"{self.model.card.model.get('kind', 'network')}, {n / 1e6:.1f} M parameters"
+
     def draw(
         self, requests: Sequence[SampleRequest], device: torch.device
     ) -> Iterator[tuple[SampleRequest, np.ndarray]]:

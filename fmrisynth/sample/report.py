@@ -24,14 +24,13 @@ from fmrisynth.data.nifti import read_image
 from fmrisynth.glm.design import Design
 from fmrisynth.glm.maps import find_peak, to_volume
 from fmrisynth.glm.windows import block_design, common_mask, read_window
-from fmrisynth.models.checkpoint import LoadedDenoiser
-from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.progress import count
 from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text, write_page
 from fmrisynth.report.brain import display_range, glass_brains, mosaic
 from fmrisynth.report.figures import matrix_figure
 from fmrisynth.report.html import Card, banner_of
 from fmrisynth.report.style import LINE, SOFT, SYNTHETIC, new_figure, styled
+from fmrisynth.sample.drawer import Drawer
 from fmrisynth.sample.plan import SampleRequest, block_of
 from fmrisynth.sample.preview import SMOOTHING_MM
 
@@ -83,14 +82,7 @@ class ConditionSummary:
         return self.design.pinv_PT[0] @ self.course_TV
 
 
-def write_report(
-    out: Path,
-    asked: Sequence[SampleRequest],
-    config: SampleConfig,
-    settings: dict[str, Any],
-    model: LoadedDenoiser,
-    tokenizer: Tokenizer,
-) -> Path:
+def write_report(out: Path, asked: Sequence[SampleRequest], config: SampleConfig, drawer: Drawer) -> Path:
     """Write ``report.html`` about the samples of a call that are on disk.
 
     Parameters
@@ -99,12 +91,12 @@ def write_report(
         The dataset.
     asked : sequence of SampleRequest
         All samples of the call, whoever makes them; those not there yet are counted as missing.
-    config, settings
-        The call, and what every sidecar says about it.
-    model, tokenizer
+    config : SampleConfig
+        The call.
+    drawer : Drawer
         Where the samples come from.
     """
-    glm = GlmConfig()
+    glm, settings, card = GlmConfig(), drawer.settings, drawer.model.card
     there = [request for request in asked if is_finished(out, request.subject)]
     blocks = {request: block_of(out, request) for request in there}
     first = next(iter(blocks.values()))
@@ -138,9 +130,9 @@ def write_report(
             Section("Time courses", _courses(summaries)),
             Section("Samples", _samples(out, summaries, config)),
             Section("Settings", _settings_table(config, settings)),
-            Section("Provenance", _provenance(settings, model, tokenizer)),
+            Section("Provenance", _provenance(drawer)),
         ),
-        banner=banner_of(model.card.origin),
+        banner=banner_of(card.origin),
     )
     path = out / REPORT_NAME
     write_page(path, page, timestamp=False)
@@ -318,11 +310,11 @@ def _settings_table(config: SampleConfig, settings: dict[str, Any]) -> list[Elem
     ]
 
 
-def _provenance(settings: dict[str, Any], model: LoadedDenoiser, tokenizer: Tokenizer) -> list[Element]:
-    card, info = model.card, tokenizer.info
+def _provenance(drawer: Drawer) -> list[Element]:
+    card, info, settings = drawer.model.card, drawer.tokenizer.info, drawer.settings
     trained_on = card.trained_on
     rows: list[tuple[str, str]] = [
-        ("model", f"{card.model.get('kind', 'network')}, {_size(model)}, {model.step:,} training steps"),
+        ("model", f"{drawer.network}, {drawer.model.step:,} training steps"),
         ("objective", str(card.objective.get("prediction"))),
     ]
     if "n_instances" in trained_on:
@@ -336,11 +328,6 @@ def _provenance(settings: dict[str, Any], model: LoadedDenoiser, tokenizer: Toke
         ("settings SHA-256", settings["ConfigHash"]),
     ]
     return [Table(("What", ""), rows, caption="Every image's sidecar carries the same digests and its own seed.")]
-
-
-def _size(model: LoadedDenoiser) -> str:
-    n = sum(p.numel() for p in model.network.parameters())
-    return f"{n / 1e6:.1f} M parameters"
 
 
 def _plain(value: Any) -> str:

@@ -42,9 +42,13 @@ Requests = tuple[SampleRequest, ...]
 PARTICIPANTS_COLUMNS = ("participant_id", "condition", "seed", "synthetic")
 
 _README = """Every subject of this dataset is synthetic: made by a generative model, measured on no one.
-One subject is one sample of one task condition (12 frames from the onset of a block), or a person who does whole runs.
-`participants.tsv` says which and the seed; each image's sidecar says which model, sampler and guidance.
+`participants.tsv` lists them with their seeds; each image's sidecar says which model, sampler and guidance.
 Intensities are BOLD-like, arbitrary units.
+
+"""
+_OF_BLOCKS = """Each image is a sample of one task condition: {n_frames} frames, {tr_s:g} s apart, from the onset of a block.
+The event has the duration of the blocks that the model was trained on. Where it is longer than the images, they end first.
+
 """
 
 
@@ -144,9 +148,11 @@ def _begin(out: Path, drawer: Drawer, n_frames: int, *, force: bool, write: bool
     }
     if not out.exists():  # a model that needs more than there is must not leave a folder
         _check_space(out, n_frames, drawer.tokenizer)
+    info = drawer.tokenizer.info
+    what = "" if config.events else _OF_BLOCKS.format(n_frames=info.n_frames, tr_s=info.tr_s)
     return Stage.begin(
-        "sample", out, config, settings=fixed, force=force, title="Synthetic task-fMRI by fmrisynth", readme=_README,
-        origin=drawer.model.card.origin, write=write,
+        "sample", out, config, settings=fixed, force=force, title="Synthetic task-fMRI by fmrisynth",
+        readme=_README + what + drawer.anatomies.statement, origin=drawer.model.card.origin, write=write,
     )  # fmt: skip
 
 
@@ -190,7 +196,7 @@ def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force
     lines = [f"{what} in {out} ({len(asked) - n_todo} there already)."]
     if config.report:
         whole = make_requests(config.model_copy(update={"shard": (1, 1)}), model.conditions)
-        lines.append(f"Report: {write_report(out, whole, config, drawer.settings, model, tokenizer)}")
+        lines.append(f"Report: {write_report(out, whole, config, drawer)}")
     lines.append(model.card.origin.statement)
     if model.path == bundled_model_dir():
         lines.append("It is the bundled model, for trying the tools; name your own with --checkpoint DIR.")
@@ -326,9 +332,11 @@ class SampleMaker:
                 self.stage.out, entities, request.desc, BlockData(volumes, anatomy.reference_XYZ, anatomy.mask_XYZ), grid,
                 condition=request.condition.label, onset_s=onset_s, duration_s=duration_s, tr_s=info.tr_s,
                 attributes=dict(request.attributes),
-                sidecar={"Synthetic": True, "Seed": request.seed, **self.drawer.settings, **anatomy.sidecar()},
+                sidecar={"Synthetic": True, "Seed": request.seed, "Network": self.drawer.network, **self.drawer.settings,
+                         **anatomy.sidecar()},
                 origin=self.drawer.model.card.origin, extension=f".{config.format}",
                 same_run=blocks[0] if blocks and not self.drawer.makes_anatomies else None,
+                reference_is=anatomy.reference_is,
             )  # fmt: skip
             blocks.append(block)
         if config.save_latents and kept:

@@ -219,10 +219,11 @@ class RunMaker:
                 self.out, entities, naming.RUN_DESC, data, info.grid,
                 condition=RUN, onset_s=-info.tr_s / 2, duration_s=design.n_frames * info.tr_s, tr_s=info.tr_s,
                 attributes=drawer.config.attributes, events=design.events,
-                sidecar={"StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed,
+                sidecar={"StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed, "Network": drawer.network,
                          "WindowFrames": self.telling.window_frames, **drawer.settings, **anatomy.sidecar()},
                 origin=drawer.model.card.origin, extension=f".{drawer.config.format}",
                 frames=self.frames(design, seed, anatomy), n_frames=design.n_frames,
+                reference_is=anatomy.reference_is,
             )  # fmt: skip
             write_bytes(run.events_path, design.path.read_bytes())  # the user's own, with all its columns
             runs.append(run)

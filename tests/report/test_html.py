@@ -79,6 +79,15 @@ def test_every_figure_draws_with_awkward_input(rng):
     figures.connectivity_figure([("c", np.zeros((3, 3)))])
 
 
+def test_a_confound_with_a_large_mean_does_not_look_constant():
+    frame = pd.DataFrame({"white_matter": 1000 + np.sin(np.arange(12.0)), "constant": np.ones(12)})
+    (axis, *_) = figures.design_figure([("d", frame)]).axes
+    shown = np.asarray(axis.images[0].get_array())
+    assert np.ptp(shown[:, 0]) > 0.5
+    assert np.ptp(shown[:, 1]) == 0
+    assert shown[0, 1] > 0
+
+
 def test_mosaic_flips_left_handed_grids():
     """A voxel on the subject's right is drawn on the right, whichever way the array runs."""
     drawn = []

@@ -11,6 +11,7 @@ import pytest
 
 from fmrisynth.bids.origin import PHANTOM
 from fmrisynth.bids.provenance import write_dataset_description
+from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.cli.main import run
 from fmrisynth.config.load import dump_yaml, load_config
 from fmrisynth.report.landing import write_index
@@ -35,10 +36,19 @@ def test_the_group_page_shows_what_survives_and_says_what_does_not(maps):
     found = re.search(r"motor_rh: \|z\| &gt; ([\d.]+)|motor_rh: random effects over subjects, n = 6", page)
     assert found
     assert "motor_rh: clusters and their sub-peaks" in page
-    assert "motor_lh (random effects over subjects, n = 6): no cluster survives" in page
+    assert "motor_lh (random effects over subjects, n = 6; n = 6 is few): no cluster survives" in page
+    assert "uncorrected: not a result. Peak z " in page
+    for link in ("index.html", "sub-01.html", "sub-06.html"):
+        assert f'href="{link}"' in page
+    assert "is for display, not a test" in (maps / "sub-01.html").read_text()
     assert 'class="banner loud"' in page
     (size,) = re.findall(r'<th scope="row">1</th>.*?<td class="num">([\d,]+)</td>\s*</tr>', page, re.S)
     assert int(size.replace(",", "")) == pytest.approx(4 * 4 * 3 * 27, rel=0.25)  # the block that was planted, mm3
+    (name,) = re.findall(r"in (group/\S+_clusters.tsv)", page)
+    clusters = read_tsv(maps / name, ("cluster", "size_mm3"))
+    sizes = [int(row["size_mm3"]) for row in clusters if row["cluster"].isdigit()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == int(size.replace(",", ""))
 
 
 def test_every_group_map_has_a_viewer_that_loads_nothing(maps):
@@ -51,7 +61,10 @@ def test_every_group_map_has_a_viewer_that_loads_nothing(maps):
         assert not re.search(r'(?:src|href)="(?!data:|\.\./group.html)', viewer.partition("<script>")[0])
         assert PHANTOM.statement in viewer
         assert "brainsprite" in viewer
-    assert re.findall(r'href="(figures/[^"]*.pdf)"', page) == ["figures/group_motor-rh.pdf", "figures/group_design.pdf"]
+        assert "The colour bar is z." in viewer
+    assert re.findall(r'href="(figures/[^"]*.pdf)"', page) == [
+        f"figures/group_{name}.pdf" for name in ("motor-lh", "motor-rh", "design")
+    ]
     assert "First-level design matrix, one example: sub-01, a window of motor_rh." in page
     assert (maps / "figures" / "group_motor-rh.pdf").read_bytes().startswith(b"%PDF-")
 
@@ -60,7 +73,7 @@ def test_a_viewer_has_the_same_bytes_twice(tmp_path):
     z_XYZ = np.zeros(GRID.shape, np.float32)
     z_XYZ[5:9, 5:9, 6:9] = 5
     for name in ("a.html", "b.html"):
-        write_viewer(tmp_path / name, "z", z_XYZ, GRID, threshold=2.0, origin=PHANTOM, back="x.html")
+        write_viewer(tmp_path / name, "z", z_XYZ, GRID, threshold=2.0, peak_mm=(0, 0, 0), origin=PHANTOM, back="x.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
@@ -79,7 +92,11 @@ def test_the_methods_cite_what_the_bibliography_holds(maps):
     entries = re.findall(r"^@\w+\{(\w+),", (maps / "references.bib").read_text(), re.M)
     assert set(entries) == cited
     assert "benjamini1995" in cited
-    assert "block windows" in paragraphs[0]
+    assert "by ordinary least squares to the block windows of 6 subjects, without smoothing" in paragraphs[0]
+    assert "random-effects t tests over 6 subjects" in paragraphs[0]
+    page = (maps / "index.html").read_text()
+    assert "(Benjamini &amp; Hochberg 1995)" in page
+    assert "[@" not in page
 
 
 def test_a_second_writing_changes_nothing(maps):
@@ -110,11 +127,21 @@ def test_the_steps_before_come_first_and_say_what_was_set(tmp_path):
     assert "123,000 steps" in text[2]
     assert "lipman2023" in citations(text)
     write_dataset_description(tmp_path / "s", "s", origin=PHANTOM.sampled())
-    sampled = {"Sampler": "ddim", "SamplerSteps": 50, "GuidanceScale": 2.0, "Seed": 3, "ObservationNoise": True}
-    samples = begun(tmp_path / "s", "sample", [], sampled, all_conditions=True)
+    samples = begun(tmp_path / "s", "sample", [], all_conditions=True)
     joined = " ".join(methods_of(begun(tmp_path / "e", "evaluate", [blocks, samples])))
-    assert "DDIM [@song2021] in 50 steps, classifier-free guidance 2 [@hosalimans2022] (seed 3)" in joined
     assert "trained on phantom (simulated) data" in joined
+
+
+def test_prepared_runs_are_whose_the_source_says(tmp_path):
+    source = tmp_path / "source"
+    blocks = begun(tmp_path / "blocks", "prepare", [source])
+    assert methods_of(blocks)[0].startswith("Preprocessed runs were cut into block windows")
+    source.mkdir()
+    made = {"GeneratedBy": [{"Name": "fMRIPrep", "Version": "23.2.1"}]}
+    (source / "dataset_description.json").write_text(json.dumps(made))
+    assert methods_of(blocks)[0].startswith("Runs preprocessed with fMRIPrep 23.2.1 [@esteban2019] were")
+    write_dataset_description(blocks, "b", origin=PHANTOM)
+    assert methods_of(blocks)[0].startswith("Simulated runs were")
 
 
 def test_a_folder_that_no_command_began_is_left_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from fmrisynth.cli.main import run
 from fmrisynth.data.blocks import read_blocks
 from fmrisynth.glm.effects import subject_effects
+from fmrisynth.report.methods import methods_of
 from tests.sample.test_run import FAST, digest_tree, validator_errors
 
 ASK = ["sample", "--condition", "motor_rh", "--condition", "language_story", "--n", "2", *FAST]
@@ -92,6 +94,20 @@ def test_report_is_complete_in_itself_and_says_what_was_asked(packed):
     for words in ("motor_rh", "language_story", "2 of 2", "ab2", "Activation maps", "Time courses", "Provenance"):
         assert words in text
     assert html.count("data:image/") >= 9  # the same five, two previews, two time-lapses
+
+
+def test_the_methods_name_the_model_and_the_folder_says_that_all_look_alike(packed):
+    sidecar = json.loads(
+        read_blocks(packed)[0].path.with_name(read_blocks(packed)[0].path.name.replace(".nii.gz", ".json")).read_text()
+    )
+    text = " ".join(methods_of(packed))
+    assert f"SHA-256 {sidecar['CheckpointSHA256'][:12]})" in text
+    assert f"hybrid CNN-Transformer [@seo2025] with {sidecar['Network'].partition(', ')[2]}" in text
+    assert "4 samples of 2 conditions (language_story, motor_rh; 4 synthetic subjects; 12 frames each)" in text
+    assert "All have one reference volume" in text
+    assert "All synthetic people share one anatomy" in (packed / "README.md").read_text()
+    for path in packed.rglob("*_boldref.json"):
+        assert "the same for all samples" in json.loads(path.read_text())["Description"]
 
 
 def test_report_numbers_are_those_of_the_glm(packed):
