@@ -253,7 +253,7 @@ def test_one_subject_falls_back_to_fixed_effects(maker, good_samples, quick, tmp
 def test_refusals(real_cohort, good_samples, maker, quick, tmp_path):
     with pytest.raises(UsageError, match="did you mean motor_rh"):
         choose_cohorts(real_cohort, good_samples, quick.model_copy(update={"conditions": ("motor_rg",)}))
-    with pytest.raises(FmrisynthError, match="no such dataset"):
+    with pytest.raises(FmrisynthError, match="there is nothing"):
         choose_cohorts(tmp_path / "nothing", good_samples, quick)
     other = Maker(maker.truth | {"wm_2bk": maker.truth["motor_rh"]})
     other.samples(tmp_path / "other", 1, 1, conditions=("wm_2bk",))
