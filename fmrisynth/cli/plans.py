@@ -166,7 +166,7 @@ def comparison(real: Path, synthetic: Path, config: EvaluateConfig) -> Iterator[
     if config.unit == "block":
         yield f"conditions compared: {', '.join(choose_blocks(real, synthetic, config).conditions)}"
     else:
-        yield "whole runs compared"
+        yield {"run": "whole runs compared", "anatomy": "anatomies compared"}[config.unit]
     found = {"real": read_blocks(real), "synthetic": read_blocks(synthetic)}
     for (name, blocks), root in zip(found.items(), (real, synthetic), strict=True):
         splits = Counter(block.split or "no split" for block in blocks)

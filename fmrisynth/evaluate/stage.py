@@ -14,6 +14,7 @@ from fmrisynth import __version__
 from fmrisynth.bids.atomic import write_json
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
+from fmrisynth.data.blocks import subjects_of
 from fmrisynth.embed.encoder import find_encoder
 from fmrisynth.errors import FmrisynthError, must_exist
 from fmrisynth.evaluate.analysis import Analysis, Judged, analyse
@@ -50,6 +51,8 @@ def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *,
         inputs["encoder"] = find_encoder(inputs["encoder"])
     if config.unit == "run":
         RunCohort.open(real), RunCohort.open(synthetic)
+    elif config.unit == "anatomy":
+        subjects_of(real), subjects_of(synthetic)
     else:
         choose_blocks(real, synthetic, config)
     for name, path in ({"real": real, "synthetic": synthetic} | inputs).items():

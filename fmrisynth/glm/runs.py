@@ -22,7 +22,7 @@ from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.contrasts import HCP_NAME, Contrast, camel_case, parse_contrast
 from fmrisynth.glm.maps import index_path, write_index, write_subject_contrast
 from fmrisynth.glm.run_model import condition_name, condition_names, contrast_estimate, fit_runs, run_design
-from fmrisynth.progress import log
+from fmrisynth.progress import count, log
 from fmrisynth.stage import Unit
 
 if TYPE_CHECKING:
@@ -103,7 +103,10 @@ def plan_runs(dataset: Path, config: GlmConfig, participant_labels: Sequence[str
     """What would be fitted, in lines: the files of every run, its clock, and the doubts about it."""
     source = open_runs(dataset, config)
     found, failed = _find_runs(source, choose_subjects(dataset, source.subjects(), participant_labels), config)
-    lines = [f"sub-{subject}: cannot be analysed: {reason}" for subject, reason in failed.items()]
+    lines = [
+        f"{count(sum(map(len, found.values())), 'run')} of {count(len(found), 'subject')}; {len(failed)} cannot be analysed"
+    ]
+    lines += [f"sub-{subject}: cannot be analysed: {reason}" for subject, reason in failed.items()]
     for run in (run for runs in found.values() for run in runs):
         when = (
             f"TR {run.timing.tr_s:g} s, first frame at {run.timing.first_frame_s:g} s ({run.timing.clock})"

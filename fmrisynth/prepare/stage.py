@@ -21,7 +21,7 @@ from fmrisynth.errors import FmrisynthError
 from fmrisynth.prepare import report
 from fmrisynth.prepare.cut import brain_mask, cut_run
 from fmrisynth.prepare.plan import Job, PlannedRun, SubjectPlan, check_labels, open_job, plan_subject
-from fmrisynth.progress import StageSummary, log, reason_of, track
+from fmrisynth.progress import StageSummary, count, log, reason_of, track
 from fmrisynth.stage import Stage, Unit
 
 OPERATIONAL = ("bids_database_dir", "on_bad_run")
@@ -37,7 +37,7 @@ def plan_prepare(source: Path, config: PrepareConfig, *, participant_labels: Seq
     job = open_job(source, config)
     subjects = choose_subjects(job.source.root, job.source.subjects(), participant_labels)
     check_labels(job, subjects)
-    lines: list[str] = []
+    lines = [f"{count(len(subjects), 'participant')} of {job.source.root}"]
     total: dict[str, dict[str, Any]] = {}
     for subject in track(subjects, "Reading events"):
         try:
