@@ -29,7 +29,7 @@ from fmrisynth.progress import count, progress_bar
 from fmrisynth.report.landing import write_index
 from fmrisynth.sample.drawer import Drawer, check_kind, load_model
 from fmrisynth.sample.plan import SampleRequest, make_requests
-from fmrisynth.sample.preview import make_scene, preview_figure
+from fmrisynth.sample.preview import make_scene, preview_figure, title_of
 from fmrisynth.sample.run import save_samples
 
 if TYPE_CHECKING:
@@ -221,7 +221,8 @@ class Samples:
         info, request = self.drawer.tokenizer.info, self.requests[number]
         data = BlockData(self.bold[number], info.reference_XYZ, info.mask_XYZ)
         scene = make_scene(data, self.grid, self.tr_s, *self.drawer.timing(request))
-        return shown(preview_figure(scene, f"{request.condition.label}, sample {number + 1} of {len(self)}"))
+        title = title_of(f"{request.condition.label}, sample {number + 1} of {len(self)}", self.origin)
+        return shown(preview_figure(scene, title))
 
     def save(self, out: str | Path, *, force: bool = False) -> BlockResult:
         """Write the samples as a block dataset (BIDS derivative): the bytes that ``fmrisynth sample`` writes."""

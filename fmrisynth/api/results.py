@@ -83,10 +83,11 @@ class BlockResult(Result):
     def plot(self, number: int = 0) -> Figure:
         """One block over time, where its effect is largest; `number` is a row of `to_frame`."""
         from fmrisynth.data.blocks import read_blocks
-        from fmrisynth.sample.preview import preview_figure, scene_of
+        from fmrisynth.sample.preview import preview_figure, scene_of, title_of
 
         block = read_blocks(self.out)[number]
-        return shown(preview_figure(scene_of(block), f"sub-{block.subject}: {block.condition}"))
+        title = title_of(f"sub-{block.subject}: {block.condition}", read_origin(self.out))
+        return shown(preview_figure(scene_of(block), title))
 
 
 @dataclass(frozen=True)

@@ -193,9 +193,11 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def finish(summary: StageSummary, out: Path) -> int:
     """Write the folder's landing page and print a stage's summary; the exit status is 1 if a participant failed."""
     if summary.lines:  # of several ranks the first one tells
-        from fmrisynth.report.landing import write_index
+        from fmrisynth.report.landing import page_to_open, write_index
 
         write_index(out)
+        if (page := page_to_open(out)) is not None:
+            summary.lines.append(f"Open {page}")
     for line in summary.lines:
         typer.echo(line)
     for name, reason in summary.failed.items():

@@ -80,7 +80,7 @@ def choose_blocks(real_root: Path, synthetic_root: Path, config: EvaluateConfig)
         real = every_real
         notes.append(
             f"The real dataset has no subject in the {config.test_split} split, so all its subjects are compared"
-            + _perhaps_seen(read_origin(real_root), read_origin(synthetic_root))
+            + perhaps_seen(read_origin(real_root), read_origin(synthetic_root))
         )
     seen = {block.subject for block in real}
     every_training = every_real if config.training is None else read_blocks(config.training)
@@ -174,7 +174,7 @@ def choose_cohorts(real_root: Path, synthetic_root: Path, config: EvaluateConfig
     )  # fmt: skip
 
 
-def _perhaps_seen(real: Origin, synthetic: Origin) -> str:
+def perhaps_seen(real: Origin, synthetic: Origin) -> str:
     """The end of a sentence: whether the model may have been trained on the compared people, as far as the datasets say it."""
     model = synthetic.trained_on
     if model is None:

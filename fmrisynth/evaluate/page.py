@@ -99,7 +99,7 @@ def _summary(analysis: Analysis, lines: list[Judgement]) -> list[Element]:
     verdicts = []
     for line in sorted(lines, key=lambda line: list(STATUS).index(line.answer)):  # worst first
         twin = f" (as many real blocks: {ANSWERS[line.control]})" if line.control else ""
-        verdicts.append(Verdict(STATUS[line.answer], line.title + twin, line.detail))
+        verdicts.append(Verdict(STATUS[line.answer], line.title + twin, line.detail[:1].upper() + line.detail[1:]))
     notes = [*analysis.notes, *analysis.comparison.notes, analysis.control_note]
     text = (
         "Every check has two limits, stated beforehand. It passes when its whole 95 % interval is short of the one, fails when "

@@ -95,7 +95,7 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
         write_json(
             out / METRICS, without_nan(metrics | {"schema_version": SCHEMA_VERSION, "fmrisynth_version": __version__})
         )
-        return [*told, f"Report: {out / REPORT}"]
+        return told
     with TemporaryDirectory(prefix="fmrisynth-evaluate-") as work:
         analysis = analyse(choose_cohorts(real, synthetic, config, Path(work)), config, stage)
     lines = judge(analysis)
@@ -110,7 +110,7 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
         if score is not None:
             told.append(f"{title}: {show(score) if score.value is not None else score.note}")
     told += [f"Note: {note}" for note in [*analysis.notes, *analysis.comparison.notes]]
-    return [*told, f"Report: {out / REPORT}"]
+    return told
 
 
 def _scores_json(scores: dict[str, Score]) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from fmrisynth.bids.atomic import settle, write_text
 from fmrisynth.bids.origin import read_origin
+from fmrisynth.data.blocks import read_blocks
+from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.checkpoint import find_model_dir, list_checkpoints, read_card
 from fmrisynth.parse import read_json
-from fmrisynth.report.html import Links, Page, Section, Text, banner_of, render_page
+from fmrisynth.progress import count
+from fmrisynth.report.html import Element, Figure, Links, Page, Section, Text, banner_of, render_page
 from fmrisynth.report.methods import citations, methods_of, with_names
 from fmrisynth.stage import CLAIM
 
@@ -18,6 +22,16 @@ _ABOUT = {
     "metrics.json": "all numbers of the comparison", "tokenizer_metrics.json": "all numbers of the tokenizer report",
     "log.jsonl": "the log of the training", "group": "group maps", "figures": "pictures", "checkpoints": "models", "best": "the best model",
     "logs": "settings and versions of every call", "ground_truth": "what was planted", "tokenizer": "the tokenizer",
+}  # fmt: skip
+_PAGES = {"report.html": "the report", "group.html": "group maps, their clusters and viewers"}
+_FOLDERS = {
+    "tokenize": "the blocks as latents", "glm": "activation maps", "sample": "the synthetic cohort",
+    "evaluate": "the synthetic cohort against the real one", "prepare": "blocks", "train": "a model",
+}  # fmt: skip
+_NEXT = {
+    "sample": "fmrisynth glm{unit} {out}/ maps/",
+    "prepare": "fmrisynth glm{unit} {out}/ maps/ for maps, fmrisynth tokenize {out}/ latents/ for a model",
+    "tokenize": "fmrisynth train {out}/ model/", "train": "fmrisynth sample --checkpoint {out}/ --all-conditions samples/",
 }  # fmt: skip
 
 
@@ -31,18 +45,67 @@ def write_index(out: Path) -> None:
     settle(lambda: _found(out), lambda found: _write(out, *found))
 
 
-def _found(out: Path) -> tuple[list[str], list[str]]:
-    pages = [path.name for path in sorted(out.glob("*.html")) if path.name != INDEX]
-    pages += [f"{path.parent.name}/{INDEX}" for path in sorted(out.glob(f"*/{INDEX}"))]
-    return pages, [name for name in _ABOUT if (out / name).exists()]
+def page_to_open(out: Path) -> Path | None:
+    """The page of a folder that a reader wants first; None where it has none."""
+    return next((out / name for name in ("report.html", "group.html", INDEX) if (out / name).is_file()), None)
 
 
-def _write(out: Path, pages: list[str], files: list[str]) -> None:
-    command = dict(read_json(out / CLAIM)).get("Command")
+def _found(out: Path) -> tuple[list[str], list[str], int]:
+    """Pages, and files or folders worth a line, relative to the folder; and how many subjects are finished."""
+    folders = [out, *(path.parent.parent for path in sorted(out.glob(f"*/{CLAIM}")))]
+    pages = [path for folder in folders for path in folder.glob("*.html") if path != out / INDEX]
+    pages.sort(
+        key=lambda path: (
+            path.parent,
+            path.name.startswith("sub-"),
+            path.name != INDEX,
+            path.name != "report.html",
+            path.name,
+        )
+    )
+    names = [path.relative_to(out).as_posix() for path in pages]
+    return names, [name for name in _ABOUT if (out / name).exists()], len(list(out.glob("sub-*/sub-*_scans.tsv")))
+
+
+def _contents(out: Path, command: str, is_app: bool) -> list[Element]:
+    """What a dataset of blocks or runs holds, one sample of it in pictures, and what to do next."""
+    try:
+        blocks = read_blocks(out)
+    except FmrisynthError:  # none is finished, or a table is damaged: the command has said it
+        blocks = []
+    elements: list[Element] = []
+    if blocks:
+        kind, conditions = "run" if blocks[0].is_run else "block", Counter(block.condition for block in blocks)
+        what = f"{count(len(blocks), kind)} of {count(len({block.subject for block in blocks}), 'subject')}"
+        if not blocks[0].is_run:
+            what += f", {blocks[0].n_frames} frames of {blocks[0].tr_s:g} s each: " + ", ".join(
+                f"{k} ({n})" for k, n in conditions.items()
+            )
+        elements.append(Text(what + "."))
+    for pattern, about in (("preview.png", "One of them"), ("timelapse.gif", "The same, frame by frame")):
+        for path in sorted(out.glob(f"figures/*_{pattern}"))[:1]:
+            caption = (
+                f"{about}: {path.name.removesuffix('_' + pattern)}. Smoothed, and cut where its own effect is largest."
+            )
+            elements.append(Figure.of_file(path, caption, max_px=1000))
+    following = None if is_app else _NEXT.get(command)
+    if following is not None:
+        unit = " --unit run" if blocks and blocks[0].is_run else ""
+        elements.append(Text("Next: " + following.format(out=out.resolve().name, unit=unit)))
+    return elements
+
+
+def _write(out: Path, pages: list[str], files: list[str], n_finished: int) -> None:
+    command = str(dict(read_json(out / CLAIM)).get("Command"))
+    is_app = command == "prepare" and any(out.glob(f"*/{CLAIM}"))
     paragraphs = methods_of(out)
     sections = []
+    if contents := _contents(out, command, is_app):
+        sections.append(Section("Contents", contents))
     if pages:
-        sections.append(Section("Pages", [Links([(page, _name(page), "") for page in pages])]))
+        sections.append(
+            Section("Pages", [Links([(page, page.removesuffix(".html"), _about_page(out, page)) for page in pages])])
+        )
     sections.append(Section("Files", [Links([(name, name, _ABOUT[name]) for name in files])]))
     if paragraphs:
         write_text(out / REFERENCES, citations(paragraphs))
@@ -62,18 +125,26 @@ def _write(out: Path, pages: list[str], files: list[str]) -> None:
         )
     title, origin = f"Output of fmrisynth {command}", None
     if (out / "dataset_description.json").is_file():
-        title = str(dict(read_json(out / "dataset_description.json")).get("Name") or title)
+        title = (
+            "Participants and group"
+            if is_app
+            else str(dict(read_json(out / "dataset_description.json")).get("Name") or title)
+        )
         origin = read_origin(out)
     elif command == "train" and list_checkpoints(out):
         origin = read_card(find_model_dir(out)).origin
     page = Page(
         title,
-        f"Everything in this folder, written by fmrisynth {command}.",
+        f"Everything in this folder, written by {'the BIDS App' if is_app else f'fmrisynth {command}'}.",
         sections,
         banner=banner_of(origin) if origin else None,
     )
     write_text(out / INDEX, render_page(page, timestamp=False))
 
 
-def _name(page: str) -> str:
-    return page.removesuffix(f"/{INDEX}").removesuffix(".html")
+def _about_page(out: Path, page: str) -> str:
+    """What a page shows, by its name and by the command that began its folder."""
+    name, folder = Path(page).name, (out / page).parent
+    if name == INDEX:
+        return _FOLDERS.get(str(dict(read_json(folder / CLAIM)).get("Command")), "")
+    return _PAGES.get(name, "maps of this participant" if name.startswith("sub-") else "")

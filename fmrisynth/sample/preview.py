@@ -16,6 +16,7 @@ import numpy as np
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import atomic_path
+from fmrisynth.bids.origin import Origin, read_origin
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, BlockData
 from fmrisynth.data.grid import Grid
@@ -67,8 +68,10 @@ class Scene:
         Of the block.
     limit : float
         Colour limit, percent.
-    where : str
-        The peak in words.
+    peak_mm : tuple of float
+        The peak in the grid's space, mm.
+    has_sides : bool
+        Whether the first array axis runs from left to right, so that the sides can be marked.
     """
 
     change_XYZT: np.ndarray
@@ -79,7 +82,8 @@ class Scene:
     time_T: np.ndarray
     duration_s: float
     limit: float
-    where: str
+    peak_mm: tuple[float, float, float]
+    has_sides: bool
 
     def slice_of(self, volume_XYZ: np.ndarray, axis: int) -> np.ndarray:
         """The slice through the peak, as `imshow` takes it."""
@@ -125,18 +129,30 @@ def make_scene(data: BlockData, grid: Grid, tr_s: float, onset_s: float, duratio
     return Scene(
         change_XYZT, reference_XYZ, mask_XYZ, (px, py, pz), change_TV[:, near_V].mean(axis=1), time_T, duration_s,
         display_range([change_TV[time_T >= BASELINE_S]], 99.8) if (time_T >= BASELINE_S).any() else 1.0,
-        f"({x:.0f}, {y:.0f}, {z:.0f}) mm",
+        (float(x), float(y), float(z)), abs(grid.affine[0, 0]) > 0.7 * grid.voxel_mm[0],
     )  # fmt: skip
 
 
 def write_preview(block: Block, desc: str | None = None) -> None:
     """Write the preview and the time-lapse of a block under ``figures/`` of its dataset."""
-    title, scene = f"sub-{block.subject}: {block.condition}", scene_of(block)
+    title, scene = title_of(f"sub-{block.subject}: {block.condition}", read_origin(block.root)), scene_of(block)
     still, moving = (block.root / path for path in naming.subject_pictures(block.subject, desc))
     with atomic_path(still) as temporary:
         preview_figure(scene, title).savefig(temporary, dpi=PICTURE_DPI, metadata={"Software": None})
     with atomic_path(moving) as temporary:
         write_timelapse(temporary, scene, title)
+
+
+def title_of(what: str, origin: Origin) -> str:
+    """A title that says what the data are, for a picture that leaves its page."""
+    kind = (
+        "phantom"
+        if origin.kind == "phantom"
+        else "synthetic, by a model trained on phantom data"
+        if origin.is_phantom
+        else origin.kind
+    )
+    return what if kind == "measured" else f"{what} ({kind})"
 
 
 def scene_of(block: Block) -> Scene:
@@ -155,11 +171,11 @@ def preview_figure(scene: Scene, title: str) -> Figure:
     axes = np.array([[figure.add_subplot(grid[row, column]) for column in range(len(frames))] for row in range(3)])
     for column, frame in enumerate(frames):
         images = [_draw_slice(axes[row, column], scene, row, frame) for row in range(3)]
-        axes[0, column].set_title(f"{scene.time_T[frame]:.1f} s", fontsize=9, fontweight="normal", loc="center")
-    bar = figure.colorbar(images[-1], cax=figure.add_subplot(grid[:3, -1]))
-    bar.set_label("% signal change", fontsize=8)
-    bar.ax.tick_params(labelsize=7.5)
-    bar.outline.set_visible(False)
+        if column == 0:
+            for row in range(3):
+                _label_slice(axes[row, 0], scene, row)
+        axes[0, column].set_title(f"{scene.time_T[frame]:.1f} s", fontsize=9, fontweight="normal", loc="center", y=1.08)
+    _draw_bar(figure, images[-1], figure.add_subplot(grid[:3, -1]))
     _draw_course(figure.add_subplot(grid[3, :-1]), scene)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold", color=INK)
     return figure
@@ -171,10 +187,13 @@ def write_timelapse(path: Path, scene: Scene, title: str) -> None:
     from matplotlib.animation import PillowWriter
 
     figure = new_figure(9.0, 2.6)
-    axes = figure.subplots(1, 4, width_ratios=(1.1, 0.9, 0.9, 1.9))
+    axes = figure.subplots(1, 5, width_ratios=(1.1, 0.9, 0.9, 0.06, 1.9))
     images = [_draw_slice(axes[row], scene, row, 0) for row in range(3)]
-    _draw_course(axes[3], scene)
-    (mark,) = axes[3].plot([], [], "o", color=SYNTHETIC, ms=7)
+    for row in range(3):
+        _label_slice(axes[row], scene, row)
+    _draw_bar(figure, images[-1], axes[3])
+    _draw_course(axes[4], scene)
+    (mark,) = axes[4].plot([], [], "o", color=SYNTHETIC, ms=7)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
     clock = axes[0].text(0, -0.06, "", transform=axes[0].transAxes, fontsize=9, color=INK, va="top", in_layout=False)
     figure.draw_without_rendering()
@@ -201,6 +220,30 @@ def _draw_slice(axis: Axes, scene: Scene, normal: int, frame: int) -> AxesImage:
     return image
 
 
+def _label_slice(axis: Axes, scene: Scene, normal: int) -> None:
+    """Write where the slice is, and which side is which."""
+    axis.text(
+        0,
+        1,
+        f"{'xyz'[normal]} = {scene.peak_mm[normal]:.0f} mm",
+        transform=axis.transAxes,
+        fontsize=7.5,
+        color=SOFT,
+        va="bottom",
+    )
+    for x, side in ((0, "L"), (1, "R")) if normal and scene.has_sides else ():
+        axis.text(
+            x, 0.02, side, transform=axis.transAxes, fontsize=8, color=INK, ha="right" if x else "left", va="bottom"
+        )
+
+
+def _draw_bar(figure: Figure, image: AxesImage, axis: Axes) -> None:
+    bar = figure.colorbar(image, cax=axis)
+    bar.set_label("% signal change", fontsize=8)
+    bar.ax.tick_params(labelsize=7.5)
+    bar.outline.set_visible(False)
+
+
 def _overlay(scene: Scene, normal: int, frame: int) -> np.ma.MaskedArray:
     values = scene.slice_of(scene.change_XYZT[..., frame], normal)
     return np.ma.masked_where(np.abs(values) <= SHOWN_SHARE * scene.limit, values)
@@ -210,7 +253,8 @@ def _draw_course(axis: Axes, scene: Scene) -> None:
     axis.axvspan(0, min(scene.duration_s, scene.time_T[-1]), color=LINE, alpha=0.6, lw=0, zorder=0)
     axis.axhline(0, color=SOFT, lw=0.6)
     axis.plot(scene.time_T, scene.course_T, color=SYNTHETIC, marker="o", ms=3)
-    axis.set_title(f"within {REGION_MM:g} mm of {scene.where}", fontsize=9, fontweight="normal")
+    x, y, z = scene.peak_mm
+    axis.set_title(f"within {REGION_MM:g} mm of ({x:.0f}, {y:.0f}, {z:.0f}) mm", fontsize=9, fontweight="normal")
     axis.set_xlabel("seconds after the onset (grey: block)", fontsize=8.5)
     axis.set_ylabel("% signal change", fontsize=8.5)
     axis.tick_params(labelsize=8)

@@ -196,7 +196,7 @@ def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force
     lines = [f"{what} in {out} ({len(asked) - n_todo} there already)."]
     if config.report:
         whole = make_requests(config.model_copy(update={"shard": (1, 1)}), model.conditions)
-        lines.append(f"Report: {write_report(out, whole, config, drawer)}")
+        write_report(out, whole, config, drawer)
     lines.append(model.card.origin.statement)
     if model.path == bundled_model_dir():
         lines.append("It is the bundled model, for trying the tools; name your own with --checkpoint DIR.")

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmrisynth.evaluate.checks import CHECKS, Check
+from fmrisynth.bids.origin import PHANTOM, Origin
+from fmrisynth.evaluate.checks import BY_KEY, CHECKS, Check
+from fmrisynth.evaluate.cohorts import perhaps_seen
 from fmrisynth.evaluate.distinguish import effective_number
 from fmrisynth.evaluate.response import Timing, make_pattern, mirror_index
+from fmrisynth.evaluate.verdicts import Judgement, headline
 from fmrisynth.glm.design import window_design
 from tests.evaluate.conftest import GRID, brain_mask
 
@@ -92,3 +95,34 @@ def test_effective_number_by_hand():
     features = np.array([[0.0], [0.01], [0.02], [5.0]])  # three linked, one alone: 16 / (9 + 1)
     assert effective_number(features, 0.015) == pytest.approx(1.6)
     assert effective_number(features, 0.001) == pytest.approx(4.0)
+
+
+def test_rules_name_both_limits_in_words():
+    factor = "surely {} a factor of {:g}"
+    assert RATIO.rule == f"passes if {factor.format('within', 1.5)}, fails if {factor.format('beyond', 1.2)}"
+    assert SHARE.rule.startswith(
+        f"passes if surely above {SHARE.alternative:g}, fails if surely below {SHARE.tolerated:g} of what"
+    )
+    assert BY_KEY["copies"].rule == "passes if none is found beyond chance, fails if any is"
+
+
+def test_too_few_people_are_said_once():
+    lines = [Judgement("a", "unclear", "A", ""), Judgement("b", "unclear", "B", ""), Judgement("c", "info", "C", "")]
+    assert headline(lines, 2).startswith("Too few people: none of the 2 checks could be decided (most need 5 people")
+    assert headline(lines, 2).endswith("the fewest are 2).")
+    assert headline(lines, 9) == "The samples pass 0 of 2 checks. On 2 these data cannot tell."
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Origin("measured", "mine", 30), "if these people are among them, it has seen them"),
+        (Origin("measured", "another", 30), "."),
+        (PHANTOM, "."),
+        (None, "if it was on them, every score is optimistic"),
+    ],
+)
+def test_a_model_may_have_seen_the_people_whose_data_have_the_name_of_its_own(model, said):
+    found = perhaps_seen(Origin("measured", "mine"), Origin("synthetic", trained_on=model))
+    assert said in found
+    assert (found == ".") == (said == ".")

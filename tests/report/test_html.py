@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fmrisynth.bids.origin import PHANTOM, Origin
 from fmrisynth.data.grid import MNI_3MM, make_grid
 from fmrisynth.report import Cards, Figure, Page, Section, Table, Text, Verdicts, figures, render_page, write_page
 from fmrisynth.report.brain import mosaic, slice_indices
-from fmrisynth.report.html import Card, Verdict, embed, format_cell
+from fmrisynth.report.html import Card, Verdict, banner_of, embed, format_cell
 
 
 @pytest.fixture
@@ -39,6 +40,14 @@ def test_user_text_is_escaped_and_nothing_is_loaded(page):
     assert "A &lt;b&gt;title&lt;/b&gt;" in text
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", text)
     assert "@import" not in text
+
+
+def test_a_banner_says_once_that_nothing_follows():
+    banner = banner_of(PHANTOM, PHANTOM.sampled())
+    assert banner.loud
+    assert banner.text.count("Nothing about brains follows") == 1
+    assert banner.text.endswith("follows from them.")
+    assert "Nothing about brains" not in banner_of(Origin("measured", "mine")).text
 
 
 def test_anchors_meet_their_sections(page):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,24 @@ def test_the_landing_page_links_everything_that_is_there(maps):
     assert sum(link.startswith("sub-") for link in links) == 6
     assert [link for link in links if not (maps / link).exists()] == []
     assert 'class="banner loud"' in page
+    assert "</a>: group maps, their clusters and viewers" in page
+
+
+def test_a_dataset_says_what_it_holds_and_what_comes_next(maps, tmp_path):
+    shutil.copytree(maps.parent / "data", tmp_path / "data")
+    blocks = begun(tmp_path / "data", "prepare", [])
+    write_index(blocks)
+    page = (blocks / "index.html").read_text()
+    assert "24 blocks of 6 subjects, 12 frames of" in page
+    assert "motor_rh (12), motor_lh (12)" in page
+    assert "Next: fmrisynth glm data/ maps/" in page
+    begun(blocks / "glm", "glm", [blocks])  # as the BIDS App leaves it
+    (blocks / "glm" / "sub-01.html").write_text("")
+    write_index(blocks)
+    page = (blocks / "index.html").read_text()
+    assert "written by the BIDS App" in page
+    assert '<a href="glm/index.html">glm/index</a>: activation maps' in page
+    assert '<a href="glm/sub-01.html">glm/sub-01</a>: maps of this participant' in page
 
 
 def test_the_methods_cite_what_the_bibliography_holds(maps):
@@ -108,7 +127,7 @@ def test_a_second_writing_changes_nothing(maps):
 def begun(folder: Path, command: str, sources: list[Path], settings: dict | None = None, **given) -> Path:
     """A folder as `command` leaves it, as far as the methods read it."""
     model = getattr(__import__(f"fmrisynth.config.{command}", fromlist=["x"]), f"{command.capitalize()}Config")
-    (folder / "logs").mkdir(parents=True)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
     config = load_config(model, command, flags=given)
     (folder / "logs" / f"{command}_0.yaml").write_text(dump_yaml(config))
     content = {"Command": command, "Sources": list(map(str, sources)), "Settings": settings or {}}
