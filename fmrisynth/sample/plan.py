@@ -14,7 +14,7 @@ from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.conditions import Condition, ConditionTable, load_table
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.blocks import ATTRIBUTES, Block, read_subject
-from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.errors import FmrisynthError, UsageError, must_exist
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _attributes(config: SampleConfig) -> Callable[[int], tuple[tuple[str, str], 
     common = tuple(sorted(config.attributes.items()))
     if config.participants is None:
         return lambda index: common
-    rows = read_tsv(config.participants, ("participant_id",))
+    rows = read_tsv(must_exist(config.participants, "a table of participants"), ("participant_id",))
     names = [name for name in ATTRIBUTES if rows and name in rows[0]]
     n_people = config.start_index + (config.subjects or config.n)
     if not names or len(rows) < n_people:
