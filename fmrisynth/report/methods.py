@@ -211,10 +211,11 @@ def _sample(s: Mapping[str, Any], out: Path) -> str:
         if s.get("ObservationNoise")
         else ""
     )
+    described = str(dict(read_json(naming.image_sidecar(first.reference_path)))["Description"])
     anatomy = (
-        f"Each subject was given the anatomy of a person of {s['Anatomy']}."
+        f"Each subject was given an anatomy from {s['Anatomy']}."
         if "Anatomy" in s
-        else "All have one reference volume and brain mask, the means of the people that the tokenizer was fitted on."
+        else f"Reference volume: {described[:1].lower() + described[1:]}."
     )
     return (
         f"{what} were drawn at a repetition time of {first.tr_s:g} s and {first.load_grid().voxel_mm[0]:g} mm from a latent diffusion "

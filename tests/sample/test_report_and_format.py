@@ -104,7 +104,7 @@ def test_the_methods_name_the_model_and_the_folder_says_that_all_look_alike(pack
     assert f"SHA-256 {sidecar['CheckpointSHA256'][:12]})" in text
     assert f"hybrid CNN-Transformer [@seo2025] with {sidecar['Network'].partition(', ')[2]}" in text
     assert "4 samples of 2 conditions (language_story, motor_rh; 4 synthetic subjects; 12 frames each)" in text
-    assert "All have one reference volume" in text
+    assert "Reference volume: mean anatomy of the people" in text
     assert "All synthetic people share one anatomy" in (packed / "README.md").read_text()
     for path in packed.rglob("*_boldref.json"):
         assert "the same for all samples" in json.loads(path.read_text())["Description"]
