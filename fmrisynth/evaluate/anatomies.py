@@ -144,7 +144,7 @@ def evaluate_anatomies(
 _METHODS = (
     f"A feature is the mean intensity of a cell of {CELL} x {CELL} x {CELL} voxels in units of the brain's mean, 0 outside the brain. "
     "Probes are ridge regression (numbers) and ridge classification (labels), their strength chosen by leave-one-out among the people "
-    f"they are fitted to. *Real*: {FOLDS} folds over real people; *asked*: a probe of all real people reads the synthetic ones; *open*: "
+    f"they are fitted to. Real: {FOLDS} folds over real people. As asked: a probe of all real people reads the synthetic ones. Left open: "
     "synthetic people of whom the attribute was not asked. Intervals are 95 % bootstrap intervals over people. Spread is the summed "
     "variance of the features over people. Distances to the nearest training anatomy are Euclidean in these features, of synthetic "
     "people and of real people outside the training split."
