@@ -21,7 +21,8 @@ in `benchmarks/study/study.yaml`. **All tables: a small model family on one CPU 
 matter at this scale, not what the paper's sizes would do.
 Every arm with one seed saw the same batches, and its samples start from the same seeds: {n} per condition ({sampler},
 {steps} steps) against the group z maps of the test subjects. *CPU* is minutes of processor time of training until then;
-*variance* that of single-block effects, synthetic / real. Where there are several seeds, the tables give mean and range. These test subjects have been
+*variance* that of single-block effects, synthetic / real. Where there are several seeds, the tables give
+mean and range. These test subjects have been
 looked at while the study was designed: a final test needs new subjects.
 
 **The ceiling**: as many real training blocks in place of samples, mean of {draws} draws: Corr {corr:.2f}, RSA {rsa:.2f}, Top-1 {top1:.2f},

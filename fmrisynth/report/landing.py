@@ -29,9 +29,9 @@ _FOLDERS = {
     "evaluate": "the synthetic cohort against the real one", "prepare": "blocks", "train": "a model",
 }  # fmt: skip
 _NEXT = {
-    "sample": "fmrisynth glm{unit} {out}/ maps/",
-    "prepare": "fmrisynth glm{unit} {out}/ maps/ for maps, fmrisynth tokenize {out}/ latents/ for a model",
-    "tokenize": "fmrisynth train {out}/ model/", "train": "fmrisynth sample --checkpoint {out}/ --all-conditions samples/",
+    "sample": "fmrisynth glm{unit} . ../maps/",
+    "prepare": "fmrisynth glm{unit} . ../maps/ for maps, fmrisynth tokenize . ../latents/ for a model",
+    "tokenize": "fmrisynth train . ../model/", "train": "fmrisynth sample --checkpoint . --all-conditions ../samples/",
 }  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def _contents(out: Path, command: str, is_app: bool) -> list[Element]:
     following = None if is_app else _NEXT.get(command)
     if following is not None:
         unit = " --unit run" if blocks and blocks[0].is_run else ""
-        elements.append(Text("Next: " + following.format(out=out.resolve().name, unit=unit)))
+        elements.append(Text("Next, from this folder: " + following.format(unit=unit)))
     return elements
 
 

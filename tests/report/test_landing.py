@@ -95,7 +95,7 @@ def test_a_dataset_says_what_it_holds_and_what_comes_next(maps, tmp_path):
     page = (blocks / "index.html").read_text()
     assert "24 blocks of 6 subjects, 12 frames of" in page
     assert "motor_rh (12), motor_lh (12)" in page
-    assert "Next: fmrisynth glm data/ maps/" in page
+    assert "Next, from this folder: fmrisynth glm . ../maps/" in page
     begun(blocks / "glm", "glm", [blocks])  # as the BIDS App leaves it
     (blocks / "glm" / "sub-01.html").write_text("")
     write_index(blocks)
