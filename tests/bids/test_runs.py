@@ -227,9 +227,9 @@ def test_a_broken_run_of_another_task_does_not_hide_a_condition(tmp_path: Path) 
     write(func / f"{other}_bold.json", {"RepetitionTime": "2.0"})
     write(root / "sub-01/func/sub-01_task-stop_events.tsv", table([(1, 2, 3)], ("onset", "duration", "kind")))
     lines = plan_prepare(root, PrepareConfig(conditions=("hand_left",)))
-    assert lines[0].endswith("1 blocks")
+    assert lines[1].endswith("1 blocks")
     lines = plan_prepare(root, PrepareConfig(conditions=("all",)))
-    assert lines[0].endswith("2 blocks")
+    assert lines[1].endswith("2 blocks")
     assert any("stop_events.tsv: expected a column named trial_type" in line for line in lines)
 
 

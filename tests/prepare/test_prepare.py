@@ -66,7 +66,7 @@ def test_fmriprep_tree(fmriprep_tree: Path, tmp_path: Path) -> None:
     assert [row["participant_id"] for row in rows] == ["sub-01", "sub-02"]
     # The folder of derivatives on its own is enough when it stands in its usual place.
     again = plan_prepare(fmriprep_tree / "derivatives" / "fmriprep", PrepareConfig())
-    assert again[0].startswith("sub-01 (")
+    assert again[1].startswith("sub-01 (")
     assert again[0].endswith("1 blocks")
     assert "task-gambling_run-1_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz: 60 frames, TR 1 s" in again[1]
 
