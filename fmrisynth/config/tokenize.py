@@ -107,10 +107,6 @@ class GradientFitConfig(Config):
     adversarial_weight: float = Field(0.1, ge=0, description="0 switches the discriminator off.")
     adversarial_start: int = Field(10_000, ge=0, description="Step from which the discriminator acts.")
     discriminator_ch: int = Field(32, ge=4, description="Width of the discriminator.")
-    perceptual_weight: float = Field(0.0, ge=0, description="Weight of a perceptual loss.")
-    perceptual_weights: Path | None = Field(
-        None, description="Local safetensors of the perceptual network; nothing is downloaded."
-    )
     temporal_weight: float = Field(
         0.0, ge=0, description="Weight of the loss on differences of the frames taken from one block."
     )
@@ -123,8 +119,6 @@ class GradientFitConfig(Config):
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide by frames_per_block {self.frames_per_block}"
             )
-        if self.perceptual_weight > 0 and self.perceptual_weights is None:
-            raise ValueError("perceptual_weight needs perceptual_weights, a local file")
         return self
 
 

@@ -135,7 +135,6 @@ class _Trainer:
                 self.discriminator.parameters(), lr=fit.learning_rate, betas=fit.betas
             )
             self.hinge = PatchAdversarialLoss(criterion="hinge")
-        self.perceptual = _perceptual_loss(fit, device)
 
     def step(self, step: int, frames: Tensor) -> dict[str, Tensor]:
         """One optimiser step; returns the losses."""
@@ -153,9 +152,6 @@ class _Trainer:
             if fit.temporal_weight > 0:
                 record["temporal"] = self._distance(_differences(output, fit), _differences(frames, fit))
                 loss = loss + fit.temporal_weight * record["temporal"]
-            if self.perceptual is not None:
-                record["perceptual"] = self.perceptual(output, frames)
-                loss = loss + fit.perceptual_weight * record["perceptual"]
             if adversarial:
                 assert self.discriminator is not None
                 self.discriminator.requires_grad_(False)
@@ -228,15 +224,6 @@ def _differences(frames: Tensor, fit: GradientFitConfig) -> Tensor:
     n_take = fit.frames_per_block
     blocks = frames.unflatten(0, (len(frames) // n_take, n_take))
     return blocks[:, 1:] - blocks[:, :-1]
-
-
-def _perceptual_loss(fit: GradientFitConfig, device: torch.device) -> nn.Module | None:
-    """Squeeze-net perceptual distance of slices, from local weights."""
-    if fit.perceptual_weight == 0 or fit.perceptual_weights is None:
-        return None
-    raise FmrisynthError(
-        f"{fit.perceptual_weights}: a perceptual loss is not available in this version; set fit.perceptual_weight to 0."
-    )
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:

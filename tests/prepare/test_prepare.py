@@ -67,8 +67,8 @@ def test_fmriprep_tree(fmriprep_tree: Path, tmp_path: Path) -> None:
     # The folder of derivatives on its own is enough when it stands in its usual place.
     again = plan_prepare(fmriprep_tree / "derivatives" / "fmriprep", PrepareConfig())
     assert again[1].startswith("sub-01 (")
-    assert again[0].endswith("1 blocks")
-    assert "task-gambling_run-1_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz: 60 frames, TR 1 s" in again[1]
+    assert again[1].endswith("1 blocks")
+    assert "task-gambling_run-1_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz: 60 frames, TR 1 s" in again[2]
 
 
 def test_native_keeps_the_grid(raw_tree: Path, tmp_path: Path) -> None:
