@@ -19,7 +19,7 @@ from torch import Tensor
 from fmrisynth.data.blocks import Block, read_blocks
 from fmrisynth.data.cosines import cosines
 from fmrisynth.data.grid import Grid
-from fmrisynth.errors import FmrisynthError
+from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.checkpoint import LoadedDenoiser
 from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.models.tokenizers.noise import NoiseMoments
@@ -83,8 +83,14 @@ def check_dataset(data: Path, *, checkpoint: Path | None = None, n_blocks: int =
     ------
     FmrisynthError
         The dataset or the model cannot be read.
+    UsageError
+        The model makes anatomies.
     """
     model, tokenizer = load_model(checkpoint)
+    if tokenizer.info.normalisation == "relative":
+        raise UsageError(
+            f"{model.path}: this model makes anatomies, `check` is about what people do; use `fmrisynth evaluate --unit anatomy`."
+        )
     blocks = read_blocks(data)
     if not blocks:
         raise FmrisynthError(

@@ -337,17 +337,21 @@ def anatomies_of(blocks: Sequence[Block]) -> list[Block]:
     ]
 
 
-def refuse_runs(blocks: Iterable[Block], remedy: str) -> None:
-    """Refuse whole runs where blocks are wanted: their mean over windows would say nothing.
+def refuse_unless_blocks(blocks: Sequence[Block], of_runs: str) -> None:
+    """Refuse whole runs and anatomies where blocks are wanted: their mean over windows would say nothing.
 
     Raises
     ------
     UsageError
-        With what to do instead.
+        With what to do instead; `of_runs` says it for runs.
     """
-    run = next((block for block in blocks if block.is_run), None)
-    if run is not None:
-        raise UsageError(f"{run.root}: holds whole runs, not blocks; {remedy}.")
+    for block in blocks:
+        if block.is_run:
+            raise UsageError(f"{block.root}: holds whole runs, not blocks; {of_runs}.")
+        if block.condition == ANATOMY:
+            raise UsageError(
+                f"{block.root}: holds anatomies, not blocks; look at them with `fmrisynth evaluate --unit anatomy`."
+            )
 
 
 def block_files(blocks: Sequence[Block]) -> list[Path]:

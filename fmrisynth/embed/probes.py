@@ -239,13 +239,13 @@ def _state(
     _check_classes(name, y, groups_N, config)
     folds = _folds(y, groups_N, config, seed)
     ways: dict[str, Callable[[], np.ndarray]] = {
-        LINEAR: lambda: _crossed(flat(looks.tokens_NMD), y, folds, _ridge_classes),
-        "encoder, mean token, linear": lambda: _crossed(mean(looks.tokens_NMD), y, folds, _ridge_classes),
-        "untrained encoder, linear": lambda: _crossed(flat(looks.random_NMD), y, folds, _ridge_classes),
+        LINEAR: lambda: _crossed(flat(looks.tokens_NMD), y, folds, ridge_classes),
+        "encoder, mean token, linear": lambda: _crossed(mean(looks.tokens_NMD), y, folds, ridge_classes),
+        "untrained encoder, linear": lambda: _crossed(flat(looks.random_NMD), y, folds, ridge_classes),
         "parcel series, MLP": lambda: _crossed(looks.series_ND, y, folds, _mlp),
-        "parcel series, linear": lambda: _crossed(looks.series_ND, y, folds, _ridge_classes),
+        "parcel series, linear": lambda: _crossed(looks.series_ND, y, folds, ridge_classes),
         "connectome, ridge": lambda: _crossed(
-            np.stack([connectome(s) for s in looks.parcels]), y, folds, _ridge_classes
+            np.stack([connectome(s) for s in looks.parcels]), y, folds, ridge_classes
         ),
     }
     if config.attentive:
@@ -269,15 +269,15 @@ def _trait(
         "parcel series, linear": mean_of.T @ looks.series_ND,
         "connectome, ridge": np.stack([connectome(np.concatenate(series)) for series in own]),
     }
-    numbers = _numbers(values)
+    numbers = as_numbers(values)
     if numbers is not None and len(set(numbers)) > min(MAX_CLASSES, len(people) / 2):
         folds = _folds(np.zeros(len(people), int), people, config, seed)
-        answers = {way: _crossed(x, numbers, folds, _ridge_numbers) for way, x in features.items()}
+        answers = {way: _crossed(x, numbers, folds, ridge_numbers) for way, x in features.items()}
         return _judge(name, answers, numbers, people, "correlation", 0.0, config, seed)
     classes, y = np.unique(values, return_inverse=True)
     _check_classes(name, y, people, config)
     folds = _folds(y, people, config, seed)
-    answers = {way: _crossed(x, y, folds, _ridge_classes) for way, x in features.items()}
+    answers = {way: _crossed(x, y, folds, ridge_classes) for way, x in features.items()}
     return _judge(name, answers, y, people, "balanced accuracy", 1 / len(classes), config, seed)
 
 
@@ -290,7 +290,8 @@ def _check_classes(name: str, y: np.ndarray, groups: np.ndarray, config: ProbeCo
         )
 
 
-def _numbers(values: np.ndarray) -> np.ndarray | None:
+def as_numbers(values: np.ndarray) -> np.ndarray | None:
+    """Texts as numbers; None if one is none."""
     try:
         return values.astype(float)
     except ValueError:
@@ -315,7 +316,8 @@ def _crossed(x_ND: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, 
     return answer
 
 
-def _ridge_classes(x_ND: np.ndarray, y: np.ndarray) -> Any:
+def ridge_classes(x_ND: np.ndarray, y: np.ndarray) -> Any:
+    """A ridge classifier of standardised features, its strength by leave-one-out."""
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -323,7 +325,8 @@ def _ridge_classes(x_ND: np.ndarray, y: np.ndarray) -> Any:
     return make_pipeline(StandardScaler(), RidgeClassifierCV(RIDGE_STRENGTHS, class_weight="balanced")).fit(x_ND, y)
 
 
-def _ridge_numbers(x_ND: np.ndarray, y: np.ndarray) -> Any:
+def ridge_numbers(x_ND: np.ndarray, y: np.ndarray) -> Any:
+    """Ridge regression on standardised features, its strength by leave-one-out."""
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -402,7 +405,7 @@ def _judge(
     seed: int,
 ) -> list[Result]:
     """Values with intervals over people, and how much the encoder's linear probe is better, on the same resamples."""
-    score = _balanced_accuracy if measure == "balanced accuracy" else _correlation
+    score = balanced_accuracy if measure == "balanced accuracy" else correlation
     names, of_person = np.unique(people, return_inverse=True)
     rows_of = [np.flatnonzero(of_person == i) for i in range(len(names))]
     rng = np.random.default_rng(seed)
@@ -440,13 +443,13 @@ def _judge(
     return found
 
 
-def _balanced_accuracy(truth: np.ndarray, answer: np.ndarray) -> float:
+def balanced_accuracy(truth: np.ndarray, answer: np.ndarray) -> float:
     right = np.bincount(truth, truth == answer)
     counts = np.bincount(truth)
     return float((right[counts > 0] / counts[counts > 0]).mean())
 
 
-def _correlation(truth: np.ndarray, answer: np.ndarray) -> float:
+def correlation(truth: np.ndarray, answer: np.ndarray) -> float:
     if np.ptp(truth) == 0 or np.ptp(answer) == 0:
         return 0.0
     return float(np.corrcoef(truth, answer)[0, 1])

@@ -19,6 +19,7 @@ from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import ATTRIBUTES, Block, common_grid, read_blocks
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.normalisation import normalise
+from fmrisynth.embed.probes import MAX_CLASSES, as_numbers, balanced_accuracy, correlation, ridge_classes, ridge_numbers
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.progress import count, track
 from fmrisynth.report import Element, Figure, Page, Section, Table, Text
@@ -30,7 +31,6 @@ CELL = 4
 
 FOLDS, RESAMPLES = 5, 1000
 LEAST_PEOPLE = 20
-RIDGE_STRENGTHS = tuple(10.0 ** np.arange(0, 8))
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ def evaluate_anatomies(
 
 _METHODS = (
     f"A feature is the mean intensity of a cell of {CELL} x {CELL} x {CELL} voxels in units of the brain's mean, 0 outside the brain. "
-    "Probes are ridge regression (numbers) and ridge classification (labels), their strength chosen by leave-one-out among the people "
+    "Probes are those of `embed`: ridge regression (numbers) and ridge classification (labels) of standardised features, their "
+    "strength chosen by leave-one-out among the people "
     f"they are fitted to. Real: {FOLDS} folds over real people. As asked: a probe of all real people reads the synthetic ones. Left open: "
     "synthetic people of whom the attribute was not asked. Intervals are 95 % bootstrap intervals over people. Spread is the summed "
     "variance of the features over people. Distances to the nearest training anatomy are Euclidean in these features, of synthetic "
@@ -201,20 +202,20 @@ def control(name: str, real: People, synthetic: People, rng: np.random.Generator
     if len(known) < LEAST_PEOPLE or len(set(texts)) < 2:
         return None
     labels = sorted(set(texts))
-    number = len(labels) > 5 and all(_is_number(text) for text in labels)
+    number = len(labels) > MAX_CLASSES and as_numbers(np.array(labels)) is not None
 
-    def code(text: str) -> float:
-        return float(text) if number else float(labels.index(text))
+    def code(text: str) -> float | int:
+        return float(text) if number else labels.index(text)
 
     truth_N = np.array([code(text) for text in texts])
-    fit = _ridge if number else _classifier
-    answer_N = np.zeros(len(known))
+    fit = ridge_numbers if number else ridge_classes
+    answer_N = np.zeros_like(truth_N)
     for train, test in KFold(FOLDS, shuffle=True, random_state=0).split(known):
-        answer_N[test] = fit(real.features_ND[known[train]], truth_N[train])(real.features_ND[known[test]])
-    probe = fit(real.features_ND[known], truth_N)
+        answer_N[test] = fit(real.features_ND[known[train]], truth_N[train]).predict(real.features_ND[known[test]])
+    probe = fit(real.features_ND[known], truth_N).predict
     asked = [i for i, value in enumerate(synthetic.values(name)) if value is not None and (number or value in labels)]
     left_open = [i for i, value in enumerate(synthetic.values(name)) if value is None]
-    score = _correlation if number else _balanced_accuracy
+    score = correlation if number else balanced_accuracy
     asked_scores, slope_asked = None, None
     if len(asked) > 1:
         wanted_N = np.array([code(synthetic.values(name)[i] or "") for i in asked])
@@ -266,21 +267,6 @@ def _distances(x_ND: np.ndarray, among_MD: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squared_NM, 0)).min(axis=1)
 
 
-Answer = Callable[[np.ndarray], np.ndarray]
-
-
-def _ridge(x_ND: np.ndarray, y_N: np.ndarray) -> Answer:
-    from sklearn.linear_model import RidgeCV
-
-    return RidgeCV(RIDGE_STRENGTHS).fit(x_ND, y_N).predict
-
-
-def _classifier(x_ND: np.ndarray, y_N: np.ndarray) -> Answer:
-    from sklearn.linear_model import RidgeClassifierCV
-
-    return RidgeClassifierCV(RIDGE_STRENGTHS, class_weight="balanced").fit(x_ND, y_N).predict
-
-
 def _with_interval(
     score: Callable[[np.ndarray, np.ndarray], float],
     truth_N: np.ndarray,
@@ -292,24 +278,9 @@ def _with_interval(
     return score(truth_N, answer_N), float(low), float(high)
 
 
-def _correlation(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
-    return 0.0 if np.ptp(truth_N) == 0 or np.ptp(answer_N) == 0 else float(np.corrcoef(truth_N, answer_N)[0, 1])
-
-
 def _slope(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
     centred_N = truth_N - truth_N.mean()
     return float(centred_N @ answer_N / (centred_N @ centred_N))
-
-
-def _balanced_accuracy(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
-    return float(np.mean([(answer_N[truth_N == label] == label).mean() for label in np.unique(truth_N)]))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False
 
 
 def _interval(values: tuple[float, float, float] | None) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from fmrisynth.bids.origin import Origin, read_origin
 from fmrisynth.conditions import suggest
 from fmrisynth.config.evaluate import EvaluateConfig
-from fmrisynth.data.blocks import Block, common_grid, read_blocks, refuse_runs
+from fmrisynth.data.blocks import Block, common_grid, read_blocks, refuse_unless_blocks
 from fmrisynth.data.grid import Grid
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.glm.windows import common_mask
@@ -88,7 +88,7 @@ def choose_blocks(real_root: Path, synthetic_root: Path, config: EvaluateConfig)
     if not train:
         notes.append("There are no training blocks apart from the compared ones, so no baselines were fitted.")
 
-    refuse_runs([*real, *synthetic, *train], "`evaluate` compares blocks; for runs use --unit run")
+    refuse_unless_blocks([*real, *synthetic, *train], "`evaluate` compares blocks; for runs use --unit run")
     known_real = list(dict.fromkeys(block.condition for block in real))
     known_synthetic = list(dict.fromkeys(block.condition for block in synthetic))
     wanted = list(config.conditions) or known_synthetic

@@ -20,7 +20,7 @@ from fmrisynth.data.blocks import (
     common_grid,
     is_synthetic,
     read_subject,
-    refuse_runs,
+    refuse_unless_blocks,
     subjects_of,
     table_rows,
 )
@@ -120,7 +120,7 @@ def _block_units(
         except FmrisynthError as error:
             broken[subject] = str(error)
             continue
-        refuse_runs(blocks, "use --unit run")
+        refuse_unless_blocks(blocks, "use --unit run")
         if blocks:
             found[subject] = blocks
     if not found and not broken:

@@ -36,7 +36,8 @@ _CONFOUNDS = {
     "auto": "six movement parameters, CSF and white matter where known", "simple": "nilearn's simple strategy",
     "scrubbing": "nilearn's scrubbing strategy",
 }  # fmt: skip
-_NETWORKS = {"hybrid": "a hybrid CNN-Transformer [@seo2025]", "unet": "a U-Net with the class in its time embedding"}
+_NETWORKS = {"hybrid": "a hybrid CNN-Transformer [@seo2025]", "unet": "a U-Net with the class in its time embedding",
+             "dit": "a plain diffusion transformer"}  # fmt: skip
 _OBJECTIVES = {
     "epsilon": "the noise (DDPM) [@ho2020]", "v": "the velocity v [@salimans2022]",
     "flow": "the velocity of a straight path (flow matching) [@lipman2023]",

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from fmrisynth.bids.digests import files_of
+from fmrisynth.bids.origin import read_origin
 from fmrisynth.data.blocks import Block, read_subject, subjects_of
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.nifti import read_image
 from fmrisynth.data.normalisation import brain_of
 from fmrisynth.data.percent import usable_voxels
-from fmrisynth.diffusion.generate import generate_latents
+from fmrisynth.diffusion.generate import encode_labels, generate_latents
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.checkpoint import LoadedDenoiser
 from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo
@@ -85,6 +86,9 @@ class Anatomies:
 
     def warn(self, n_people: int) -> None:
         """Say it if people have to share without having been told so."""
+
+    def check(self, attributes: Mapping[str, str]) -> None:
+        """Refuse attributes that no anatomy can have."""
 
     def about(self, index: int) -> Any:
         """What the anatomy of the person with this number depends on, for `Unit.about`."""
@@ -168,7 +172,11 @@ class AnatomiesOfPeople(Anatomies):
     @property
     def statement(self) -> str:
         """See `Anatomies.statement`."""
-        return f"The k-th synthetic person has the reference volume and brain mask of the k-th of {self.dataset.name} (--anatomy)."
+        measured = read_origin(self.dataset).kind == "measured"
+        return (
+            f"The k-th synthetic person has the reference volume and brain mask of the k-th of {self.dataset.name} (--anatomy)."
+            + (" These anatomies were measured: whoever they belong to can be recognised by them." if measured else "")
+        )
 
     def warn(self, n_people: int) -> None:
         """See `Anatomies.warn`."""
@@ -236,16 +244,22 @@ class DrawnAnatomies(Anatomies):
         """See `Anatomies.statement`."""
         return f"Each synthetic person has an anatomy of their own, drawn by the model {self.model.sha256[:12]} (--anatomy)."
 
+    def check(self, attributes: Mapping[str, str]) -> None:
+        """See `Anatomies.check`."""
+        encode_labels(self.model.labels, self.model.conditions[0], self._own(attributes), self.model.always)
+
     def about(self, index: int) -> Any:
         """See `Anatomies.about`."""
         return self.model.sha256
 
+    def _own(self, attributes: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in attributes.items() if name in self.known}
+
     def load(self, index: int, attributes: Mapping[str, str]) -> Anatomy:
         """See `Anatomies.load`."""
         model = self.model
-        own = {name: value for name, value in attributes.items() if name in self.known}
         seed = sample_seed(self.seed, "anatomy", index)
-        latent_1CTxyz = generate_latents(model, model.conditions[0], own, seeds=[seed])
+        latent_1CTxyz = generate_latents(model, model.conditions[0], self._own(attributes), seeds=[seed])
         drawn = drawn_anatomy(
             next(self.tokenizer.decode_blocks(latent_1CTxyz, noise_seeds=[seed])), self.tokenizer.info
         )

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.occupancy import read_descriptors
-from fmrisynth.diffusion.generate import generate_latents
+from fmrisynth.diffusion.generate import encode_labels, generate_latents
 from fmrisynth.errors import FmrisynthError, UsageError, must_exist
 from fmrisynth.models.bundled import model_dir
 from fmrisynth.models.checkpoint import CARD_NAME, LoadedDenoiser, load_denoiser
@@ -200,6 +200,17 @@ class Drawer:
             eta=self.config.eta,
             device=device,
         )
+
+    def check_attributes(self, requests: Sequence[SampleRequest]) -> None:
+        """Refuse attributes that neither the model nor the anatomies know, before anything is begun.
+
+        Raises
+        ------
+        UsageError
+        """
+        for attributes in dict.fromkeys(request.attributes for request in requests):
+            encode_labels(self.model.labels, self.model.conditions[0], self.told(attributes), self.model.always)
+            self.anatomies.check(dict(attributes))
 
     def told(self, attributes: Sequence[tuple[str, str]]) -> dict[str, str]:
         """Those attributes that the model is told: all but what the anatomies alone depend on."""

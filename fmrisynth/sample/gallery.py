@@ -21,8 +21,10 @@ SHOWN, DPI = 8, 110
 
 @styled
 def write_gallery(blocks: Sequence[Block]) -> None:
-    """Write ``figures/anatomies.png`` of the dataset: the sagittal, coronal and axial slice through the middle of each brain."""
-    blocks = blocks[:SHOWN]
+    """Write ``figures/anatomies.png`` of the dataset of at most `SHOWN` blocks.
+
+    Drawn are the sagittal, coronal and axial slice through the middle of each brain.
+    """
     figure = new_figure(1.5 * len(blocks) + 0.4, 4.9)
     axes = figure.subplots(3, len(blocks), squeeze=False)
     for column, block in enumerate(blocks):

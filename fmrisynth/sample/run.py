@@ -21,7 +21,7 @@ from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import settle, write_bytes
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
-from fmrisynth.data.blocks import Block, BlockData, finish_subject, is_finished, write_block
+from fmrisynth.data.blocks import Block, BlockData, finish_subject, write_block
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import bundled_model_dir
 from fmrisynth.models.distributed import World, join_world
@@ -30,7 +30,7 @@ from fmrisynth.parse import read_json
 from fmrisynth.progress import StageSummary, count, listed, log, progress_bar
 from fmrisynth.sample.anatomy import drawn_anatomy
 from fmrisynth.sample.drawer import Drawer, in_order, make_drawer
-from fmrisynth.sample.gallery import write_gallery
+from fmrisynth.sample.gallery import SHOWN, write_gallery
 from fmrisynth.sample.plan import SampleRequest, block_of, by_subject, make_requests
 from fmrisynth.sample.preview import write_preview
 from fmrisynth.sample.report import write_report
@@ -89,6 +89,8 @@ def _sample_runs(out: Path, config: SampleConfig, drawer: Drawer, world: World, 
     people = make_people(config, drawer.model.conditions, drawer.tokenizer.info.tr_s)
     n_frames = sum(design.n_frames for person in people for design in person.designs)
     stage = _begin(out, drawer, n_frames, force=force, write=world.is_main)
+    if world.is_main:
+        drawer.anatomies.warn(len(people))
     world.barrier()
     drawer.tokenizer.to(world.device)
     make = RunMaker(out, drawer, world.device)
@@ -160,7 +162,7 @@ def _finish(out: Path, drawer: Drawer, asked: Sequence[SampleRequest]) -> None:
     config = drawer.config
     write_participants(out)
     if config.preview and drawer.makes_anatomies:
-        write_gallery([block_of(out, request) for request in asked if is_finished(out, request.subject)])
+        write_gallery([block_of(out, request) for request in asked[:SHOWN]])
     elif config.preview:
         for request in asked:
             if request.index == config.start_index and request.block in (None, 1):
@@ -170,6 +172,7 @@ def _finish(out: Path, drawer: Drawer, asked: Sequence[SampleRequest]) -> None:
 def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
     model, tokenizer = drawer.model, drawer.tokenizer
     asked = make_requests(config, model.conditions)
+    drawer.check_attributes(asked)
     stage = _begin(out, drawer, len(asked) * drawer.tokenizer.info.n_frames, force=force, write=world.is_main)
     world.barrier()  # the folder is begun
     tokenizer.to(world.device)
@@ -290,22 +293,27 @@ class SampleMaker:
     def on_gpu(self, subjects: Sequence[Requests], device: torch.device) -> Iterator[Requests]:
         """Make samples batch by batch, yielding each subject as it is on disk, in order."""
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as writer:
-            for written in in_order(writer, self._write_subjects, self._drawn(subjects, device), ahead=2):
-                yield from written
+            yield from (
+                own
+                for few in in_order(writer, self._write_drawn, self._drawn(subjects, device), ahead=2)
+                for own in few
+            )
 
-    def _drawn(self, subjects: Sequence[Requests], device: torch.device) -> Iterator[dict[SampleRequest, torch.Tensor]]:
-        """Latents of a few subjects at a time; those of one condition are drawn together, whoever does them."""
+    def _drawn(
+        self, subjects: Sequence[Requests], device: torch.device
+    ) -> Iterator[list[tuple[Requests, list[torch.Tensor]]]]:
+        """A few subjects at a time with their latents; those of one condition are drawn together, whoever does them."""
         size = self.drawer.config.batch_size
         for start in range(0, len(subjects), size):
-            few = [request for own in subjects[start : start + size] for request in own]
-            few.sort(key=lambda request: (request.condition.label, request.attributes))
-            yield {request: latent for batch in self.drawer.batches(few, device) for request, latent in batch}
+            few = subjects[start : start + size]
+            alike = sorted((r for own in few for r in own), key=lambda r: (r.condition.label, r.attributes))
+            drawn = dict(pair for batch in self.drawer.batches(alike, device) for pair in batch)
+            yield [(own, [drawn[request] for request in own]) for own in few]
 
-    def _write_subjects(self, drawn: dict[SampleRequest, torch.Tensor]) -> list[Requests]:
-        subjects = by_subject(sorted(drawn, key=lambda request: (request.subject, request.block or 0)))
-        for own in subjects:
-            self.stage.do(self.unit(own, latents=[drawn[request] for request in own]))
-        return subjects
+    def _write_drawn(self, drawn: Sequence[tuple[Requests, list[torch.Tensor]]]) -> list[Requests]:
+        for own, latents in drawn:
+            self.stage.do(self.unit(own, latents))
+        return [own for own, _ in drawn]
 
     def _write(self, own: Sequence[SampleRequest], latents: Sequence[torch.Tensor], bold: Sequence[np.ndarray]) -> None:
         config, info = self.drawer.config, self.drawer.tokenizer.info
@@ -333,7 +341,7 @@ class SampleMaker:
                 condition=request.condition.label, onset_s=onset_s, duration_s=duration_s, tr_s=info.tr_s,
                 attributes=dict(request.attributes),
                 sidecar={"Synthetic": True, "Seed": request.seed, "Network": self.drawer.network, **self.drawer.settings,
-                         **anatomy.sidecar()},
+                         "Attributes": dict(request.attributes), **anatomy.sidecar()},
                 origin=self.drawer.model.card.origin, extension=f".{config.format}",
                 same_run=blocks[0] if blocks and not self.drawer.makes_anatomies else None,
                 reference_is=anatomy.reference_is,

@@ -81,6 +81,8 @@ def test_everybody_is_asked_for_as_in_the_table(drawn):
     assert [(b.attributes.get("sex"), b.attributes["age"]) for b in blocks] == [("F", "30"), ("M", "70"), (None, "50")]
     volumes = []
     for block in blocks:
+        sidecar = json.loads(block.path.with_name(block.path.name.replace(".nii.gz", ".json")).read_text())
+        assert sidecar["Attributes"] == dict(block.attributes)
         data = block.load()
         assert data.mask_XYZ.sum() > 20_000
         np.testing.assert_allclose(
@@ -135,6 +137,7 @@ def test_people_whose_anatomy_is_drawn(world, tmp_path):
         (["--condition", "motor_rh", "--anatomy", "BUNDLED"], "makes what people do"),
         (["--condition", "motor_rh", "--set", "age=70"], "no attribute 'age'"),
         (["--checkpoint", "MODEL", "--all-conditions", "--set", "age=old"], "expected a number"),
+        (["--condition", "motor_rh", "--anatomy", "MODEL", "--set", "age=old"], "expected a number"),
         (["--checkpoint", "MODEL", "--all-conditions", "--report"], "makes anatomies"),
     ],
 )
@@ -144,7 +147,7 @@ def test_what_cannot_be_is_refused(world, more, said, tmp_path, capsys):
     places = {"BUNDLED": str(bundled_model_dir()), "MODEL": str(world / "model")}
     assert run(["sample", str(tmp_path / "out"), *[places.get(word, word) for word in more]]) == 2
     assert said in capsys.readouterr().err
-    assert list(tmp_path.glob("out/sub-*")) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_any_block_dataset_has_anatomies(world, drawn, tmp_path):
@@ -171,3 +174,15 @@ def test_any_block_dataset_has_anatomies(world, drawn, tmp_path):
     assert [(row.subject, row.condition) for row in dataset.rows] == [(f"synth000{k}", "anatomy_epi") for k in (1, 2)]
     assert dataset.shape[1] == 1
     assert not np.allclose(dataset[0].numpy(), dataset[1].numpy())
+
+
+@pytest.mark.parametrize("command", ["glm", "check", "evaluate"])
+def test_anatomies_are_not_taken_for_blocks(world, drawn, command, tmp_path, capsys):
+    asked = {
+        "glm": ["glm", str(drawn), str(tmp_path / "out")],
+        "check": ["check", str(drawn), "--checkpoint", str(world / "model")],
+        "evaluate": ["evaluate", str(tmp_path / "out"), "--real", str(drawn), "--synthetic", str(drawn)],
+    }[command]
+    assert run(asked) == 2
+    assert "evaluate --unit anatomy" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

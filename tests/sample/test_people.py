@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fmrisynth.bids.naming import Entities
 from fmrisynth.cli.main import run
@@ -117,3 +118,26 @@ def test_what_cannot_be_is_refused(more, status, said, tmp_path, capsys):
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_batches_of_many_people_are_the_same_dataset(people, looks, tmp_path, monkeypatch):
+    """The way of a GPU, on a CPU: latents of one condition are drawn together, whoever does them; what is written is the same."""
+    from fmrisynth.sample import run as sample_run
+
+    def in_batches(self, subjects):
+        return self.on_gpu(subjects, torch.device("cpu"))
+
+    monkeypatch.setattr(sample_run.SampleMaker, "on_cpu", in_batches)
+    ask = [*ASK, "--subjects", "3", "--blocks", "2", "--anatomy", str(looks), "--save-latents", "--report"]
+    assert run([*ask, "--batch-size", "2", str(tmp_path / "out")]) == 0
+    one, other = digest_tree(tmp_path / "out"), digest_tree(people)
+    tables = [name for name in other if name.endswith((".tsv", "bold.json"))]
+    assert len(tables) > 20
+    assert [name for name in tables if one[name] != other[name]] == []
+    monkeypatch.undo()
+    assert run([*ask, str(tmp_path / "out")]) == 0  # and it is finished
+    assert digest_tree(tmp_path / "out") == one
+
+
+def test_measured_anatomies_are_said(people):
+    assert "can be recognised" in (people / "README.md").read_text()  # nothing says that these are not measured
