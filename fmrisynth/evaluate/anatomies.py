@@ -42,12 +42,15 @@ class People:
     blocks : list of Block
     features_ND : float32 array
         Intensity in units of the brain's mean, averaged over cells; 0 outside the brain.
+    volume_N : array
+        Of the brain mask, ml.
     mean_XYZ, std_XYZ : float32 arrays
         Over people, of the same values before averaging.
     """
 
     blocks: list[Block]
     features_ND: np.ndarray
+    volume_N: np.ndarray
     mean_XYZ: np.ndarray
     std_XYZ: np.ndarray
 
@@ -114,9 +117,15 @@ def evaluate_anatomies(
             name: {"name": root.name, "people": len(people.blocks), "origin": read_origin(root).to_json()}
             for name, root, people in (("real", real_root, real), ("synthetic", synthetic_root, synthetic))
         },
+        "brain_volume_ml": {
+            name: {"mean": float(people.volume_N.mean()), "sd": float(people.volume_N.std(ddof=1))}
+            for name, people in (("real", real), ("synthetic", synthetic))
+        },
         "attributes": [asdict(one) for one in controls], "spread": spread, "privacy": privacy, "config_hash": config.digest(),
     }  # fmt: skip
     lines = [_told(one) for one in controls]
+    sizes = (f"{people.volume_N.mean():.0f} ± {people.volume_N.std(ddof=1):.0f}" for people in (synthetic, real))
+    lines.append("Brain volume, synthetic and real: {} and {} ml (mean and SD)".format(*sizes))
     lines.append(f"Spread between people, synthetic / real: {spread[0]:.2f} [{spread[1]:.2f}, {spread[2]:.2f}]")
     if privacy is not None:
         lines.append(
@@ -170,7 +179,7 @@ def read_people(blocks: Sequence[Block], grid: Grid) -> People:
     FmrisynthError
         A volume lies on another grid.
     """
-    rows, total, squares = [], np.zeros(grid.shape), np.zeros(grid.shape)
+    rows, volumes, total, squares = [], [], np.zeros(grid.shape), np.zeros(grid.shape)
     for block in track(blocks, "Anatomies", total=len(blocks)):
         if not block.load_grid().same_as(grid):
             raise FmrisynthError(
@@ -181,9 +190,12 @@ def read_people(blocks: Sequence[Block], grid: Grid) -> People:
         total += volume_XYZ
         squares += np.square(volume_XYZ, dtype=np.float64)
         rows.append(cells(volume_XYZ))
+        volumes.append(data.mask_XYZ.sum() * np.prod(grid.voxel_mm) / 1000)
     mean_XYZ = total / len(rows)
     std_XYZ = np.sqrt(np.maximum(squares / len(rows) - mean_XYZ**2, 0))
-    return People(list(blocks), np.stack(rows), mean_XYZ.astype(np.float32), std_XYZ.astype(np.float32))
+    return People(
+        list(blocks), np.stack(rows), np.array(volumes), mean_XYZ.astype(np.float32), std_XYZ.astype(np.float32)
+    )
 
 
 def cells(volume_XYZ: np.ndarray) -> np.ndarray:
