@@ -69,8 +69,8 @@ class World:
             "prepare": [root / "hcp", out],
             "tokenize": [root / "blocks", out, "--preset", "patch-pca", "--set", "report=false"],
             # Two runs are compared: without a named precision a busy machine may choose another one.
-            "train": [root / "latents", out, "--preset", "smoke", "--set", "precision=fp32", "--set", "steps=6", "--set", "checkpoint_every=2",
-                      "--set", "val_every=3", "--set", "batch_size=4", "--set", "log_every=1"],
+            "train": [root / "latents", out, "--preset", "smoke", "--set", "precision=fp32", "--set", "steps=6",
+                      "--set", "checkpoint_every=2", "--set", "val_every=3", "--set", "batch_size=4", "--set", "log_every=1"],
             "sample": [out, "--condition", "motor_rh", "--n", 3, "--steps", 2, "--checkpoint", root / "model",
                        "--set", "preview=false"],
             "glm": [root / "blocks", out, "--set", "reports=false"],
