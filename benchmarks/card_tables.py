@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fmrisynth.evaluate.checks import ANSWERS
+
 Metrics = dict[str, Any]
 
 SCORES = {"corr": "Corr", "rsa_pearson": "RSA", "top1": "Top-1, maps", "top1_per_sample": "Top-1, single blocks"}
@@ -62,14 +64,14 @@ def checks(metrics: Metrics) -> str:
     others = {"as many real blocks": metrics["control"], **metrics["baselines"]}
     rows = []
     for key, check in metrics["synthetic"]["checks"].items():
-        cells = [check["title"], number(check["value"], check["interval_95"]), check["answer"]]
+        cells = [check["title"], number(check["value"], check["interval_95"]), ANSWERS[check["answer"]]]
         for found in others.values():
             twin = found.get("checks", {}).get(key)
             standing = found.get("against_synthetic", {}).get(key)
             cells.append(
                 ""
                 if twin is None
-                else ", ".join(part for part in (number(twin["value"]), twin["answer"], standing) if part)
+                else ", ".join(part for part in (number(twin["value"]), ANSWERS[twin["answer"]], standing) if part)
             )
         rows.append(cells)
     return table(["check", "samples, 95 % interval", "answer", *others], rows)

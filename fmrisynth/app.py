@@ -35,7 +35,7 @@ from fmrisynth.data.blocks import common_grid, read_blocks, subjects_of
 from fmrisynth.errors import FmrisynthError, must_exist
 from fmrisynth.evaluate import evaluate_datasets
 from fmrisynth.glm import run_glm
-from fmrisynth.models.bundled import BUNDLED, bundled_tokenizer_dir
+from fmrisynth.models.bundled import BUNDLED, tokenizer_dir
 from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers import load_tokenizer
 from fmrisynth.parallel import side_by_side
@@ -76,7 +76,7 @@ def run_participants(
         Participants worked on at a time.
     """
     pick_device(config.device)
-    chosen = bundled_tokenizer_dir() if tokenizer is None or str(tokenizer) == BUNDLED else tokenizer
+    chosen = tokenizer_dir(tokenizer or Path(BUNDLED))
     must_exist(chosen, "a tokenizer folder")
     prepare = prepare_config(config)
     if n_processes > 1:

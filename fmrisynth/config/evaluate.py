@@ -46,7 +46,8 @@ class EvaluateConfig(StageConfig):
     roi_atlas: Path | None = Field(None, description="Own ROIs: a label image on any grid; needs roi_labels.")
     roi_labels: Path | None = Field(None, description="TSV with columns index, label, task for roi_atlas.")
     tokenizer: Path | None = Field(
-        None, description="Tokenizer folder: the compared real blocks are encoded and decoded with it, for its ceiling."
+        None,
+        description="Tokenizer folder, or bundled: the compared real blocks are encoded and decoded with it, for its ceiling.",
     )
     truth: Path | None = Field(
         None,

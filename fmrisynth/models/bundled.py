@@ -33,6 +33,6 @@ def model_dir(given: Path | None) -> Path:
     return bundled_model_dir() if given is None or (str(given) == BUNDLED and not given.exists()) else given
 
 
-def bundled_tokenizer_dir() -> Path:
-    """Folder of the bundled model's tokenizer."""
-    return bundled_model_dir() / "tokenizer"
+def tokenizer_dir(given: Path) -> Path:
+    """Where a tokenizer lies that somebody asked for, by a folder or by the same word."""
+    return bundled_model_dir() / "tokenizer" if str(given) == BUNDLED and not given.exists() else given

@@ -22,13 +22,13 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N.") from None
+        raise UsageError(f"device {name}: expected auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda":
         n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= n_devices:
             raise UsageError(
-                f"--device {name}: PyTorch sees {n_devices} CUDA devices; check the driver (nvidia-smi), start the "
-                "container with --nv, or use --device cpu."
+                f"device {name}: PyTorch sees {n_devices} CUDA devices; check the driver (nvidia-smi), start the "
+                "container with --nv, or compute on the device cpu."
             )
     return device
 

@@ -24,9 +24,9 @@ _ABOUT = {
     "logs": "settings and versions of every call", "ground_truth": "what was planted", "tokenizer": "the tokenizer",
 }  # fmt: skip
 _PAGES = {"report.html": "the report", "group.html": "group maps, their clusters and viewers"}
-_FOLDERS = {
-    "tokenize": "the blocks as latents", "glm": "activation maps", "sample": "the synthetic cohort",
-    "evaluate": "the synthetic cohort against the real one", "prepare": "blocks", "train": "a model",
+_FOLDERS = {  # in the order of the work
+    "prepare": "blocks", "tokenize": "the blocks as latents", "train": "a model", "sample": "the synthetic cohort",
+    "glm": "activation maps", "evaluate": "the synthetic cohort against the real one",
 }  # fmt: skip
 _NEXT = {
     "sample": "fmrisynth glm{unit} . ../maps/",
@@ -52,10 +52,14 @@ def page_to_open(out: Path) -> Path | None:
 
 def _found(out: Path) -> tuple[list[str], list[str], int]:
     """Pages, and files or folders worth a line, relative to the folder; and how many subjects are finished."""
-    folders = [out, *(path.parent.parent for path in sorted(out.glob(f"*/{CLAIM}")))]
-    pages = [path for folder in folders for path in folder.glob("*.html") if path != out / INDEX]
+    order, steps = {out: -1}, list(_FOLDERS)
+    for path in out.glob(f"*/{CLAIM}"):
+        command = _command(path.parent.parent)
+        order[path.parent.parent] = steps.index(command) if command in steps else len(steps)
+    pages = [path for folder in order for path in folder.glob("*.html") if path != out / INDEX]
     pages.sort(
         key=lambda path: (
+            order[path.parent],
             path.parent,
             path.name.startswith("sub-"),
             path.name != INDEX,
@@ -65,6 +69,11 @@ def _found(out: Path) -> tuple[list[str], list[str], int]:
     )
     names = [path.relative_to(out).as_posix() for path in pages]
     return names, [name for name in _ABOUT if (out / name).exists()], len(list(out.glob("sub-*/sub-*_scans.tsv")))
+
+
+def _command(folder: Path) -> str:
+    """The command that began a folder."""
+    return str(dict(read_json(folder / CLAIM)).get("Command"))
 
 
 def _contents(out: Path, command: str, is_app: bool) -> list[Element]:
@@ -96,7 +105,7 @@ def _contents(out: Path, command: str, is_app: bool) -> list[Element]:
 
 
 def _write(out: Path, pages: list[str], files: list[str], n_finished: int) -> None:
-    command = str(dict(read_json(out / CLAIM)).get("Command"))
+    command = _command(out)
     is_app = command == "prepare" and any(out.glob(f"*/{CLAIM}"))
     paragraphs = methods_of(out)
     sections = []
@@ -146,5 +155,5 @@ def _about_page(out: Path, page: str) -> str:
     """What a page shows, by its name and by the command that began its folder."""
     name, folder = Path(page).name, (out / page).parent
     if name == INDEX:
-        return _FOLDERS.get(str(dict(read_json(folder / CLAIM)).get("Command")), "")
+        return _FOLDERS.get(_command(folder), "")
     return _PAGES.get(name, "maps of this participant" if name.startswith("sub-") else "")

@@ -23,6 +23,7 @@ from torch.nn import functional
 from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.config.tokenize import GradientFitConfig, TokenizeConfig
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers.base import Tokenizer, perplexity
 from fmrisynth.progress import progress_bar
 from fmrisynth.tokenize.source import BlockSource, FrameSource, to_frames
@@ -32,15 +33,6 @@ if TYPE_CHECKING:  # MONAI takes seconds to import and the linear kinds do not n
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise FmrisynthError(f"device {name} was asked for, but PyTorch finds no CUDA device; use --device cpu.")
-    return torch.device(name)
 
 
 def use_bf16(device: torch.device, precision: str) -> bool:
@@ -65,7 +57,7 @@ def fit_network(
         Checkpoint and log; None keeps nothing.
     """
     fit = config.fit
-    device = resolve_device(config.device)
+    device = pick_device(config.device)
     trainer = _Trainer(tokenizer.to(device), fit, device, use_bf16(device, config.precision))
     start = trainer.restore(folder / CHECKPOINT) if folder is not None else 0
     with progress_bar("Fitting the tokenizer", fit.steps, completed=start) as bar:
@@ -234,6 +226,6 @@ def _append(path: Path, record: dict[str, Any]) -> None:
 
 def move(tokenizer: Tokenizer, config: TokenizeConfig) -> Tokenizer:
     """Put a tokenizer on the configured device, in the configured precision."""
-    device = resolve_device(config.device)
+    device = pick_device(config.device)
     tokenizer.precision = torch.bfloat16 if use_bf16(device, config.precision) else torch.float32
     return tokenizer.to(device)

@@ -29,7 +29,7 @@ from fmrisynth.data.blocks import (
 from fmrisynth.data.latents import TOKENIZER_FOLDER, LatentDataset, read_run_events, write_runs, write_subject
 from fmrisynth.data.normalisation import Normalisation
 from fmrisynth.errors import FmrisynthError, must_exist
-from fmrisynth.models.bundled import BUNDLED, bundled_tokenizer_dir
+from fmrisynth.models.bundled import tokenizer_dir
 from fmrisynth.models.device import pick_device
 from fmrisynth.models.tokenizers import Tokenizer, load_tokenizer
 from fmrisynth.models.tokenizers.base import TOKENIZER_JSON
@@ -85,7 +85,7 @@ def tokenize_dataset(
     """
     known = subjects_of(prepared)
     subjects = choose_subjects(prepared, known, participant_labels)
-    given = None if tokenizer is None else bundled_tokenizer_dir() if str(tokenizer) == BUNDLED else tokenizer
+    given = None if tokenizer is None else tokenizer_dir(tokenizer)
     pick_device(config.device)
     if config.init is not None:
         must_exist(config.init, "a tokenizer or state dict to start the fit from")

@@ -24,7 +24,7 @@ from fmrisynth.bids.atomic import apply_umask, remove_temporaries, sync_to_disk,
 from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.config.run import OPERATIONAL, RunConfig
 from fmrisynth.diffusion.ema import Ema
-from fmrisynth.errors import FmrisynthError, is_out_of_memory
+from fmrisynth.errors import FmrisynthError, UsageError, is_out_of_memory
 from fmrisynth.models.checkpoint import (
     CARD_NAME,
     EMA_NAME,
@@ -306,12 +306,12 @@ def check_same_run(folder: Path, config: RunConfig, data_digests: Sequence[str],
     changed = [key for key in changed if key not in free]
     if changed:
         listing = "; ".join(f"{key}: was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
-        raise FmrisynthError(
+        raise UsageError(
             f"{folder.parent.parent}: this run was started with other settings ({listing}); "
             "use the same ones to continue it, or another output folder to start anew."
         )
     if state["data_digest"] not in data_digests:
-        raise FmrisynthError(
+        raise UsageError(
             f"{folder.parent.parent}: this run was started on other {data}; "
             "restore them to continue it, or use another output folder to start anew."
         )

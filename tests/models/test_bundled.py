@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import torch
 
 from fmrisynth.conditions import load_table
-from fmrisynth.models.bundled import bundled_model_dir, bundled_tokenizer_dir
+from fmrisynth.models.bundled import BUNDLED, bundled_model_dir, tokenizer_dir
 from fmrisynth.models.checkpoint import load_denoiser
 from fmrisynth.models.tokenizers import load_tokenizer
 
@@ -30,7 +31,7 @@ def test_size_and_card():
 
 
 def test_it_knows_the_seven_conditions_and_fits_its_tokenizer():
-    model, tokenizer = load_denoiser(bundled_model_dir()), load_tokenizer(bundled_tokenizer_dir())
+    model, tokenizer = load_denoiser(bundled_model_dir()), load_tokenizer(tokenizer_dir(Path(BUNDLED)))
     assert sorted(model.conditions) == sorted(load_table().default_labels)
     channels, n_frames, *cells = model.latent_shape
     assert (channels, *cells) == tokenizer.info.latent_shape

@@ -24,7 +24,8 @@ def evaluate(
         setting(EvaluateConfig, "unit", help="What is compared: windows of blocks, whole runs, or anatomies"),
     ] = None,
     tokenizer: Annotated[
-        Path | None, setting(EvaluateConfig, "tokenizer", help="Tokenizer folder, for the ceiling it sets.")
+        Path | None,
+        setting(EvaluateConfig, "tokenizer", help="Tokenizer folder (or bundled), for the ceiling it sets."),
     ] = None,
     truth: Annotated[
         Path | None, setting(EvaluateConfig, "truth", help="Phantom cohort, to compare with its planted truth.")
