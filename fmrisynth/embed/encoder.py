@@ -154,14 +154,14 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(self, clips: list[np.ndarray]) -> Tensor:
-        device = self.network.valid.device
-        return self.network.tokens(to_sheet(np.stack(clips), self.network.valid).to(device)).float().cpu()
+        clips_BTP = torch.from_numpy(np.stack(clips).astype(np.float32)).to(self.network.valid.device)
+        return self.network.tokens(to_sheet(clips_BTP, self.network.valid)).float().cpu()
 
 
-def to_sheet(clips_BTP: np.ndarray, valid_HW: Tensor) -> Tensor:
-    """Clips in the network's form, (B, T, H, W) float32, 0 where there is no cortex."""
-    x_BTHW = torch.zeros(*clips_BTP.shape[:2], *valid_HW.shape)
-    x_BTHW[:, :, valid_HW.cpu()] = torch.from_numpy(np.asarray(clips_BTP, np.float32))
+def to_sheet(clips_BTP: Tensor, valid_HW: Tensor) -> Tensor:
+    """Clips in the network's form, (B, T, H, W), 0 where there is no cortex."""
+    x_BTHW = clips_BTP.new_zeros(*clips_BTP.shape[:2], *valid_HW.shape)
+    x_BTHW[:, :, valid_HW] = clips_BTP
     return x_BTHW
 
 

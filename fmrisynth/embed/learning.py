@@ -81,7 +81,7 @@ class MaskedLearning:
         """A micro-batch of one instance."""
         clip, seen = self._instance(self.train_set[0], _generator("trial"), 0)
         n = self.micro_batch_size
-        return to_sheet(clip[None], self.valid_HW).expand(n, -1, -1, -1), seen.expand(n, -1)
+        return to_sheet(torch.from_numpy(clip)[None], self.valid_HW).expand(n, -1, -1, -1), seen.expand(n, -1)
 
     def stream(self, first: int, stop: int) -> Iterator[MaskedBatch]:
         """Batches of steps ``first`` to ``stop - 1``."""
@@ -105,7 +105,7 @@ class MaskedLearning:
         return self.maps.read(i, start), draw_seen(self.used, self.config.model.mask_ratio, generator, tube=tube)
 
     def _batch(self, made: Sequence[tuple[np.ndarray, Tensor]], instances: Sequence[int]) -> MaskedBatch:
-        clips_BTHW = to_sheet(np.stack([clip for clip, _ in made]), self.valid_HW)
+        clips_BTHW = to_sheet(torch.from_numpy(np.stack([clip for clip, _ in made])), self.valid_HW)
         return MaskedBatch(clips_BTHW, torch.stack([seen for _, seen in made]), tuple(instances))
 
     def loss(self, forward: Forward, batch: MaskedBatch, cut: slice) -> Tensor:

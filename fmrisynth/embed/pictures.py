@@ -88,7 +88,7 @@ def map_figure(rows: list[tuple[str, np.ndarray]], picture: FlatMap, *, limit: f
 def reconstruction(maps: FlatMaps, encoder: Encoder, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One frame of a clip: as it is, as the encoder sees it (NaN where hidden) and as the decoder tells it, each (H, W)."""
     network = deepcopy(encoder.network).cpu()
-    x_BTHW = to_sheet(maps.read(i)[None], network.valid)
+    x_BTHW = to_sheet(torch.from_numpy(maps.read(i))[None], network.valid)
     seen_BK = network.draw_seen(torch.Generator().manual_seed(derive_seed("picture", i)))[None]
     with torch.inference_mode():
         answer_BMQ = network(x_BTHW, seen_BK)

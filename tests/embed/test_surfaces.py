@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nibabel.cifti2 import BrainModelAxis, Cifti2Image, SeriesAxis
 from nibabel.gifti import GiftiDataArray, GiftiImage
 
@@ -12,6 +13,7 @@ from fmrisynth.cli.main import run
 from fmrisynth.config.embed import MapConfig
 from fmrisynth.data.blocks import RUN, BlockData, finish_subject, write_block
 from fmrisynth.data.grid import MNI_3MM, mni_brain_mask
+from fmrisynth.embed import brainmarks
 from fmrisynth.embed.cifti import map_cifti
 from fmrisynth.embed.encoder import load_encoder
 from fmrisynth.embed.flatmap import flat_map
@@ -252,3 +254,39 @@ def test_runs_of_different_lengths_are_mapped_whole_and_told_by_the_mean_of_thei
     table = read_tsv(out / "features.tsv", ("participant_id", "filename", "condition"))
     told = np.array([float(v) for k, v in table[1].items() if k.startswith("feature")])
     np.testing.assert_allclose(told, whole.mean(axis=0), atol=2e-3)
+
+
+def test_brainmarks_hears_the_same_tokens(surfaces, tmp_path, rng, monkeypatch):
+    series = [a_dense_series(rng, 40) for _ in range(3)]
+    files = [
+        write_cifti(tmp_path / "dense" / f"sub-{i}" / "func" / f"sub-{i}_task-rest_bold.dtseries.nii", values)
+        for i, values in enumerate(series)
+    ]
+    rows = [{"participant_id": f"sub-{i}", "split": split} for i, split in enumerate(("train", "train", "val"))]
+    write_tsv(tmp_path / "dense" / "participants.tsv", ("participant_id", "split"), rows)
+    mine = [*SMALL, "--set", f"maps.surfaces={surfaces}", "--steps", "2"]
+    assert run(["embed", str(tmp_path / "dense"), str(tmp_path / "out"), *mine]) == 0
+
+    with pytest.raises(FmrisynthError, match="expected an encoder of CIFTI series on fs_LR surfaces"):
+        brainmarks.model_pair(tmp_path / "out")
+    monkeypatch.setattr(brainmarks, "N_VERTICES", 2 * SIDE**2)
+    transform, network = brainmarks.model_pair(tmp_path / "out")
+
+    def sample(values_TG):  # as the benchmark has it: all vertices, standardised over time
+        series_TV = np.zeros((len(values_TG), 2, SIDE**2))
+        series_TV[:, :, SIDE:] = values_TG[:, : 2 * N_KNOWN].reshape(len(values_TG), 2, N_KNOWN)
+        mean, std = series_TV.mean(0).reshape(1, -1), series_TV.std(0).reshape(1, -1)
+        standard = (series_TV.reshape(len(values_TG), -1) - mean) / np.where(std > 0, std, 1)
+        return {"bold": torch.tensor(standard).float(), "mean": torch.tensor(mean), "std": torch.tensor(std), "tr": 1.0}
+
+    maps = torch.stack([transform(sample(values))["bold"] for values in series])
+    encoder = load_encoder(tmp_path / "out")
+    own = np.stack([map_cifti(path, encoder.maps) for path in files])
+    np.testing.assert_allclose(maps.numpy(), own, atol=2e-4)
+
+    class_token, registers, patches = network({"bold": maps})
+    n = encoder.maps.n_frames
+    clips = [frames[i * n : (i + 1) * n] for frames in own for i in range(40 // n)]
+    tokens = torch.stack(list(encoder.tokens(clips))).unflatten(0, (3, 40 // n)).mean(1)
+    assert registers is None
+    torch.testing.assert_close(torch.cat([class_token, patches], dim=1), tokens, atol=1e-3, rtol=1e-3)
