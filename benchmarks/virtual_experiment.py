@@ -1,6 +1,6 @@
 """Whole runs of designs that training never saw: real (phantom) people, other real people and synthetic ones through the same lines.
 
-    python benchmarks/virtual_experiment.py FOLDER --checkpoint MODEL [--people 16] [--seed 2028] [--simulate-only]
+    python benchmarks/virtual_experiment.py FOLDER --checkpoint MODEL [--people 16] [--seed 2028] [--first-subject 40000] [--simulate-only]
 
 Writes the designs, simulates two groups of people of the training's phantom who took part in nothing (`--seed` is the
 phantom's), samples as many synthetic people, and prints what `fmrisynth evaluate --unit run` says of the synthetic ones
@@ -19,7 +19,8 @@ import numpy as np
 
 from fmrisynth.bids.events import Event, write_events
 
-FIRST_SUBJECT, SECOND_GROUP = 40_000, 41_000
+SECOND_GROUP = 1_000
+"""People of the phantom between the first ones of the two groups."""
 LEAD_S = 10.0
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--people", type=int, default=16)
     parser.add_argument("--seed", type=int, default=2028, help="of the phantom that the model was trained on")
+    parser.add_argument("--first-subject", type=int, default=40_000, help="take people whom nobody has looked at")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--simulate-only", action="store_true")
     arguments = parser.parse_args()
@@ -60,21 +62,13 @@ def main() -> None:
         path = root / "designs" / f"task-{name}_events.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_events(path, events)
-        for group, first in (("real", FIRST_SUBJECT), ("others", SECOND_GROUP)):
+        for group, first in (("real", arguments.first_subject), ("others", arguments.first_subject + SECOND_GROUP)):
             run("simulate", root / f"{group}-{name}", "--layout", "runs", "--n-subjects", arguments.people, "--seed", arguments.seed,
                 "--set", f"first_subject={first}", "--set", f"events=[{path}]", "--set", "directions=[LR]")  # fmt: skip
         if arguments.simulate_only:
             continue
-        run(
-            "sample",
-            root / f"synthetic-{name}",
-            "--events",
-            path,
-            "--n",
-            arguments.people,
-            "--checkpoint",
-            arguments.checkpoint,
-        )
+        run("sample", root / f"{made}-{name}", "--events", path, "--n", arguments.people, "--checkpoint", arguments.checkpoint,
+            "--guidance", arguments.guidance)  # fmt: skip
         for group in (made, "others"):
             run("evaluate", root / f"evaluation-{group}-{name}", "--unit", "run", "--real", root / f"real-{name}",
                 "--synthetic", root / f"{group}-{name}", "--truth", root / f"real-{name}", "--set", "test_split=all")  # fmt: skip
