@@ -103,6 +103,12 @@ def test_a_dataset_says_what_it_holds_and_what_comes_next(maps, tmp_path):
     assert "written by the BIDS App" in page
     assert '<a href="glm/index.html">glm/index</a>: activation maps' in page
     assert '<a href="glm/sub-01.html">glm/sub-01</a>: maps of this participant' in page
+    begun(blocks / "evaluation", "evaluate", [blocks])
+    begun(blocks / "synthetic", "sample", [], all_conditions=True)
+    write_index(blocks)
+    page = (blocks / "index.html").read_text()
+    order = [page.index(f'href="{name}/index.html"') for name in ("synthetic", "glm", "evaluation")]
+    assert order == sorted(order)  # of the work
 
 
 def test_the_methods_cite_what_the_bibliography_holds(maps):
