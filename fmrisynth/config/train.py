@@ -24,8 +24,11 @@ class HybridConfig(Config):
     """
 
     kind: Literal["hybrid"] = "hybrid"
-    base_ch: int = Field(128, ge=4, le=4096, description="Width w of level 0; conditioning vectors have width 4 w.")
+    base_ch: int = Field(128, ge=4, le=4096, description="Width w of level 0.")
     width_multipliers: tuple[Small, ...] = Field((1, 2, 4), description="Width of each level in units of base_ch.")
+    cond_width: int | None = Field(
+        None, ge=4, le=65_536, description="Width of conditioning vectors and context tokens; default 4 base_ch."
+    )
     stages: tuple[StageKind, ...] = Field(
         ("conv", "transformer", "transformer"), description="Kind of the blocks at each level."
     )
@@ -62,6 +65,11 @@ class HybridConfig(Config):
             if stage == "transformer" and (multiplier * self.base_ch) % self.heads:
                 raise ValueError(f"width {multiplier * self.base_ch} does not divide by {self.heads} heads")
         return self
+
+    @property
+    def conditioning_width(self) -> int:
+        """Width of conditioning vectors and context tokens (E)."""
+        return self.cond_width or 4 * self.base_ch
 
     @property
     def heads(self) -> int:

@@ -58,20 +58,17 @@ class ConditionEmbedding(nn.Module):
     ----------
     width : int
         Of the sinusoidal embedding of time.
+    cond_width : int
+        Width of the vector and the tokens (E).
     n_labels : sequence of int
         Number of labels of each attribute, the task condition first; each table has one more row, the null row, at index
         ``n_labels[a]``. 0 stands for a number.
     context_tokens : int or None
-    cond_width : int, optional
-        Width of the vector (E); default 4 times `width`.
     """
 
-    def __init__(
-        self, width: int, n_labels: Sequence[int], context_tokens: int | None, cond_width: int | None = None
-    ) -> None:
+    def __init__(self, width: int, cond_width: int, n_labels: Sequence[int], context_tokens: int | None) -> None:
         super().__init__()
         self.width = width
-        cond_width = cond_width or 4 * width
         self.time = nn.Sequential(nn.Linear(width, cond_width), nn.SiLU(), nn.Linear(cond_width, cond_width))
         self.vectors = _tables(n_labels, width, cond_width)
         self.tokens: nn.Embedding | None = None
@@ -99,7 +96,9 @@ class EventEmbedding(nn.Module):
     Parameters
     ----------
     width : int
-        Of the sinusoidal embedding of time; vectors have four times as many numbers.
+        Of the sinusoidal embedding of time.
+    cond_width : int
+        Width of the vector and the tokens (E). It should hold the events of all frames: a narrow one is a bottleneck.
     n_labels : sequence of int
         As in `ConditionEmbedding`.
     config : EventTelling
@@ -110,10 +109,12 @@ class EventEmbedding(nn.Module):
 
     descriptors_KD: Tensor
 
-    def __init__(self, width: int, n_labels: Sequence[int], config: EventTelling, with_tokens: bool) -> None:
+    def __init__(
+        self, width: int, cond_width: int, n_labels: Sequence[int], config: EventTelling, with_tokens: bool
+    ) -> None:
         super().__init__()
         self.width, self.null = width, n_labels[0]
-        cond_width, n_slots = 4 * width, config.history_frames + config.window_frames
+        n_slots = config.history_frames + config.window_frames
         descriptors_KD = torch.eye(n_labels[0]) if config.descriptors is None else torch.tensor(config.descriptors)
         self.register_buffer("descriptors_KD", descriptors_KD, persistent=False)
         n_features = descriptors_KD.shape[1] + 1  # the last one says that events are told

@@ -42,7 +42,7 @@ class DiT(nn.Module):
         self.register_buffer("brain_XYZ", None if brain_XYZ is None else brain_XYZ.to(torch.bool))
         self.register_buffer("kept_N", kept_N, persistent=False)
         width = config.width
-        self.condition = ConditionEmbedding(width, n_labels, None, cond_width=width)
+        self.condition = ConditionEmbedding(width, width, n_labels, None)
         self.embed = nn.Linear(channels, width)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, width, config.heads, cross_attention=False, mlp_ratio=config.mlp_ratio)

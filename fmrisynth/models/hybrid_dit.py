@@ -6,7 +6,7 @@ reproduces the paper's published parameter counts: 2300 w^2 + 2951 w + 36 at bas
 seven conditions.
 
 Axis legend: B batch, F = C*T channels (latent channels times frames), X Y Z latent grid, A attributes,
-D width of a level, E = 4 w conditioning width, M context tokens, N tokens; for models of runs: S frames before and in a window,
+D width of a level, E conditioning width (4 w by default), M context tokens, N tokens; for models of runs: S frames before and in a window,
 K conditions, G channels of the past.
 """
 
@@ -42,7 +42,7 @@ class Stage(nn.Module):
         self, kind: str, n_blocks: int, width: int, config: HybridConfig, brain_XYZ: Tensor | None = None
     ) -> None:
         super().__init__()
-        cond_width = 4 * config.base_ch
+        cond_width = config.conditioning_width
         kept_N = None if brain_XYZ is None else brain_XYZ.flatten().nonzero()[:, 0]
         self.register_buffer("kept_N", kept_N, persistent=False)
         self.is_transformer = kind == "transformer"
@@ -122,9 +122,10 @@ class HybridDiT(nn.Module):
         has_cross = config.cross_attention and "transformer" in config.stages
         self.condition: ConditionEmbedding | EventEmbedding
         if events is None:
-            self.condition = ConditionEmbedding(config.base_ch, n_labels, config.context_tokens if has_cross else None)
+            n_tokens = config.context_tokens if has_cross else None
+            self.condition = ConditionEmbedding(config.base_ch, config.conditioning_width, n_labels, n_tokens)
         else:
-            self.condition = EventEmbedding(config.base_ch, n_labels, events, has_cross)
+            self.condition = EventEmbedding(config.base_ch, config.conditioning_width, n_labels, events, has_cross)
 
         self.conv_in = Conv3x3(channels, widths[0])
         self.past_in = Conv3x3(events.past_channels, widths[0]) if events is not None and events.past_channels else None
