@@ -12,6 +12,9 @@ from fmrisynth.config.run import RunConfig
 
 StageKind = Literal["conv", "transformer"]
 
+DELTA_T = "delta_t"
+"""Attribute of a forecast: years from the earlier scan to the later one."""
+
 # A model's card is read before its weights; it must not ask for more than a network ever has.
 Small = Annotated[int, Field(ge=1, le=64)]
 Width = Annotated[int, Field(ge=1, le=16_384)]
@@ -142,7 +145,10 @@ ModelConfig = Annotated[
 class ObjectiveConfig(Config):
     """What the network predicts and along which noise schedule."""
 
-    prediction: Literal["epsilon", "v", "flow"] = Field("epsilon", description="The paper predicts epsilon.")
+    prediction: Literal["epsilon", "v", "flow", "bridge"] = Field(
+        "epsilon",
+        description="The paper predicts epsilon; bridge: from a person's earlier anatomy to a later one, for forecasts.",
+    )
     schedule: Literal["linear", "scaled_linear"] = Field(
         "linear", description="Curve of beta: linear, or linear in the square root of beta. Unused by flow."
     )
@@ -161,13 +167,16 @@ class ObjectiveConfig(Config):
         False,
         description="The network predicts the deviation from what a unit Gaussian would answer (Karras et al. 2022).",
     )
+    bridge_sd: float = Field(0.5, ge=0, le=10, description="Bridge only: sigma of the noise between the two scans.")
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
-        if self.prediction == "flow" and self.min_snr_gamma is not None:
+        if self.prediction in ("flow", "bridge") and self.min_snr_gamma is not None:
             raise ValueError("min_snr_gamma applies to epsilon and v only")
         if self.prediction != "flow" and self.noise_shift != 1:
             raise ValueError("noise_shift applies to flow only")
+        if self.prediction == "bridge" and self.precondition:
+            raise ValueError("precondition is about noise; a bridge starts at a scan")
         return self
 
 
@@ -258,6 +267,15 @@ class TrainConfig(RunConfig):
     def _check(self) -> TrainConfig:
         if self.conditioning.kind == "events" and self.sample_every:
             raise ValueError("sample_every draws blocks; it is for conditioning.kind label")
+        if self.objective.prediction == "bridge":
+            if self.conditioning.numbers.get(DELTA_T) != 0:
+                raise ValueError(f"a forecast is always told how far: conditioning.numbers needs {DELTA_T}: 0")
+            if self.conditioning.kind == "events" or self.sample_every or self.model.kind == "unet":
+                raise ValueError(
+                    "a bridge goes with conditioning.kind label, model.kind hybrid or dit, and sample_every 0"
+                )
+        elif DELTA_T in self.conditioning.rates:
+            raise ValueError(f"{DELTA_T} is told to forecasts only, of objective.prediction bridge")
         if self.model.kind == "unet" and (len(self.conditioning.rates) > 1 or self.conditioning.kind == "events"):
             raise ValueError(
                 "the U-Net baseline takes the task condition only; remove the other settings of conditioning"

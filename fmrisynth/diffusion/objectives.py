@@ -22,12 +22,12 @@ def expand(coefficient_B: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """Epsilon prediction (paper), v-prediction (Salimans & Ho 2022) or flow matching.
+    """Epsilon prediction (paper), v-prediction (Salimans & Ho 2022), flow matching, or a bridge between two scans of one person.
 
     Parameters
     ----------
-    prediction : {"epsilon", "v", "flow"}
-        Target of the network: the noise, alpha * noise - sigma * x_0, or the velocity noise - x_0.
+    prediction : {"epsilon", "v", "flow", "bridge"}
+        Target of the network: the noise, alpha * noise - sigma * x_0, the velocity noise - x_0, or the velocity start - x_0.
     schedule, n_train_steps, beta_start, beta_end
         See `DiffusionSchedule`; unused by flow.
     min_snr_gamma : float, optional
@@ -36,6 +36,31 @@ class Objective:
         See `FlowSchedule`; used by flow only.
     precondition : bool
         The network adds to what a unit Gaussian would make of the noisy input (`gaussian_prediction`); see `answer`.
+    bridge_sd : float
+        Sigma of the bridge's noise; 0.5 in BrainG3N.
+
+    Notes
+    -----
+    A bridge is a stochastic interpolant with coupled ends (Albergo et al. 2024, arXiv 2310.03725; BrainG3N, Van Puyvelde et al. 2026,
+    Section 3.4): x_0 is a person's later scan and the path starts at the earlier one, s, in place of noise,
+
+        x_t = (1 - t) x_0 + t s + sigma sqrt(t (1 - t)) noise,   t from 1 to 0
+
+    (the paper counts the other way). The noise vanishes at both ends. The mean square loss is least for the velocity
+    v(x, t) = E[s - x_0 | x_t = x], and dx = v dt is integrated from x_1 = s without noise. The velocity that carries the law of x_t
+    along has one more term, d/dt (sigma sqrt(t (1 - t))) E[noise | x_t]. As in the paper, where "the noise is training-only", it is
+    left out: it grows without bound at both ends. So:
+
+    - At t = 1 x_t is s and v = s - E[x_0 | s]. A single Euler step lands on the conditional mean, whatever the laws are.
+    - Many steps land there too where all people change alike. Else the network takes part of what is a person's own for noise, and
+      part of what changed in other ways for the person's own. Of Gaussians with x_0 = a s + c + residual, with the variance S of s
+      and q of the residual, the deviation of s from the mean is multiplied, with tau = 1 - t and m = t + a tau, by
+
+          exp of the integral over tau of ((a - 1) m S + tau q) / (m^2 S + tau^2 q + sigma^2 t tau)
+
+      and not by a: with q = 0 by something between a and 1. It is one cause of the paper's forecasts changing less than people do.
+
+    Either way it is one forecast, near the mean of what may come, and no draw from it.
     """
 
     prediction: str = "epsilon"
@@ -46,12 +71,13 @@ class Objective:
     min_snr_gamma: float | None = None
     noise_shift: float = 1.0
     precondition: bool = False
+    bridge_sd: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.prediction not in ("epsilon", "v", "flow"):
-            raise UsageError(f"There is no objective named {self.prediction!r}: known: epsilon, v, flow.")
+        if self.prediction not in ("epsilon", "v", "flow", "bridge"):
+            raise UsageError(f"There is no objective named {self.prediction!r}: known: epsilon, v, flow, bridge.")
         path: DiffusionSchedule | FlowSchedule
-        if self.prediction == "flow":
+        if self.prediction in ("flow", "bridge"):
             path = FlowSchedule(self.noise_shift)
         else:
             path = DiffusionSchedule(self.schedule, self.n_train_steps, self.beta_start, self.beta_end)
@@ -59,19 +85,29 @@ class Objective:
 
     path: DiffusionSchedule | FlowSchedule = None  # type: ignore[assignment]  # set above
 
+    @property
+    def is_bridge(self) -> bool:
+        """Whether the path starts at a scan, not at noise."""
+        return self.prediction == "bridge"
+
     def draw_time(self, uniform_B: Tensor) -> Tensor:
         """Map uniform numbers in [0, 1) to training times, float64."""
         if isinstance(self.path, DiffusionSchedule):
             return (uniform_B.double() * self.path.n_steps).floor()
         return self.path.training_times(uniform_B.double())
 
-    def add_noise(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
-        """x_t = alpha x_0 + sigma noise (paper, forward process)."""
+    def add_noise(self, clean: Tensor, noise: Tensor, time_B: Tensor, start: Tensor | None = None) -> Tensor:
+        """x_t = alpha x_0 + sigma noise (paper, forward process); a bridge needs its ``start``, the earlier scan."""
         alpha_B, sigma_B = self.path.alpha_sigma(time_B)
+        if self.is_bridge:
+            straight = expand(alpha_B, clean) * clean + expand(sigma_B, clean) * _given(start)
+            return straight + expand(self.bridge_sd * (alpha_B * sigma_B).sqrt(), clean) * noise
         return expand(alpha_B, clean) * clean + expand(sigma_B, clean) * noise
 
-    def target(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
-        """What the network should answer for ``add_noise(clean, noise, time_B)``."""
+    def target(self, clean: Tensor, noise: Tensor, time_B: Tensor, start: Tensor | None = None) -> Tensor:
+        """What the network should answer for ``add_noise(clean, noise, time_B, start)``."""
+        if self.is_bridge:
+            return _given(start) - clean
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "flow":
@@ -127,7 +163,15 @@ class Objective:
         clipped_B = snr_B.clamp(max=self.min_snr_gamma)
         return clipped_B / (snr_B if self.prediction == "epsilon" else snr_B + 1)
 
-    def loss(self, prediction: Tensor, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
+    def loss(
+        self, prediction: Tensor, clean: Tensor, noise: Tensor, time_B: Tensor, start: Tensor | None = None
+    ) -> Tensor:
         """Weighted mean squared error per sample, shape (B,), float32."""
-        error = prediction.float() - self.target(clean, noise, time_B).float()
+        error = prediction.float() - self.target(clean, noise, time_B, start).float()
         return error.square().flatten(1).mean(1) * self.weight(time_B).to(error.device, error.dtype)
+
+
+def _given(start: Tensor | None) -> Tensor:
+    if start is None:
+        raise ValueError("a bridge needs the scan that it starts at")
+    return start

@@ -223,6 +223,8 @@ def check_sampler(sampler: str, objective: Objective) -> None:
         raise UsageError(f"There is no sampler named {sampler!r}: known: {', '.join(SAMPLERS)}.")
     if sampler in ("euler", "heun"):
         _need_flow(objective, sampler)
+    elif objective.is_bridge:
+        raise UsageError(f"Sampler {sampler!r} removes noise; a forecast follows a velocity: use euler or heun.")
 
 
 def sample(
@@ -236,7 +238,7 @@ def sample(
     draw_noise: DrawNoise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Run the named sampler from unit noise to the clean end in ``n_steps`` steps."""
+    """Run the named sampler from unit noise, or the start of a bridge, to the clean end in ``n_steps`` steps."""
     check_sampler(sampler, objective)
     times = objective.path.times(n_steps)
     if sampler == "ddpm":
@@ -248,7 +250,7 @@ def sample(
 
 
 def _need_flow(objective: Objective, sampler: str) -> None:
-    if objective.prediction != "flow":
+    if objective.prediction not in ("flow", "bridge"):
         raise UsageError(
             f"Sampler {sampler!r} integrates a flow; this model predicts {objective.prediction}: "
             "use ab2, ddpm, ddim or dpmpp2m."

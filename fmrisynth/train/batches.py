@@ -31,6 +31,10 @@ class LatentSource(Protocol):
         """Standardised latents (F, X, Y, Z), 0 in cells without brain."""
         ...
 
+    def start(self, instance: int) -> Tensor | None:
+        """Where the path to an instance starts, (F, X, Y, Z), of a bridge; else None, which is noise."""
+        ...
+
     def labels(self, instance: int, vocabulary: Vocabulary) -> list[int | float]:
         """What the network gets of each attribute."""
         ...
@@ -56,6 +60,8 @@ class Batch:
         Their numbers in the dataset.
     told : tuple of Tensor
         Further inputs of the network, first axis B.
+    start_BFXYZ : Tensor, float32, or None
+        Of a bridge: the latents that it starts at.
     """
 
     clean_BFXYZ: Tensor
@@ -64,6 +70,13 @@ class Batch:
     labels_BA: Tensor
     instances: tuple[int, ...]
     told: tuple[Tensor, ...] = ()
+    start_BFXYZ: Tensor | None = None
+
+
+def starts(source: LatentSource, instances: Sequence[int]) -> Tensor | None:
+    """Where the paths to some instances start, (B, F, X, Y, Z); None where they start at noise."""
+    found = [start for i in instances if (start := source.start(i)) is not None]
+    return torch.stack(found) if found else None
 
 
 def derive_seed(*parts: object) -> int:
@@ -154,6 +167,7 @@ class BatchMaker:
             labels_BA=torch.tensor(labels),
             instances=tuple(chosen),
             told=tuple(torch.stack(parts) for parts in zip(*told, strict=True)),
+            start_BFXYZ=starts(self.source, chosen),
         )
 
     def stream(self, first: int, stop: int, ahead: int) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ import hashlib
 import statistics
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,10 @@ class TrainingLatents:
             stack_FXYZ = self.whitening.apply(stack_FXYZ)
         return stack_FXYZ * self.brain_XYZ
 
+    def start(self, instance: int) -> Tensor | None:
+        """Noise."""
+        return None
+
     def told(self, instance: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """Nothing beside its labels."""
         return ()
@@ -134,7 +139,7 @@ class TrainingLatents:
         """Median block onset and duration of each condition, seconds: the events of a synthetic block."""
         by_condition: dict[str, list[LatentRow]] = {}
         for i in instances:
-            by_condition.setdefault(self.dataset.rows[i].condition, []).append(self.dataset.rows[i])
+            by_condition.setdefault(self.row(i).condition, []).append(self.row(i))
         return {
             condition: {
                 name: statistics.median(getattr(row, name) for row in rows) for name in ("onset_s", "duration_s")
@@ -145,6 +150,10 @@ class TrainingLatents:
     def amounts(self, instances: Sequence[int]) -> dict[str, int]:
         """How many blocks and people some instances are of."""
         return {"n_instances": len(instances), "n_subjects": len({self.row(i).subject for i in instances})}
+
+    def extent(self, instances: Sequence[int]) -> dict[str, Any]:
+        """What else the card says of them."""
+        return {}
 
     def describe(self, instance: int) -> str:
         """Where an instance lies, for messages."""

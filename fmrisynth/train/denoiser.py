@@ -18,6 +18,7 @@ from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.train import TrainConfig
 from fmrisynth.data.attributes import n_labels, nulls
 from fmrisynth.diffusion.objectives import Objective
+from fmrisynth.diffusion.schedule import FlowSchedule
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.build import build_denoiser, check_grid
 from fmrisynth.models.checkpoint import EMA_NAME, ModelCard, list_checkpoints, load_tensors, read_card
@@ -32,6 +33,7 @@ from fmrisynth.train.batches import Batch, BatchMaker
 from fmrisynth.train.dataset import TrainingLatents
 from fmrisynth.train.loop import Forward, Trainer, micro_batch_size
 from fmrisynth.train.moments import ClassMoments, class_moments, fit_whitening
+from fmrisynth.train.pairs import TrainingPairs
 from fmrisynth.train.runlog import RunLog
 from fmrisynth.train.state import Run, check_same_run
 from fmrisynth.train.validate import N_BINS, Validation
@@ -71,7 +73,17 @@ class DenoiserLearning:
         self.config, self.world = config, world
         self.micro_batch_size = micro_batch_size(config, world)
         events = config.conditioning.kind == "events"
-        self.latents = TrainingWindows(latents, config.conditioning) if events else TrainingLatents(latents)
+        self.objective = Objective(**config.objective.model_dump())
+        bridge = self.objective.is_bridge
+        self.latents = (
+            TrainingWindows(latents, config.conditioning)
+            if events
+            else TrainingPairs(latents)
+            if bridge
+            else TrainingLatents(latents)
+        )
+        if bridge:
+            self.best_by = "has the lowest validation loss"
         if not events and any(row.n_frames for row in self.latents.dataset.rows):
             raise FmrisynthError(
                 f"{latents}: holds whole runs; train a model of them with `--preset runs` or `--set conditioning.kind=events`."
@@ -85,7 +97,6 @@ class DenoiserLearning:
         check_grid(config.model, self.latents.latent_shape[2:])
         rates = config.conditioning.rates
         self.vocabulary = self.latents.vocabulary(self.train_set, list(rates), config.conditioning.numbers)
-        self.objective = Objective(**config.objective.model_dump())
         self.brain_share = float(self.latents.brain_XYZ.float().mean())
         self.data_digests: Sequence[str] = (self.latents.digest, self.latents.index_digest)
         self.amount = f"{len(self.train_set)} training and {len(self.val_set)} validation instances"
@@ -105,7 +116,7 @@ class DenoiserLearning:
             self.val_set,
             self.vocabulary,
             self.objective,
-            None if events else self.moments,
+            None if events or bridge else self.moments,
             n=config.val_instances,
             seed=config.seed,
             batch_size=self.micro_batch_size,
@@ -152,15 +163,16 @@ class DenoiserLearning:
         clean = batch.clean_BFXYZ[cut].to(device, non_blocking=True)
         noise = batch.noise_BFXYZ[cut].to(device, non_blocking=True)
         time_B = batch.time_B[cut]
-        noisy = objective.add_noise(clean, noise, time_B)
+        start = None if batch.start_BFXYZ is None else batch.start_BFXYZ[cut].to(device, non_blocking=True)
+        noisy = objective.add_noise(clean, noise, time_B, start)
         told_B = objective.path.network_time(time_B).float().to(device)
         told = [part[cut].to(device) for part in (batch.labels_BA, *batch.told)]
         prediction = objective.answer(forward(noisy, told_B, *told), noisy, time_B)
-        return objective.loss(prediction, clean, noise, time_B) / self.brain_share
+        return objective.loss(prediction, clean, noise, time_B, start) / self.brain_share
 
     def group(self, batch: Batch) -> Tensor:
         """Noise level of each instance, from clean to noisy."""
-        last = 1.0 if self.objective.prediction == "flow" else float(self.config.objective.n_train_steps)
+        last = 1.0 if isinstance(self.objective.path, FlowSchedule) else float(self.config.objective.n_train_steps)
         return (batch.time_B / last * N_BINS).long().clamp(max=N_BINS - 1)
 
     def describe(self, instance: int) -> str:
@@ -177,6 +189,8 @@ class DenoiserLearning:
         The plain loss hardly sees the condition and prefers models that ignore it; with one condition there is nothing else. The gain over
         all noise levels does not serve either: it wavers, because with little noise the latents tell their condition.
         """
+        if self.objective.is_bridge:
+            return -float(values["loss"])
         gain = (
             values["condition_gain_noisiest"]
             if values["condition_gain_share"] is None
@@ -187,6 +201,8 @@ class DenoiserLearning:
     def told(self, values: Mapping[str, Any]) -> str:
         """The gain from the right label or events, in words."""
         share, noisiest = values["condition_gain_share"], values["condition_gain_noisiest"]
+        if self.objective.is_bridge:
+            return ""
         where = "n/a" if noisiest is None else f"{noisiest:.5f} where there is most noise"
         attained = where if share is None else f"{share:.0%} of what is attainable"
         what = "label" if self.config.conditioning.kind == "label" else "events"
@@ -228,6 +244,7 @@ class DenoiserLearning:
                 **self.latents.amounts(self.train_set),
                 "index_digest": self.latents.index_digest,
                 "timing": self.latents.timing(self.train_set),
+                **self.latents.extent(self.train_set),
             },
         )
 

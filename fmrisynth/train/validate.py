@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fmrisynth.data.attributes import Vocabulary, n_labels
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.distributed import World
-from fmrisynth.train.batches import LatentSource, derive_seed
+from fmrisynth.train.batches import LatentSource, derive_seed, starts
 from fmrisynth.train.moments import ClassMoments
 
 N_BINS = 5  # noise levels reported separately, from clean to noisy
@@ -96,14 +96,16 @@ class Validation:
             elif n_conditions > 1:
                 step = 1 + torch.tensor(chosen) % (n_conditions - 1)
                 wrong_BA[:, 0] = (wrong_BA[:, 0] + step) % n_conditions
-            noisy_B = self.objective.add_noise(clean_B, noise_B, time_B)
+            start_B = starts(self.source, [self.instances[i] for i in chosen])
+            start_B = None if start_B is None else start_B.to(world.device)
+            noisy_B = self.objective.add_noise(clean_B, noise_B, time_B, start_B)
             told_B = self.objective.path.network_time(time_B).float().to(world.device)
             losses: list[Tensor] = []
             for inputs in ((labels_BA, *told), (wrong_BA, *wrongly_told)):
                 with autocast:
                     prediction = network(noisy_B, told_B, *(part.to(world.device) for part in inputs))
                 prediction = self.objective.answer(prediction, noisy_B, time_B)
-                loss_B = self.objective.loss(prediction, clean_B, noise_B, time_B) / self.brain_share
+                loss_B = self.objective.loss(prediction, clean_B, noise_B, time_B, start_B) / self.brain_share
                 losses.append(loss_B.double().cpu()[:real])
             right_B, wrong_B = losses
             totals[:3] += torch.tensor([right_B.sum(), wrong_B.sum(), real], dtype=torch.float64)
