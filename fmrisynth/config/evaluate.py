@@ -17,7 +17,7 @@ class EvaluateConfig(StageConfig):
     unit: Literal["block", "run", "anatomy"] = Field(
         "block",
         description="block: windows of blocks; run: whole runs of one experiment (of the other settings only test_split and truth apply); "
-        "anatomy: how people look (none of the others apply).",
+        "anatomy: how people look, or will look if they are forecasts (none of the others apply).",
     )
     glm: GlmConfig = Field(GlmConfig(reports=False), description="The window GLM, the same for both datasets.")
     conditions: tuple[str, ...] = Field((), description="Conditions to compare; empty: all that were synthesised.")

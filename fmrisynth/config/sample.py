@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fmrisynth.config.base import StageConfig
+from fmrisynth.config.train import DELTA_T
 
 SamplerName = Literal["ab2", "ddpm", "ddim", "dpmpp2m", "euler", "heun"]
 
@@ -43,16 +44,28 @@ class SampleConfig(StageConfig):
         None,
         description="participants.tsv: the k-th synthetic person is asked for with the attributes (age, sex) of its k-th row.",
     )
+    baselines: Path | None = Field(
+        None,
+        description="In place of conditions, for a model of forecasts: dataset of people whose later anatomy is forecast from each of "
+        "their sessions, attributes.delta_t years on; without delta_t at the times of the person's later sessions.",
+    )
+    baseline_split: Literal["train", "val", "test"] | None = Field(
+        None, description="With baselines: people of this split only; default everybody."
+    )
     start_index: int = Field(0, ge=0, description="Number of the first sample (0 is sample 1).")
     shard: tuple[int, int] = Field(
         (1, 1), description="(k, n): of all samples, make the k-th of n interleaved shares; for job arrays."
     )
     sampler: SamplerName = Field(
         "ab2",
-        description="ab2 (Adams-Bashforth in the angle), ddpm (ancestral), ddim, dpmpp2m (DPM-Solver++ 2M), euler, heun.",
+        description="ab2 (Adams-Bashforth in the angle), ddpm (ancestral), ddim, dpmpp2m (DPM-Solver++ 2M), heun, euler; "
+        "with baselines the default is euler.",
     )
     steps: int | None = Field(
-        None, ge=1, le=1000, description="Solver steps; default 20 (every step of the schedule for ddpm)."
+        None,
+        ge=1,
+        le=1000,
+        description="Solver steps; default 20 (every step of the schedule for ddpm, 100 with baselines).",
     )
     eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM stochasticity: 0 deterministic, 1 ancestral.")
     guidance: float = Field(
@@ -76,6 +89,14 @@ class SampleConfig(StageConfig):
     report: bool = Field(False, description="Write report.html: maps, time courses, settings and provenance.")
     format: Literal["nii.gz", "nii"] = Field("nii.gz", description="Compressed images, or plain ones (no gzip).")
     save_latents: bool = Field(False, description="Keep the latents beside the images.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_a_bridge(cls, values: Any) -> Any:
+        """Forecasts are integrated as in BrainG3N, unless something else is asked for."""
+        if isinstance(values, dict) and values.get("baselines") is not None:
+            return {"sampler": "euler", "steps": 100} | values
+        return values
 
     @field_validator("attributes", mode="before")
     @classmethod
@@ -106,6 +127,18 @@ class SampleConfig(StageConfig):
             raise ValueError("blocks are counted per person; say with subjects how many people there are")
         if not self.events and (self.duration_s is not None or self.descriptors is not None):
             raise ValueError("duration_s and descriptors go with events")
+        if self.baselines is not None:
+            others = (
+                "conditions", "all_conditions", "events", "subjects", "start_index", "anatomy", "participants", "report", "save_latents",
+            )  # fmt: skip
+            given = [name for name in others if getattr(self, name)] + (["n"] if self.n > 1 else [])
+            if given:
+                raise ValueError(f"baselines says of whom forecasts are made; leave {', '.join(given)} out")
+            if self.attributes.keys() - {DELTA_T}:
+                raise ValueError(f"of a forecast only {DELTA_T} is asked for; age and sex are those of the dataset")
+            return self
+        if self.baseline_split is not None:
+            raise ValueError("baseline_split goes with baselines")
         if not self.events and not self.conditions and not self.all_conditions:
             raise ValueError(
                 "name at least one condition of those that `fmrisynth conditions` lists, or ask for all conditions, or give events "

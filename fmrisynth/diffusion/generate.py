@@ -139,6 +139,10 @@ def generate_latents(
     Tensor of shape (B, C, T, X, Y, Z), float32, on the CPU
     """
     labels_A = encode_labels(model.labels, condition, attributes, model.always)
+    if model.objective.get("prediction") == "bridge":
+        raise UsageError(
+            "This model forecasts how a person will look, it draws nobody: use `fmrisynth sample --from DATASET`."
+        )
     drawing = Drawing(
         model, labels_A, sampler=sampler, n_steps=n_steps, guidance=guidance, guidance_interval=guidance_interval, eta=eta,
         device=torch.device(device), on_step=on_step,
@@ -186,7 +190,9 @@ class Drawing:
         return 1 if self.device.type == "cpu" else GPU_GROUP
 
     @torch.inference_mode()
-    def draw(self, seeds: Sequence[int], told: Sequence[Tensor] = (), *, fill: int) -> Tensor:
+    def draw(
+        self, seeds: Sequence[int], told: Sequence[Tensor] = (), *, fill: int, start_BFXYZ: Tensor | None = None
+    ) -> Tensor:
         """Draw stacks as the network makes them, (B, F, X, Y, Z) float32 on the CPU, one per seed.
 
         Parameters
@@ -196,6 +202,8 @@ class Drawing:
             Further inputs of the network, one row per seed.
         fill : int
             The group is filled with copies up to this number, so that every evaluation has the same batch size.
+        start_BFXYZ : Tensor, optional
+            Where a bridge starts, one stack per seed (see `stack`); default: noise.
         """
         rows = [*range(len(seeds)), *[len(seeds) - 1] * (fill - len(seeds))]
         generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
@@ -225,7 +233,7 @@ class Drawing:
         stack_BFXYZ = sample(
             self.sampler,
             denoise,
-            draw_noise(),
+            draw_noise() if start_BFXYZ is None else start_BFXYZ[rows].to(self.device),
             self.objective,
             self.n_steps,
             eta=self.eta,
@@ -233,6 +241,14 @@ class Drawing:
             on_step=advance,
         )
         return stack_BFXYZ[: len(seeds)].float().cpu()
+
+    def stack(self, latent_BCTXYZ: Tensor) -> Tensor:
+        """Latents in the units of the tokenizer as the network sees them, (B, F, X, Y, Z): the inverse of `standardised` and `raw`."""
+        mean_C11111, std_C11111 = self._statistics()
+        stack_BFXYZ = ((latent_BCTXYZ - mean_C11111) / std_C11111).flatten(1, 2)
+        if self.model.whitening is not None:
+            stack_BFXYZ = self.model.whitening.apply(stack_BFXYZ)
+        return stack_BFXYZ * self.brain_XYZ.to(stack_BFXYZ.device)
 
     def standardised(self, stack_BFXYZ: Tensor) -> Tensor:
         """Standardised latents of stacks, (B, C, T, X, Y, Z)."""
@@ -242,7 +258,9 @@ class Drawing:
 
     def raw(self, latent_BCTXYZ: Tensor) -> Tensor:
         """Latents in the units of the tokenizer."""
-        mean_C11111, std_C11111 = (
-            s.reshape(-1, 1, 1, 1, 1) for s in (self.model.latent_mean_C, self.model.latent_std_C)
-        )
+        mean_C11111, std_C11111 = self._statistics()
         return latent_BCTXYZ * std_C11111 + mean_C11111
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        mean_C, std_C = self.model.latent_mean_C, self.model.latent_std_C
+        return mean_C.reshape(-1, 1, 1, 1, 1), std_C.reshape(-1, 1, 1, 1, 1)

@@ -181,21 +181,32 @@ def read_people(blocks: Sequence[Block], grid: Grid) -> People:
     """
     rows, volumes, total, squares = [], [], np.zeros(grid.shape), np.zeros(grid.shape)
     for block in track(blocks, "Anatomies", total=len(blocks)):
-        if not block.load_grid().same_as(grid):
-            raise FmrisynthError(
-                f"{block.path}: its grid differs from that of the first real person; resample one of them."
-            )
-        data = block.load()
-        volume_XYZ = normalise(data.reference_XYZ[..., None], data.reference_XYZ, data.mask_XYZ, "relative")[..., 0]
+        volume_XYZ = volume_of(block, grid)
         total += volume_XYZ
         squares += np.square(volume_XYZ, dtype=np.float64)
         rows.append(cells(volume_XYZ))
-        volumes.append(data.mask_XYZ.sum() * np.prod(grid.voxel_mm) / 1000)
+        volumes.append(block.load_mask().sum() * np.prod(grid.voxel_mm) / 1000)
     mean_XYZ = total / len(rows)
     std_XYZ = np.sqrt(np.maximum(squares / len(rows) - mean_XYZ**2, 0))
     return People(
         list(blocks), np.stack(rows), np.array(volumes), mean_XYZ.astype(np.float32), std_XYZ.astype(np.float32)
     )
+
+
+def volume_of(block: Block, grid: Grid) -> np.ndarray:
+    """The reference volume of a person in units of the brain's mean, 0 outside the brain, float32.
+
+    Raises
+    ------
+    FmrisynthError
+        It lies on another grid.
+    """
+    if not block.load_grid().same_as(grid):
+        raise FmrisynthError(
+            f"{block.path}: its grid differs from that of the first real person; resample one of them."
+        )
+    data = block.load()
+    return normalise(data.reference_XYZ[..., None], data.reference_XYZ, data.mask_XYZ, "relative")[..., 0]
 
 
 def cells(volume_XYZ: np.ndarray) -> np.ndarray:
@@ -234,10 +245,10 @@ def control(name: str, real: People, synthetic: People, rng: np.random.Generator
         if np.ptp(wanted_N) > 0:
             read_N = probe(synthetic.features_ND[asked])
             asked_scores = _with_interval(score, wanted_N, read_N, rng)
-            slope_asked = _slope(wanted_N, read_N) if number else None
+            slope_asked = slope(wanted_N, read_N) if number else None
     return Control(
         name=name, measure="r" if number else "accuracy", real=_with_interval(score, truth_N, answer_N, rng), asked=asked_scores,
-        slope_real=_slope(truth_N, answer_N) if number else None, slope_asked=slope_asked,
+        slope_real=slope(truth_N, answer_N) if number else None, slope_asked=slope_asked,
         n_real=len(known), n_asked=len(asked), n_open=len(left_open), typical_real=float(answer_N.mean()),
         typical_open=float(probe(synthetic.features_ND[left_open]).mean()) if left_open else None,
     )  # fmt: skip
@@ -290,7 +301,8 @@ def _with_interval(
     return score(truth_N, answer_N), float(low), float(high)
 
 
-def _slope(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+def slope(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+    """Least squares slope of the answer on the truth, with a constant."""
     centred_N = truth_N - truth_N.mean()
     return float(centred_N @ answer_N / (centred_N @ centred_N))
 

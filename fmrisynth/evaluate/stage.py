@@ -15,6 +15,7 @@ from fmrisynth.bids.atomic import write_json
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import subjects_of
+from fmrisynth.data.forecasts import are_forecasts
 from fmrisynth.embed.encoder import find_encoder
 from fmrisynth.errors import FmrisynthError, must_exist
 from fmrisynth.evaluate.analysis import Analysis, Judged, analyse
@@ -88,6 +89,8 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
     if config.unit != "block":
         if config.unit == "run":
             from fmrisynth.evaluate.run_stage import evaluate_runs as compare
+        elif are_forecasts(synthetic):
+            from fmrisynth.evaluate.forecasts import evaluate_forecasts as compare
         else:
             from fmrisynth.evaluate.anatomies import evaluate_anatomies as compare
         metrics, page, told = compare(real, synthetic, config)

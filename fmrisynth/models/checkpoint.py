@@ -157,6 +157,11 @@ class LoadedDenoiser:
         """What a model of runs is told of a window; None for models of blocks."""
         return self.card.event_telling
 
+    @property
+    def forecasts(self) -> bool:
+        """Whether it goes from a person's earlier anatomy to a later one."""
+        return bool(self.objective.get("prediction") == "bridge")
+
 
 def find_model_dir(path: Path) -> Path:
     """A model directory itself, or the newest checkpoint of a training output."""

@@ -41,6 +41,7 @@ _NETWORKS = {"hybrid": "a hybrid CNN-Transformer [@seo2025]", "unet": "a U-Net w
 _OBJECTIVES = {
     "epsilon": "the noise (DDPM) [@ho2020]", "v": "the velocity v [@salimans2022]",
     "flow": "the velocity of a straight path (flow matching) [@lipman2023]",
+    "bridge": "the change from a person's earlier to a later scan along a bridge with noise [@albergo2024] [@vanpuyvelde2026]",
 }  # fmt: skip
 
 
@@ -202,6 +203,13 @@ def _sample(s: Mapping[str, Any], out: Path) -> str:
             f"{count(len(subjects), 'synthetic subject')}; {first.n_frames} frames each)"
         )
     kind, _, size = str(dict(read_json(naming.image_sidecar(first.path)))["Network"]).partition(", ")
+    if s.get("baselines"):
+        n = len(subjects)
+        return (
+            f"{count(len(blocks), 'forecast')} of {n} {'person' if n == 1 else 'people'} of {Path(str(s['baselines'])).name} came from a "
+            f"latent bridge model ({_NETWORKS[kind]} with {size}; SHA-256 {s['CheckpointSHA256'][:12]}) [@vanpuyvelde2026] by "
+            f"{_SAMPLERS[s['Sampler']]} in {s['SamplerSteps']} steps; the decoded change was added to the earlier scan."
+        )
     guidance = (
         f"classifier-free guidance {s['GuidanceScale']:g} [@hosalimans2022]"
         if s["GuidanceScale"] != 1

@@ -233,8 +233,10 @@ class DrawnAnatomies(Anatomies):
 
     def __init__(self, model: LoadedDenoiser, tokenizer: Tokenizer, info: TokenizerInfo, seed: int) -> None:
         super().__init__(info)
-        if tokenizer.info.normalisation != "relative":
-            raise UsageError(f"--anatomy {model.path}: this model makes what people do, not how they look.")
+        if tokenizer.info.normalisation != "relative" or model.forecasts:
+            raise UsageError(
+                f"--anatomy {model.path}: this model does not draw how people look; give one of `fmrisynth train --preset anatomy`."
+            )
         self._check_grid(model.path, tokenizer.info.grid)
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
         self.known = tuple(name for name in model.labels if name != "condition")

@@ -74,6 +74,12 @@ def check_kind(config: SampleConfig, model: LoadedDenoiser) -> None:
             f"{model.path}: this model makes blocks of one condition; for --events give one that was trained on whole runs "
             "(`fmrisynth train --preset runs`)."
         )
+    if (config.baselines is not None) != model.forecasts:
+        raise UsageError(
+            f"{model.path}: this model forecasts how people will look; say of whom with --from DATASET (in Python: baselines=DATASET)."
+            if model.forecasts
+            else f"{model.path}: this model makes no forecasts; for --from give one of `fmrisynth train --preset forecast`."
+        )
     if not config.events and model.event_telling is not None:
         raise UsageError(
             f"{model.path}: this model makes whole runs; say with --events FILE (in Python: fmrisynth.sample(out, events=[FILE])) what "

@@ -21,7 +21,7 @@ from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import settle, write_bytes
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
 from fmrisynth.config.sample import SampleConfig
-from fmrisynth.data.blocks import Block, BlockData, finish_subject, write_block
+from fmrisynth.data.blocks import Block, BlockData, finish_subject, read_subject, write_block
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.bundled import bundled_model_dir
 from fmrisynth.models.distributed import World, join_world
@@ -30,6 +30,7 @@ from fmrisynth.parse import read_json
 from fmrisynth.progress import StageSummary, count, listed, log, progress_bar
 from fmrisynth.sample.anatomy import drawn_anatomy
 from fmrisynth.sample.drawer import Drawer, in_order, make_drawer
+from fmrisynth.sample.forecast import Forecast, ForecastMaker, begin_forecasts, plan_forecasts
 from fmrisynth.sample.gallery import SHOWN, write_gallery
 from fmrisynth.sample.plan import SampleRequest, block_of, by_subject, make_requests
 from fmrisynth.sample.preview import write_preview
@@ -82,6 +83,8 @@ def sample_dataset(
     """
     with join_world(config.device) as world:
         drawer = make_drawer(config, checkpoint)
+        if config.baselines is not None:
+            return _forecast(out, config, drawer, world, force)
         return (_sample_runs if config.events else _sample)(out, config, drawer, world, force)
 
 
@@ -112,6 +115,40 @@ def _sample_runs(out: Path, config: SampleConfig, drawer: Drawer, world: World, 
     n_runs = sum(len(person.designs) for person in people)
     lines = [
         f"{count(n_runs, 'run')} of {_people(len(people))} in {out} ({len(people) - len(todo)} of them there already)."
+    ]
+    return stage.summary([*lines, drawer.model.card.origin.statement])
+
+
+def _forecast(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
+    plan = plan_forecasts(config, drawer)
+    n_all = sum(map(len, plan.values()))
+    if not out.exists():
+        _check_space(out, n_all, drawer.tokenizer)
+    stage = begin_forecasts(out, drawer, force=force, write=world.is_main)
+    world.barrier()
+    drawer.tokenizer.to(world.device)
+    make = ForecastMaker(out, drawer, world.device)
+    todo = [own for own in plan.values() if force or not stage.is_finished(make.unit(own))]
+    world.barrier()
+    mine = todo[world.rank :: world.size]
+    with progress_bar("forecasts", sum(map(len, mine))) as bar:
+
+        def work(own: Sequence[Forecast]) -> Sequence[Forecast]:
+            stage.do(make.unit(own))
+            return own
+
+        for own in drawer.side_by_side(work, mine) if world.device.type == "cpu" else map(work, mine):
+            bar.update(len(own), note=own[0].baseline.subject)
+    world.barrier()
+    if not world.is_main:
+        return StageSummary()
+    write_participants(out)
+    if config.preview:
+        blocks = [read_subject(out, own[0].baseline.subject)[-1] for own in list(plan.values())[:SHOWN]]
+        write_gallery(blocks)
+    lines = [
+        f"{count(n_all, 'forecast')} of {len(plan)} {'person' if len(plan) == 1 else 'people'} in {out} "
+        f"({n_all - sum(map(len, todo))} there already)."
     ]
     return stage.summary([*lines, drawer.model.card.origin.statement])
 
@@ -210,7 +247,13 @@ def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = N
     """Lines for ``--dry-run``: what would be made."""
     drawer = make_drawer(config, checkpoint)
     settings, stage = drawer.settings, Stage("sample", out)
-    if config.events:
+    if config.baselines is not None:
+        maker, plan = ForecastMaker(out, drawer, torch.device("cpu")), plan_forecasts(config, drawer)
+        units = [
+            (f"sub-{subject}  {', '.join(one.name for one in own)}", stage.is_finished(maker.unit(own)))
+            for subject, own in plan.items()
+        ]
+    elif config.events:
         tr_s, runs = drawer.tokenizer.info.tr_s, RunMaker(out, drawer, torch.device("cpu"))
         units = [
             (f"sub-{person.subject}  {', '.join(f'{d.name} {d.n_frames * tr_s:.0f} s' for d in person.designs)}  seed {person.seed}",
@@ -226,10 +269,16 @@ def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = N
             for request in own
         ]
     return [
-        f"{_people(len(units)) if config.events else count(len(units), 'sample')} to {out}, {sum(is_done for _, is_done in units)} done",
+        f"{_counted(config, len(units))} to {out}, {sum(is_done for _, is_done in units)} done",
         f"model {drawer.model.path}, {settings['Sampler']} with {settings['SamplerSteps']} steps",
         *listed([f"{text}  {'done' if is_done else 'to do'}" for text, is_done in units]),
     ]
+
+
+def _counted(config: SampleConfig, n: int) -> str:
+    if config.baselines is not None:
+        return f"forecasts of {n} {'person' if n == 1 else 'people'}"
+    return _people(n) if config.events else count(n, "sample")
 
 
 def write_participants(out: Path) -> None:

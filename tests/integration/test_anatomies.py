@@ -134,7 +134,7 @@ def test_people_whose_anatomy_is_drawn(world, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--condition", "motor_rh", "--anatomy", "BUNDLED"], "makes what people do"),
+        (["--condition", "motor_rh", "--anatomy", "BUNDLED"], "does not draw how people look"),
         (["--condition", "motor_rh", "--set", "age=70"], "no attribute 'age'"),
         (["--checkpoint", "MODEL", "--all-conditions", "--set", "age=old"], "expected a number"),
         (["--condition", "motor_rh", "--anatomy", "MODEL", "--set", "age=old"], "expected a number"),

@@ -87,10 +87,22 @@ def sample(
             help="Age and sex of each person.",
         ),
     ] = None,
+    baselines: Annotated[
+        Path | None,
+        setting(
+            SampleConfig,
+            "baselines",
+            "--from",
+            metavar="DATASET",
+            default="nobody",
+            help="Forecast how these people will look, --set delta_t=YEARS on.",
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     sampler: Annotated[str | None, setting(SampleConfig, "sampler", help="How the noise becomes a sample")] = None,
     steps: Annotated[
-        int | None, setting(SampleConfig, "steps", min=1, help="Solver steps.", default="20; 1000 for ddpm")
+        int | None,
+        setting(SampleConfig, "steps", min=1, help="Solver steps.", default="20; 1000 for ddpm, 100 with --from"),
     ] = None,
     guidance: Annotated[
         float | None, setting(SampleConfig, "guidance", min=0, help="1 conditional; above 1 sharper; 0 unconditional.")
@@ -119,18 +131,20 @@ def sample(
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
-    """Write synthetic subjects: one sample of one task condition each, or with --events people who do whole runs.
+    """Write synthetic subjects: one sample of one task condition each, with --events people who do whole runs, with --from forecasts.
 
     Start with torchrun or srun to share the samples among many GPUs.
     """
+    from fmrisynth.config.train import DELTA_T
     from fmrisynth.data.blocks import ATTRIBUTES
 
     options.set_verbosity(verbose)
-    overrides = [f"attributes.{item}" if item.partition("=")[0] in ATTRIBUTES else item for item in set_ or []]
+    asked = (*ATTRIBUTES, DELTA_T)
+    overrides = [f"attributes.{item}" if item.partition("=")[0] in asked else item for item in set_ or []]
     resolved = options.resolve(
         SampleConfig, "sample", file=config, overrides=overrides, seed=seed, conditions=condition,
         all_conditions=all_conditions, events=events, duration_s=duration, n=n, subjects=subjects, blocks=blocks,
-        anatomy=anatomy, participants=participants, sampler=sampler, steps=steps,
+        anatomy=anatomy, participants=participants, baselines=baselines, sampler=sampler, steps=steps,
         guidance=guidance, batch_size=batch_size, start_index=start_index,
         shard=_parse_shard(shard), save_latents=save_latents, report=report,
         format=format_, device=device,
