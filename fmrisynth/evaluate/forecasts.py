@@ -101,7 +101,7 @@ class Measured:
 
 
 def evaluate_forecasts(
-    real_root: Path, forecast_root: Path, config: EvaluateConfig
+    real_root: Path, synthetic_root: Path, config: EvaluateConfig
 ) -> tuple[dict[str, Any], Page, list[str]]:
     """Compare forecasts with what came; see `fmrisynth.evaluate.run_stage.evaluate_runs`.
 
@@ -116,12 +116,12 @@ def evaluate_forecasts(
         for block in anatomies_of(read_blocks(real_root, subjects=[subject]))
     ]
     grid = common_grid(real)
-    pairs, n_alone, n_trained = match(real_root, forecast_root, real)
+    pairs, n_alone, n_trained = match(real_root, synthetic_root, real)
     trained = [block for block in real if block.split == "train" and _age(block) is not None]
     n_training, n_people = len({b.subject for b in trained}), len({p.forecast.subject for p in pairs})
     if n_training < LEAST_TRAINED or n_people < LEAST_HELD_OUT:
         raise FmrisynthError(
-            f"{forecast_root}: expected {LEAST_TRAINED} training people with ages in {real_root.name}, and forecasts of "
+            f"{synthetic_root}: expected {LEAST_TRAINED} training people with ages in {real_root.name}, and forecasts of "
             f"{LEAST_HELD_OUT} others who have a scan at that time, found {n_training} and {n_people}; forecast people outside the "
             "training split at the times of their later sessions (`sample --from` without delta_t)."
         )
@@ -133,7 +133,7 @@ def evaluate_forecasts(
     metrics = {
         "unit": "anatomy", "kind": "forecasts",
         "datasets": {"real": {"name": real_root.name, "origin": read_origin(real_root).to_json(), "training_people": n_training},
-                     "forecasts": {"name": forecast_root.name, "origin": read_origin(forecast_root).to_json()}},
+                     "forecasts": {"name": synthetic_root.name, "origin": read_origin(synthetic_root).to_json()}},
         "people": n_people, "pairs": len(pairs), "without_follow_up": n_alone, "of_training_people": n_trained,
         "years": sorted(set(years_N.tolist())),
         "outside_training_times": sum(not pair.said.within_training for pair in pairs),
@@ -148,8 +148,8 @@ def evaluate_forecasts(
     page = Page(
         title="Forecasts against what came" + (" (phantom)" if read_origin(real_root).is_phantom else ""),
         subtitle=lines[1],
-        banner=banner_of(read_origin(real_root), read_origin(forecast_root)),
-        facts=(("real", f"{real_root.name}: {n_training} people in training"), ("forecasts", f"{forecast_root.name}: {lines[0]}")),
+        banner=banner_of(read_origin(real_root), read_origin(synthetic_root)),
+        facts=(("real", f"{real_root.name}: {n_training} people in training"), ("forecasts", f"{synthetic_root.name}: {lines[0]}")),
         sections=[
             Section("How people change", _table(rows)),
             Section("Where", _pictures(shown, grid)),
