@@ -253,14 +253,14 @@ def test_every_command_says_what_it_would_do_and_writes_nothing(blocks, tmp_path
             "nowhere: expected what tokenizer names",
         ),
         ("tokenize BLOCKS out --tokenizer nowhere", 2, "nowhere: expected a tokenizer"),
-        ("tokenize BLOCKS out --device gpu", 2, "--device gpu: expected auto, cpu"),
-        ("sample out --condition motor_rh --device gpu", 2, "--device gpu: expected auto, cpu"),
+        ("tokenize BLOCKS out --device gpu", 2, "device gpu: expected auto, cpu"),
+        ("sample out --condition motor_rh --device gpu", 2, "device gpu: expected auto, cpu"),
         ("sample out --condition motor_rh --checkpoint nowhere", 2, "nowhere: expected a model"),
         ("sample out --condition motor_rh --checkpoint others", 1, "others: expected a model directory"),
         ("sample out --events nofile.tsv", 2, "nofile.tsv: expected an events.tsv"),
         ("embed BLOCKS out --probe agee", 1, "expected 5 subjects or more"),
         ("BLOCKS others group", 1, "no participant is done; run"),
-        ("BLOCKS out participant --device gpu", 2, "--device gpu"),
+        ("BLOCKS out participant --device gpu", 2, "device gpu: expected auto, cpu"),
     ],
 )
 def test_what_is_refused_is_refused_by_a_dry_run_too_and_leaves_nothing(
