@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
 
 from fmrisynth.bids.atomic import temporary_name
 from fmrisynth.bids.hcp import HcpSource, is_hcp_tree
 from fmrisynth.bids.naming import RUN_DESC, parse_entities
 from fmrisynth.bids.runs import Problem, Run, read_run
-from fmrisynth.bids.sources import Source, clean_label, read_json
+from fmrisynth.bids.sources import Images, Source, clean_label, read_json
+from fmrisynth.bids.structural import T1w
 from fmrisynth.conditions import ConditionTable
 from fmrisynth.config.source import SourceConfig
 from fmrisynth.errors import FmrisynthError, UsageError
@@ -35,8 +35,8 @@ NATIVE_SPACES = (None, "func", "boldref", "scanner")
 IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 SURFACE_EXTENSIONS = (".func.gii", ".dtseries.nii", ".gii", ".ptseries.nii")
 
-Images = Literal["mni", "native", "any"]
-"""Which images are wanted: preprocessed in MNI space, in the scanner's own, or the best that a run has."""
+SESSION_ENTITIES = ("sub", "ses")
+"""Entities that tell one T1w from another: of several in a session one is taken."""
 
 
 def open_source(
@@ -57,8 +57,8 @@ def open_source(
         Settings of the reader.
     table, labels
         The condition table, and the conditions asked for, for HCP's EV files; None asks for all.
-    images : {"mni", "native", "any"}
-        Which image of a run is wanted.
+    images : {"mni", "native", "any", "t1w"}
+        Which image of a run, or of a session, is wanted.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def open_source(
     if layout == "hcp":
         if images == "native":
             raise UsageError("--native is for BIDS input in scanner space; HCP runs are in MNI space already.")
-        source: Source = HcpSource(root, table, labels, config)
+        source: Source = HcpSource(root, table, labels, config, images)
         if not source.subjects():
             raise UsageError(
                 f"{root}: expected an HCP tree, found no <subject>/MNINonLinear/Results; give the folder that holds "
@@ -163,6 +163,23 @@ class BidsSource:
             roots.append((self.root.absolute().parent.parent, False))
         return [(folder.absolute(), derivative) for folder, derivative in roots]  # as pybids gives paths
 
+    @property
+    def roots(self) -> list[Path]:
+        """The dataset, its derivatives, and the raw data that it was made from."""
+        return [root for root, _ in self._roots]
+
+    @property
+    def _suffix(self) -> str:
+        return "T1w" if self.images == "t1w" else "bold"
+
+    @property
+    def _what(self) -> str:
+        return "T1w" if self.images == "t1w" else "BOLD"
+
+    def _acquisition(self, file: _File) -> tuple:
+        """What candidates for one image have in common."""
+        return file.key if self._suffix == "bold" else tuple(_value(file.entities, name) for name in SESSION_ENTITIES)
+
     @cached_property
     def _files(self) -> list[_File]:
         files = []
@@ -173,10 +190,10 @@ class BidsSource:
 
     @cached_property
     def _images(self) -> dict[str, list[list[_File]]]:
-        """Usable BOLD images by subject: for each acquisition the candidates, the best one first."""
+        """Usable images by subject: for each acquisition the candidates, the best one first."""
         everything = [
             f for f in self._files
-            if f.entities["suffix"] == "bold" and f.entities["extension"] in IMAGE_EXTENSIONS and "sub" in f.entities
+            if f.entities["suffix"] == self._suffix and f.entities["extension"] in IMAGE_EXTENSIONS and "sub" in f.entities
         ]  # fmt: skip
         if not everything:
             raise FmrisynthError(self._no_images())
@@ -184,12 +201,12 @@ class BidsSource:
         for file in everything:
             rank = self._rank(file.entities)
             if rank is not None and self._session_asked_for(file.entities):
-                by_run[file.key].append((("echo" in file.entities, *rank, str(file.path)), file))
-        if not by_run and self.images == "mni":
+                by_run[self._acquisition(file)].append((("echo" in file.entities, *rank, str(file.path)), file))
+        if not by_run and self.images in ("mni", "t1w"):
             raise FmrisynthError(
-                f"{self.root}: found {len(everything)} BOLD images, none of them in MNI space "
-                "(space-MNI152..._desc-preproc_bold); run fMRIPrep first and give its output folder as INPUT, or "
-                "use --native to keep each subject's own grid."
+                f"{self.root}: found {len(everything)} {self._what} images, none of them in MNI space "
+                f"(space-MNI152..._desc-preproc_{self._suffix}); run fMRIPrep first and give its output folder as INPUT"
+                + (", or use --native to keep each subject's own grid." if self.images == "mni" else ".")
             )
         images: dict[str, list[list[_File]]] = defaultdict(list)
         for key in sorted(by_run, key=_sortable):
@@ -201,6 +218,11 @@ class BidsSource:
         return dict(images)
 
     def _no_images(self) -> str:
+        if self.images == "t1w":
+            return (
+                f"{self.root}: expected T1w images (*_space-MNI152*_desc-preproc_T1w.nii.gz), found none; give fMRIPrep's "
+                "output folder, with its anat folders."
+            )
         surfaces = [
             f for f in self._files if f.entities["suffix"] == "bold" and f.entities["extension"] in SURFACE_EXTENSIONS
         ]
@@ -224,10 +246,11 @@ class BidsSource:
         if entities.get("desc", "preproc") != "preproc" or entities.get("part", "mag") != "mag":
             return None
         in_mni, native = space.startswith("MNI152"), entities.get("space") in NATIVE_SPACES
-        if (self.images == "mni" and not in_mni) or (self.images == "native" and not native):
+        if (self.images in ("mni", "t1w") and not in_mni) or (self.images == "native" and not native):
             return None
         order = SPACE_ORDER.index(space) if space in SPACE_ORDER else len(SPACE_ORDER)
-        resolution = {"2": 0, "02": 0, "native": 2}.get(entities.get("res", ""), 1)
+        ranks = {"2": 0, "02": 0, "native": 2} if self._suffix == "bold" else {"2": 2, "02": 2}
+        resolution = ranks.get(entities.get("res", ""), 1)
         raw = "desc" not in entities and not in_mni  # a preprocessed image before a raw one
         return raw, not in_mni, order, space, resolution
 
@@ -242,17 +265,36 @@ class BidsSource:
 
     def runs(self, subject: str) -> list[Run]:
         """The subject's runs, ordered by their entities."""
+        return [self._run(subject, candidates) for candidates in self._candidates(subject)]
+
+    def anatomies(self, subject: str) -> list[T1w]:
+        """The subject's preprocessed T1w in MNI space, one a session."""
+        found = []
+        for file, *others in self._candidates(subject):
+            alike = [f for f in others if self._rank(f.entities) == self._rank(file.entities)]
+            doubts = (f"{file.path}: {alike[0].path} is a T1w of the same session and is not used.",) if alike else ()
+            found.append(
+                T1w(
+                    subject, file.entities.get("ses"), file.path, self._mask(file), file.path.relative_to(file.root).as_posix(),
+                    file.entities["space"], doubts=doubts,
+                )
+            )  # fmt: skip
+        return found
+
+    def _candidates(self, subject: str) -> list[list[_File]]:
+        """For each acquisition of a subject the files, the best one first."""
         files = self._images.get(subject, [])
         if not files:
             what = {
                 "native": "in its own space",
                 "mni": "in MNI space",
                 "any": "that is raw or preprocessed (desc-preproc)",
+                "t1w": "in MNI space",
             }
-            others = [f.path for f in self._by_kind(("bold",), IMAGE_EXTENSIONS, subject)]
+            others = [f.path for f in self._by_kind((self._suffix,), IMAGE_EXTENSIONS, subject)]
             found = f", only others (as {others[0]})" if others else ""
             raise FmrisynthError(
-                f"{self.root}: participant {subject} has no BOLD image {what[self.images]}{found}; preprocess this participant "
+                f"{self.root}: participant {subject} has no {self._what} image {what[self.images]}{found}; preprocess this participant "
                 "as the others."
             )
         labels = {candidates[0].entities["sub"] for candidates in files}
@@ -260,7 +302,7 @@ class BidsSource:
             raise FmrisynthError(
                 f"{self.root}: {', '.join(sorted(labels))} are one participant ({subject}); rename one of them."
             )
-        return [self._run(subject, candidates) for candidates in files]
+        return files
 
     def _run(self, subject: str, candidates: list[_File]) -> Run:
         file = candidates[0]
@@ -358,7 +400,7 @@ def _is_derivative(root: Path) -> bool:
 
 
 def _index(root: Path, derivative: bool, database_dir: Path | None, number: int) -> list[Path]:
-    """Paths of all functional files of one dataset, sorted, from pybids."""
+    """Paths of all files of one dataset that a reader may want, sorted, from pybids."""
     import warnings
 
     with warnings.catch_warnings():
@@ -377,7 +419,8 @@ def _index(root: Path, derivative: bool, database_dir: Path | None, number: int)
                     _build_database(root, database, options)
                 layout = BIDSLayout(root, database_path=database, **options)
             found = layout.get(
-                suffix=["bold", "events", "mask", "timeseries", "regressors", "confounds"], return_type="filename"
+                suffix=["bold", "T1w", "events", "mask", "timeseries", "regressors", "confounds"],
+                return_type="filename",
             )
         except (OSError, ValueError) as error:
             raise FmrisynthError(f"{root}: the BIDS dataset cannot be indexed ({error}).") from None

@@ -1,7 +1,8 @@
 """HCP Young Adult trees, by directory walk (no index is needed).
 
 ``<subject>/MNINonLinear/Results/tfMRI_<TASK>_<LR|RL>/`` holds ``tfMRI_<TASK>_<LR|RL>.nii.gz``, a brain mask
-and ``EVs/<condition>.txt``. In the same folder lie traps: single-trial EVs (``loss_event.txt``), ``Sync.txt``,
+and ``EVs/<condition>.txt``; ``<subject>/MNINonLinear/T1w_restore_brain.nii.gz`` is
+the person's T1w. In the same folder lie traps: single-trial EVs (``loss_event.txt``), ``Sync.txt``,
 ``*_Stats.csv`` and empty files; only files named for a condition are opened.
 """
 
@@ -19,13 +20,16 @@ import numpy as np
 
 from fmrisynth.bids.events import Event, read_ev
 from fmrisynth.bids.runs import TR_TOLERANCE, Problem, Run, read_run
-from fmrisynth.bids.sources import clean_label
+from fmrisynth.bids.sources import Images, clean_label
+from fmrisynth.bids.structural import T1w
 from fmrisynth.conditions import ConditionTable, fold
 from fmrisynth.config.source import SourceConfig
 from fmrisynth.errors import FmrisynthError
 
 RESULTS = Path("MNINonLinear", "Results")
 MASK_NAMES = ("brainmask_fs.2.nii.gz", "brainmask_fs.2.0.nii.gz", "brainmask_fs.nii.gz")
+T1W = Path("MNINonLinear", "T1w_restore_brain.nii.gz")
+T1W_MASK = "brainmask_fs.nii.gz"
 SPACE = "MNI152NLin6Asym"
 TR_S = 0.72
 """Repetition time of HCP's 3T protocol, seconds."""
@@ -35,8 +39,8 @@ _RUN = re.compile(r"^tfMRI_(?P<task>[A-Za-z0-9]+?)(?P<repeat>\d?)_(?P<direction>
 
 
 def is_hcp_tree(root: Path) -> bool:
-    """Whether some folder under `root` has ``MNINonLinear/Results``."""
-    return any(_has_results(entry) for entry in _folders(root))
+    """Whether some folder under `root` has ``MNINonLinear/Results`` or a T1w."""
+    return any(_has(entry, RESULTS, T1W) for entry in _folders(root))
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,15 @@ class HcpSource:
         Conditions asked for; those outside the table are looked up by their stem.
     config : SourceConfig
         The user's own repetition time, and the moment of a frame within it.
+    images : {"mni", "t1w"}
+        Whether runs or T1w are wanted.
     """
 
     root: Path
     table: ConditionTable
     labels: Sequence[str] | None = None
     config: SourceConfig = _DEFAULTS
+    images: Images = "mni"
     kind: str = "hcp"
 
     def subjects(self) -> list[str]:
@@ -69,16 +76,37 @@ class HcpSource:
         """Task names of the battery; all subjects share it."""
         return sorted({c.task.upper() for c in self.table.conditions.values()})
 
-    def runs(self, subject: str) -> list[Run]:
-        """The subject's task runs, by name; runs that are missing on disk are simply not listed."""
+    @property
+    def roots(self) -> list[Path]:
+        """The tree itself: HCP's tables lie elsewhere."""
+        return [self.root]
+
+    def anatomies(self, subject: str) -> list[T1w]:
+        """The subject's T1w without skull, in MNI space (0.7 mm)."""
+        folder = self._folder(subject)
+        image = folder / T1W
+        if not (image.is_file() or image.is_symlink()):
+            raise FmrisynthError(
+                f"{image}: participant {subject} has no T1w image; get it from the structural package of the release."
+            )
+        mask = image.with_name(T1W_MASK)
+        there = mask.is_file() or mask.is_symlink()
+        name = image.relative_to(self.root).as_posix()
+        return [T1w(subject, None, image, mask if there else None, name, SPACE, is_extracted=True)]
+
+    def _folder(self, subject: str) -> Path:
         folders = self._subject_folders.get(subject, [])
         if len(folders) > 1:
             raise FmrisynthError(
                 f"{self.root}: the folders {', '.join(f.name for f in folders)} are one participant ({subject}); "
                 "keep one of them or rename the others."
             )
+        return folders[0]
+
+    def runs(self, subject: str) -> list[Run]:
+        """The subject's task runs, by name; runs that are missing on disk are simply not listed."""
         runs, surfaces = [], []
-        for folder in _folders(folders[0] / RESULTS):
+        for folder in _folders(self._folder(subject) / RESULTS):
             match = _RUN.match(folder.name)
             if match is None:
                 continue
@@ -139,14 +167,14 @@ class HcpSource:
     def _subject_folders(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = defaultdict(list)
         for folder in _folders(self.root):
-            if _has_results(folder):
+            if _has(folder, RESULTS, *([T1W] if self.images == "t1w" else [])):
                 found[clean_label(folder.name)].append(folder)
         return dict(found)
 
 
-def _has_results(folder: Path) -> bool:
+def _has(folder: Path, *inside: Path) -> bool:
     try:
-        return (folder / RESULTS).exists() or (folder / RESULTS).is_symlink()
+        return any((folder / path).exists() or (folder / path).is_symlink() for path in inside)
     except OSError:  # a participant's folder that cannot be entered is a participant, reported when it is read
         return bool(re.fullmatch(r"(sub-)?\d{4,}\w*", folder.name))
 

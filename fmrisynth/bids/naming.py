@@ -80,6 +80,10 @@ class Entities:
         """`name` inside `folder`."""
         return self.folder / self.name(suffix, extension, **more)
 
+    def anatomical_path(self, suffix: str, extension: str, **more: str) -> Path:
+        """`name` inside the folder of anatomical files."""
+        return self.folder.with_name("anat") / self.name(suffix, extension, **more)
+
     def without_space(self) -> Entities:
         """The entities of files that have no image grid (events, confounds)."""
         return replace(self, space=None, res=None)

@@ -223,7 +223,7 @@ def read_run(run: Run, config: SourceConfig, problems: Iterable[Problem] = ()) -
     header, timing, confounds, events = None, None, None, run.events
     with doubts.of("image"):
         header = read_header(run.bold, ndim=4)
-        _check_orientation(header, doubts)
+        doubts += header_problems(header)
     if header is not None:
         with doubts.of("clock"):
             timing = _timing(header, run.metadata, config, doubts)
@@ -254,7 +254,9 @@ def check_mask(mask: Path, header: Header) -> None:
         )
 
 
-def _check_orientation(header: Header, doubts: _Doubts) -> None:
+def header_problems(header: Header) -> list[Problem]:
+    """What is odd about the header of an image: which side is left, and how it is stored."""
+    doubts = _Doubts()
     if not header.oriented:
         doubts.error(
             "orientation",
@@ -265,7 +267,7 @@ def _check_orientation(header: Header, doubts: _Doubts) -> None:
         doubts.warn(
             "orientation",
             f"{header.path}: sform and qform of the header differ by up to {header.xform_gap_mm:.0f} mm; the sform is "
-            "taken, check on which side the activation lies.",
+            "taken, check which side is left.",
         )
     if not header.plain:
         doubts.warn(
@@ -273,6 +275,7 @@ def _check_orientation(header: Header, doubts: _Doubts) -> None:
             f"{header.path}: compressed or shaped otherwise than its name says (gzip, or axes of length 1); it is read "
             "all the same, other tools may refuse it.",
         )
+    return doubts
 
 
 def _timing(header: Header, metadata: Mapping[str, Any], config: SourceConfig, doubts: _Doubts) -> Timing:

@@ -11,11 +11,9 @@ from typing import Any
 from fmrisynth.bids.atomic import write_json, write_text
 from fmrisynth.errors import FmrisynthError
 
-RESOLUTION_TEXT = "isotropic voxels on the 48 x 64 x 64 grid of fmrisynth, which holds the MNI152 brain"
-
 
 def bold_sidecar(
-    task: str, tr_s: float, *, voxel_mm: float | None = None, extra: Mapping[str, Any] | None = None
+    task: str, tr_s: float, *, resolution: str | None = None, extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Sidecar of a derivative BOLD image, with the keys that the BIDS schema requires.
 
@@ -25,14 +23,14 @@ def bold_sidecar(
         Task name.
     tr_s : float
         Repetition time, seconds.
-    voxel_mm : float, optional
-        Voxel side in mm; given when the name has a ``res`` entity, which then must be explained.
+    resolution : str, optional
+        What the ``res`` entity of the name means, where it has one (`Grid.resolution_text`).
     extra : mapping, optional
         Further keys.
     """
     content: dict[str, Any] = {"TaskName": task, "RepetitionTime": tr_s, "SkullStripped": True}
-    if voxel_mm is not None:
-        content["Resolution"] = f"{voxel_mm:g} mm {RESOLUTION_TEXT}"
+    if resolution is not None:
+        content["Resolution"] = resolution
     return content | dict(extra or {})
 
 

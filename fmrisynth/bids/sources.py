@@ -9,16 +9,22 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fmrisynth import parse
 from fmrisynth.bids.runs import Run
 from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.errors import FmrisynthError, UsageError
 
+if TYPE_CHECKING:
+    from fmrisynth.bids.structural import T1w
+
+Images = Literal["mni", "native", "any", "t1w"]
+"""Which images are wanted: BOLD preprocessed in MNI space, in the scanner's own, or the best that a run has; or T1w in MNI space."""
+
 
 class Source(Protocol):
-    """A dataset that can list its subjects and the runs of each."""
+    """A dataset that can list its subjects and the runs of each, or, opened for them, the T1w of each."""
 
     @property
     def root(self) -> Path:
@@ -36,6 +42,13 @@ class Source(Protocol):
 
     def runs(self, subject: str) -> list[Run]:
         """The subject's runs in a fixed order; raises `FmrisynthError` for a broken subject."""
+
+    def anatomies(self, subject: str) -> list[T1w]:
+        """The subject's T1w, one a session; raises `FmrisynthError` for a broken subject."""
+
+    @property
+    def roots(self) -> list[Path]:
+        """Folders where tables of people may stand."""
 
 
 def clean_label(name: str) -> str:

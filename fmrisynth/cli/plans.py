@@ -47,7 +47,10 @@ def simulation(out: Path, config: SimulateConfig) -> Iterator[str]:
     from fmrisynth.stage import Stage
 
     n_runs = len(config.tasks) * len(config.directions)
-    what = "block dataset" if config.layout == "blocks" else f"{config.layout} tree, {count(n_runs, 'run')} per subject"
+    what = {
+        "blocks": "block dataset",
+        "anatomy": f"{config.modality} anatomies, {count(config.sessions, 'session')} per subject",
+    }.get(config.layout, f"{config.layout} tree, {count(n_runs, 'run')} per subject")
     own = range(config.first_subject, config.first_subject + config.n_subjects)
     labels = (record.removeprefix("sub-") for record in Stage("simulate", out).records())
     n_done = sum(label.isdigit() and subject_index(label) in own for label in labels)

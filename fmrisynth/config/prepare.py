@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fmrisynth.config.base import Config
 from fmrisynth.config.source import SourceConfig
 
 ALL_CONDITIONS = "all"
+
+RESERVED = {
+    "filename", "condition", "split", "row", "onset_s", "duration_s", "tr_s", "n_frames", "first_frame", "source",
+    "source_onset_s", "n_blocks", "participant_id", "session_id",
+}  # fmt: skip
+"""Columns of our own tables that are no attributes."""
 
 
 class WindowConfig(Config):
@@ -56,6 +63,39 @@ class SplitConfig(Config):
         return self
 
 
+class PreparedAnatomyConfig(Config):
+    """Unit anatomy: the grid of the volumes, and what is kept of who the people are."""
+
+    resolution_mm: float = Field(
+        3.0, description="Voxel side: 3 (48 x 64 x 64 voxels, as the blocks), 2 (80 x 96 x 80) or 1 (160 x 192 x 160)."
+    )
+    attributes: tuple[str, ...] = Field(
+        ("sex", "age"),
+        description="Columns of sessions.tsv, participants.tsv or `tables` to keep, labels or numbers; what is not known is n/a.",
+    )
+    tables: tuple[Path, ...] = Field(
+        (),
+        description="Further tables with a row for each person, TSV or CSV (HCP's unrestricted and restricted ones).",
+    )
+
+    @field_validator("resolution_mm")
+    @classmethod
+    def _known_resolution(cls, value: float) -> float:
+        if value not in (1.0, 2.0, 3.0):
+            raise ValueError("anatomies are written at 1, 2 or 3 mm")
+        return value
+
+    @field_validator("attributes")
+    @classmethod
+    def _are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z]\w*", name) or name.lower() in RESERVED:
+                raise ValueError(f"{name!r} cannot be the name of an attribute")
+        if len(set(value)) < len(value):
+            raise ValueError("an attribute is named twice")
+        return value
+
+
 class PrepareConfig(SourceConfig):
     """From HCP, BIDS or phantom data to a block dataset.
 
@@ -63,9 +103,10 @@ class PrepareConfig(SourceConfig):
     for every block-like condition where it has none; ``all`` asks for everything.
     """
 
-    unit: Literal["block", "run"] = Field(
+    unit: Literal["block", "run", "anatomy"] = Field(
         "block",
-        description="block: a window from every block's onset; run: each run whole, with everything that happens in it.",
+        description="block: a window from every block's onset; run: each run whole, with everything that happens in it; anatomy: "
+        "the T1w of each session.",
     )
     conditions: tuple[str, ...] = Field(
         (),
@@ -80,9 +121,10 @@ class PrepareConfig(SourceConfig):
     tr_s: float = Field(1.44, gt=0.05, le=10, description="Time between the frames of a window, in s.")
     window: WindowConfig = WindowConfig()
     blocks: BlocksConfig = BlocksConfig()
+    anatomy: PreparedAnatomyConfig = PreparedAnatomyConfig()
     split: SplitConfig = SplitConfig()
     on_bad_run: Literal["fail", "skip"] = Field(
-        "fail", description="fail: a damaged run makes its participant fail; skip: leave the run out and say so."
+        "fail", description="fail: a damaged run (or T1w) makes its participant fail; skip: leave it out and say so."
     )
 
     @model_validator(mode="after")
@@ -91,4 +133,6 @@ class PrepareConfig(SourceConfig):
             raise ValueError("'all' stands alone")
         if len(set(self.conditions)) < len(self.conditions):
             raise ValueError("a condition is named twice")
+        if self.unit == "anatomy" and (self.conditions or self.native or self.mask):
+            raise ValueError("conditions, native and mask are for blocks and runs, not for anatomies")
         return self

@@ -76,7 +76,7 @@ class SimulateConfig(StageConfig):
     layout: Literal["hcp", "bids", "blocks", "runs", "anatomy"] = Field(
         "hcp",
         description="hcp: HCP tree; bids: fMRIPrep-style derivatives; blocks: a block dataset; runs: whole runs in that format, as "
-        "`prepare --unit run` would make them; anatomy: the reference volume of each session, one frame.",
+        "`prepare --unit run` would make them; anatomy: how everybody looks in each session, one frame.",
     )
     n_subjects: int = Field(20, ge=1, le=99_999, description="Size of the cohort.")
     first_subject: int = Field(
@@ -104,6 +104,9 @@ class SimulateConfig(StageConfig):
     )
     resolution_mm: float = Field(2.0, description="2 (91 x 109 x 91, as HCP) or 3 (61 x 73 x 61).")
     tr_s: float = Field(0.72, gt=0.2, le=4, description="Repetition time of the runs.")
+    modality: Literal["epi", "T1w"] = Field(
+        "epi", description="Layout anatomy: the EPI's reference volume, or a T1-weighted image."
+    )
     sessions: int = Field(1, ge=1, le=20, description="Layout anatomy: how often everybody is scanned.")
     years_between: float = Field(3.0, gt=0, le=20, description="From one session to the next; people age.")
     split: SplitConfig = Field(SplitConfig(), description="Layout blocks: as in prepare; families stay together.")
@@ -132,6 +135,8 @@ class SimulateConfig(StageConfig):
             raise ValueError("mixed and events are for the layout runs")
         if self.sessions > 1 and self.layout != "anatomy":
             raise ValueError("sessions are for the layout anatomy")
+        if self.modality != "epi" and self.layout != "anatomy":
+            raise ValueError("modality is for the layout anatomy; trees hold T1w beside the runs")
         if len(set(self.tasks)) < len(self.tasks) or len(set(self.directions)) < len(self.directions):
             raise ValueError("a task or direction is named twice")
         return self

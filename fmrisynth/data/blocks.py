@@ -31,11 +31,15 @@ from fmrisynth.parse import read_json
 RUN = "run"
 """What stands in place of a condition where an instance is a whole run: what happens in it is in its events file."""
 
-ANATOMY = "anatomy_epi"
-"""Condition of an anatomy: its modality."""
+EPI, T1W = "anatomy_epi", "anatomy_t1w"
+"""Conditions of anatomies: their modality."""
+ANATOMIES = (EPI, T1W)
 
 RUN_MEAN = "Temporal mean of the run the block belongs to"
 """What the reference volume of a measured block is."""
+
+T1W_ITSELF = "The T1-weighted image itself"
+"""What it is of a T1w."""
 
 GRAND_MEAN = 10_000.0
 """Mean of a source run over brain voxels and time, in the arbitrary units of HCP."""
@@ -51,7 +55,7 @@ MAX_FRAMES, MAX_SECONDS = 10_000, 1e6
 """Largest numbers that a table may hold; memory is taken for as many frames as it says."""
 
 ATTRIBUTES = ("phase_encoding", "sex", "age")
-"""Optional attributes of a block that a generator can be conditioned on."""
+"""Optional attributes of a block that a generator can be conditioned on; others have columns of their own behind the rest."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def write_block(
     """
     bold = naming.block_bold(entities, desc, extension)
     mni = not grid.is_native
-    voxel_mm = grid.voxel_mm[0] if entities.res else None
+    resolution = grid.resolution_text if entities.res else None
     if frames is None:
         n_frames = int(data.bold_XYZT.shape[3])
         image = np.where(data.mask_XYZ[..., None], data.bold_XYZT, 0.0)
@@ -247,7 +251,7 @@ def write_block(
     space = {"SpatialReference": "the participant's own scanner space"} if grid.is_native else {}
     declared = origin.sidecar() if origin is not None else {}
     if same_run is None:
-        _write_anatomy(root, bold, data, grid, voxel_mm, space | declared, reference_is)
+        _write_anatomy(root, bold, data, grid, resolution, space | declared, reference_is)
     else:
         for kind in ("reference", "mask"):
             one, other = (naming.block_companion(path, kind) for path in (same_run.bold, bold))
@@ -258,7 +262,7 @@ def write_block(
     keys |= space | declared
     write_sidecar(
         root / naming.block_companion(bold, "sidecar"),
-        bold_sidecar(entities.task or "", tr_s, voxel_mm=voxel_mm, extra=keys | dict(sidecar or {})),
+        bold_sidecar(entities.task or "", tr_s, resolution=resolution, extra=keys | dict(sidecar or {})),
     )
     return Block(
         root=root, subject=entities.sub, condition=condition, bold=bold, onset_s=float(onset_s),
@@ -268,7 +272,7 @@ def write_block(
 
 
 def _write_anatomy(
-    root: Path, bold: Path, data: BlockData, grid: Grid, voxel_mm: float | None, declared: Mapping[str, Any], reference_is: str
+    root: Path, bold: Path, data: BlockData, grid: Grid, resolution: str | None, declared: Mapping[str, Any], reference_is: str
 ) -> None:  # fmt: skip
     """Reference volume and mask, with their sidecars."""
     mni = not grid.is_native
@@ -278,24 +282,34 @@ def _write_anatomy(
     )  # fmt: skip
     mask = naming.block_companion(bold, "mask")
     write_image(root / mask, data.mask_XYZ, grid.affine, dtype="uint8", mni=mni)
-    resolution = bold_sidecar("", 0, voxel_mm=voxel_mm)
-    mask_keys = {"Type": "Brain"} | {**declared} | {k: v for k, v in resolution.items() if k == "Resolution"}
+    common = bold_sidecar("", 0, resolution=resolution)
+    mask_keys = {"Type": "Brain"} | {**declared} | {k: v for k, v in common.items() if k == "Resolution"}
     write_sidecar(root / naming.image_sidecar(mask), mask_keys)
     write_sidecar(
         root / naming.image_sidecar(naming.block_companion(bold, "reference")),
-        {k: v for k, v in resolution.items() if k in ("Resolution", "SkullStripped")}
+        {k: v for k, v in common.items() if k in ("Resolution", "SkullStripped")}
         | {"Description": reference_is}
         | dict(declared),
     )
 
 
-def finish_subject(root: Path, subject: str, blocks: Sequence[Block]) -> None:
-    """Write the subject's ``scans.tsv``: from now on the subject counts as complete."""
-    write_tsv(root / naming.subject_scans(subject), SCANS_COLUMNS, table_rows(blocks), last=True)
+def finish_subject(root: Path, subject: str, blocks: Sequence[Block], attributes: Iterable[str] = ()) -> None:
+    """Write the subject's ``scans.tsv``: from now on the subject counts as complete.
+
+    Attributes that are known of a block have a column, and those named have one in any case.
+    """
+    columns = dict.fromkeys([*SCANS_COLUMNS, *attributes, *further_attributes(blocks)])
+    write_tsv(root / naming.subject_scans(subject), tuple(columns), table_rows(blocks), last=True)
+
+
+def further_attributes(blocks: Iterable[Block]) -> list[str]:
+    """Names of attributes beside `ATTRIBUTES`, in the order in which they occur."""
+    return [name for name in dict.fromkeys(a for block in blocks for a in block.attributes) if name not in ATTRIBUTES]
 
 
 def table_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """Rows of ``scans.tsv``: all that is known of blocks beside their images."""
+    names = [*ATTRIBUTES, *further_attributes(blocks)]
     return [
         {
             "filename": block.bold.relative_to(f"sub-{block.subject}").as_posix(),
@@ -307,7 +321,7 @@ def table_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
             "n_frames": block.n_frames,
             "source": block.source,
             "source_onset_s": block.source_onset_s,
-            **{name: block.attributes.get(name) for name in ATTRIBUTES},
+            **{name: block.attributes.get(name) for name in names},
         }
         for block in blocks
     ]
@@ -327,14 +341,19 @@ class AnatomyBlock(Block):
 
 
 def anatomies_of(blocks: Sequence[Block]) -> list[Block]:
-    """The anatomy of each session of a person, from its first block or run."""
+    """The anatomy of each session of a person: its T1w, or the EPI reference of its first block or run."""
     first = {block.entities.get("ses"): block for block in reversed(blocks)}
     return [
         AnatomyBlock(
-            **dict(vars(block)) | {"condition": ANATOMY, "n_frames": 1, "onset_s": 0.0, "duration_s": block.tr_s}
+            **dict(vars(block))
+            | {"condition": _modality(block), "n_frames": 1, "onset_s": 0.0, "duration_s": block.tr_s}
         )
         for block in reversed(first.values())
     ]
+
+
+def _modality(block: Block) -> str:
+    return block.condition if block.condition in ANATOMIES else EPI
 
 
 def refuse_unless_blocks(blocks: Sequence[Block], of_runs: str) -> None:
@@ -348,7 +367,7 @@ def refuse_unless_blocks(blocks: Sequence[Block], of_runs: str) -> None:
     for block in blocks:
         if block.is_run:
             raise UsageError(f"{block.root}: holds whole runs, not blocks; {of_runs}.")
-        if block.condition == ANATOMY:
+        if block.condition in ANATOMIES:
             raise UsageError(
                 f"{block.root}: holds anatomies, not blocks; look at them with `fmrisynth evaluate --unit anatomy`."
             )
@@ -409,13 +428,14 @@ def read_subject(root: Path, subject: str) -> list[Block]:
             raise FmrisynthError(f"{path}: expected the file name of an image, found {str(name)!r}; correct the table.")
         if name.is_absolute() or ".." in name.parts:
             raise FmrisynthError(f"{path}: {name} points outside the dataset; correct the table.")
+        names = [*ATTRIBUTES, *(column for column in row if column not in SCANS_COLUMNS)]
         try:
             blocks.append(
                 Block(
                     root=root, subject=subject, condition=row["condition"], bold=Path(f"sub-{subject}") / name,
                     onset_s=_number(row["onset_s"]), duration_s=_number(row["duration_s"], 0),
                     tr_s=_number(row["tr_s"], 1e-3), n_frames=int(_number(row["n_frames"], 1, MAX_FRAMES)), split=_known(row.get("split")),
-                    attributes={a: v for a in ATTRIBUTES if (v := _known(row.get(a))) is not None},
+                    attributes={a: v for a in names if (v := _known(row.get(a))) is not None},
                     source=_known(row.get("source")),
                     source_onset_s=_number(v) if (v := _known(row.get("source_onset_s"))) is not None else None,
                 )

@@ -56,6 +56,16 @@ class Grid:
         """BIDS ``res`` label (``3`` for 3 mm); None for a native grid."""
         return None if self.is_native else f"{round(self.voxel_mm[0])}"
 
+    @property
+    def resolution_text(self) -> str | None:
+        """What the ``res`` label means, for sidecars; None for a native grid."""
+        if self.is_native:
+            return None
+        sides = " x ".join(map(str, self.shape))
+        return (
+            f"{self.voxel_mm[0]:g} mm isotropic voxels on the {sides} grid of fmrisynth, which holds the MNI152 brain"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         return {
@@ -91,6 +101,13 @@ MNI_3MM = make_grid(
     (48, 64, 64), [[3, 0, 0, -70.5], [0, 3, 0, -111.0], [0, 0, 3, -84.0], [0, 0, 0, 1]], "MNI152NLin6Asym"
 )
 """The standard grid: 48 x 64 x 64 at 3 mm, the smallest box with sides divisible by 16 that holds the MNI152 brain."""
+
+MNI_GRIDS = {
+    1.0: make_grid((160, 192, 160), [[1, 0, 0, -80], [0, 1, 0, -113], [0, 0, 1, -75], [0, 0, 0, 1]], "MNI152NLin6Asym"),
+    2.0: make_grid((80, 96, 80), [[2, 0, 0, -80], [0, 2, 0, -114], [0, 0, 2, -76], [0, 0, 0, 1]], "MNI152NLin6Asym"),
+    3.0: MNI_3MM,
+}
+"""Voxel side (mm) -> such a box; the voxels of the finer ones are those of the MNI152 templates, so that nothing is interpolated."""
 
 
 @lru_cache(maxsize=4)

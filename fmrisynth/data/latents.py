@@ -29,7 +29,7 @@ from fmrisynth.bids import naming
 from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.bids.events import Event, read_events
 from fmrisynth.bids.sidecars import read_tsv, write_tsv
-from fmrisynth.data.blocks import ATTRIBUTES, MAX_SECONDS, Block
+from fmrisynth.data.blocks import ATTRIBUTES, MAX_SECONDS, Block, further_attributes
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.parse import read_json
 
@@ -59,7 +59,7 @@ class LatentRow:
     onset_s, duration_s, tr_s : float
         Block onset after the first frame, block duration, time between frames; seconds.
     attributes : mapping
-        Known attributes (``phase_encoding``, ``sex``, ``age``).
+        Known attributes (``phase_encoding``, ``sex``, ``age``, and others that the dataset has).
     filename : str
         The block's image, relative to the block dataset.
     first_frame, n_frames : int
@@ -284,15 +284,16 @@ def _write(
             f"{shard}: refused to write latents that are not finite; the tokenizer or the block is broken."
         )
     write_bytes(shard, save_tensors({TENSOR: latents_BCTXYZ.float().contiguous()}))
+    names = [*ATTRIBUTES, *further_attributes(blocks)]
     rows = [
         {
             "row": number, "condition": block.condition, "split": block.split, "onset_s": block.onset_s,
             "duration_s": block.duration_s, "tr_s": block.tr_s, "filename": block.bold.as_posix(),
-            "source": block.source, **{name: block.attributes.get(name) for name in ATTRIBUTES}, **more[number],
+            "source": block.source, **{name: block.attributes.get(name) for name in names}, **more[number],
         }
         for number, block in enumerate(blocks)
     ]  # fmt: skip
-    write_tsv(index, columns, rows, last=True)
+    write_tsv(index, tuple(dict.fromkeys([*columns, *names])), rows, last=True)
 
 
 def read_index(root: Path, subject: str) -> list[LatentRow]:
@@ -301,13 +302,14 @@ def read_index(root: Path, subject: str) -> list[LatentRow]:
     required = ("row", "condition", "split", "onset_s", "duration_s", "tr_s", "filename")
     rows = []
     for cells in read_tsv(path, required):
+        names = [*ATTRIBUTES, *(column for column in cells if column not in RUN_COLUMNS)]
         try:
             rows.append(
                 LatentRow(
                     subject=subject, row=_row(cells["row"]), condition=sys.intern(cells["condition"]),
                     split=_known(cells["split"]), onset_s=_seconds(cells["onset_s"]),
                     duration_s=_seconds(cells["duration_s"]), tr_s=_seconds(cells["tr_s"]),
-                    attributes={a: sys.intern(v) for a in ATTRIBUTES if (v := _known(cells.get(a))) is not None},
+                    attributes={a: sys.intern(v) for a in names if (v := _known(cells.get(a))) is not None},
                     filename=cells["filename"], first_frame=_row(cells.get("first_frame") or "0"),
                     n_frames=_row(cells.get("n_frames") or "0"),
                 )

@@ -2,7 +2,8 @@
 
 In space this is linear interpolation between two grids whose axes are parallel, which MNI images always
 are; it equals ``nilearn.image.resample_img(interpolation="linear")``. Only the part of the source that the
-target box needs is touched. In time it is band-limited interpolation: a Lanczos-windowed sinc whose cut-off is
+target box needs is touched. On the way to coarser voxels the triangle of linear interpolation can be as wide as they are.
+In time it is band-limited interpolation: a Lanczos-windowed sinc whose cut-off is
 the lower of the two Nyquist frequencies, evaluated at any set of times.
 
 Axis legend: X, Y, Z voxel axes; T source frames; K output frames.
@@ -24,8 +25,8 @@ MAX_SHEAR_VOXELS = 0.05
 LANCZOS_LOBES = 3
 
 
-def axis_matrix(n_in: int, coordinates: np.ndarray) -> np.ndarray:
-    """Linear interpolation along one axis.
+def axis_matrix(n_in: int, coordinates: np.ndarray, width: float = 1.0) -> np.ndarray:
+    """Linear interpolation along one axis, or a mean over a triangle.
 
     Parameters
     ----------
@@ -33,11 +34,13 @@ def axis_matrix(n_in: int, coordinates: np.ndarray) -> np.ndarray:
         Source samples, at coordinates 0 ... n_in - 1.
     coordinates : array of shape (n_out,)
         Where to sample, in source samples. Outside the source the result is 0.
+    width : float, default 1
+        Half the base of the triangle, in source samples. Wider ones than 1 keep what is finer than the output from aliasing.
 
     Returns
     -------
     array of shape (n_out, n_in), float32
-        At most two weights per row, which add up to 1 inside the source.
+        Weights add up to 1 inside the source; for linear interpolation there are at most two in a row.
     """
     nearest = np.rint(coordinates)
     at = np.where(np.abs(coordinates - nearest) < 1e-6, nearest, coordinates)  # no rounding past the edge
@@ -45,6 +48,9 @@ def axis_matrix(n_in: int, coordinates: np.ndarray) -> np.ndarray:
     fraction = at - low
     weights = np.zeros((len(at), n_in), dtype=np.float64)
     inside = (at >= 0) & (at <= n_in - 1)
+    if width > 1.0 + 1e-6:
+        triangle = np.maximum(1.0 - np.abs(at[:, None] - np.arange(n_in)) / width, 0.0) * inside[:, None]
+        return (triangle / np.maximum(triangle.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
     rows = np.flatnonzero(inside)
     weights[rows, low[rows]] = 1.0 - fraction[rows]
     upper = rows[fraction[rows] > 0]
@@ -64,6 +70,8 @@ class SpatialResampler:
         Its affine, mm.
     grid : Grid
         The target.
+    antialias : bool
+        Average over the larger target voxels where the source is finer, in place of two neighbours.
 
     Raises
     ------
@@ -74,6 +82,7 @@ class SpatialResampler:
     source_shape: tuple[int, int, int]
     source_affine: np.ndarray
     grid: Grid
+    antialias: bool = False
 
     @cached_property
     def _axes(self) -> tuple[tuple[int, ...], list[np.ndarray]]:
@@ -109,7 +118,8 @@ class SpatialResampler:
         crop: list[slice] = [slice(0, 0)] * 3
         matrices = []
         for source, along in zip(source_axes, coordinates, strict=True):
-            matrix = axis_matrix(self.source_shape[source], along)
+            step = abs(float(along[1] - along[0])) if self.antialias and len(along) > 1 else 1.0
+            matrix = axis_matrix(self.source_shape[source], along, step)
             used = np.flatnonzero(matrix.any(axis=0))
             span = slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0, 1)
             crop[source] = span

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from fmrisynth.bids.sources import clean_label
+from fmrisynth.bids.structural import SUBJECT_COLUMNS, read_cells
 from fmrisynth.conditions import fold
 from fmrisynth.config.prepare import SplitConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 
 SPLITS = ("train", "val", "test")
 
-_SUBJECT_COLUMNS = ("participantid", "subject", "subjectid", "sub")
 _FAMILY_COLUMNS = ("familyid", "family", "pedigreeid", "motherid")
 
 
@@ -56,29 +55,17 @@ def read_families(path: Path) -> dict[str, str]:
     FmrisynthError
         Unreadable table, missing columns, or a subject in two families.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the family table cannot be read ({error}).") from None
-    if not lines:
-        raise UsageError(f"{path}: the family table is empty; expected a subject and a family column.")
-    rows = list(csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ","))
-    header = [fold(name) for name in rows[0]]
-    subject_at = next((header.index(name) for name in _SUBJECT_COLUMNS if name in header), None)
+    columns, rows = read_cells(path, "family table")
+    header = [fold(name) for name in columns]
+    subject_at = next((header.index(name) for name in SUBJECT_COLUMNS if name in header), None)
     family_at = next((header.index(name) for name in _FAMILY_COLUMNS if name in header), None)
     if subject_at is None or family_at is None:
         raise UsageError(
             f"{path}: expected a subject and a family column (Subject and Family_ID, or participant_id and family_id), "
-            f"found {', '.join(rows[0])}."
+            f"found {', '.join(columns)}."
         )
     families: dict[str, str] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) <= max(subject_at, family_at):
-            raise FmrisynthError(
-                f"{path}: line {number} has {len(row)} cells, the header {len(header)}; correct the table."
-            )
+    for row in rows:
         subject, family = clean_label(row[subject_at].strip()), row[family_at].strip()
         if family in ("", "n/a"):
             continue

@@ -16,7 +16,7 @@ import numpy as np
 
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
-from fmrisynth.data.blocks import ATTRIBUTES, Block, common_grid, read_blocks
+from fmrisynth.data.blocks import ATTRIBUTES, Block, common_grid, further_attributes, read_blocks
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.normalisation import normalise
 from fmrisynth.embed.probes import MAX_CLASSES, as_numbers, balanced_accuracy, correlation, ridge_classes, ridge_numbers
@@ -108,7 +108,8 @@ def evaluate_anatomies(
     grid = common_grid(real_blocks)
     real, synthetic = read_people(real_blocks, grid), read_people(synthetic_blocks, grid)
     rng = np.random.default_rng(config.seed)
-    controls = [c for name in ATTRIBUTES if (c := control(name, real, synthetic, rng)) is not None]
+    names = [*ATTRIBUTES, *further_attributes(real_blocks)]
+    controls = [c for name in names if (c := control(name, real, synthetic, rng)) is not None]
     spread = spread_ratio(real.features_ND, synthetic.features_ND, rng)
     privacy = nearest(real, synthetic)
     metrics = {
@@ -217,7 +218,7 @@ def cells(volume_XYZ: np.ndarray) -> np.ndarray:
 
 
 def control(name: str, real: People, synthetic: People, rng: np.random.Generator) -> Control | None:
-    """Read an attribute from real people and from synthetic ones; None where it does not vary over real people."""
+    """Read an attribute from real people and from synthetic ones; None where it does not vary over real people, or is a name."""
     from sklearn.model_selection import KFold
 
     known = np.array([i for i, value in enumerate(real.values(name)) if value is not None], dtype=int)
@@ -226,6 +227,8 @@ def control(name: str, real: People, synthetic: People, rng: np.random.Generator
         return None
     labels = sorted(set(texts))
     number = len(labels) > MAX_CLASSES and as_numbers(np.array(labels)) is not None
+    if not number and len(labels) > MAX_CLASSES:  # names, most likely
+        return None
 
     def code(text: str) -> float | int:
         return float(text) if number else labels.index(text)

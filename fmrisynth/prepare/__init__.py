@@ -17,7 +17,7 @@ def prepare_dataset(
     participant_labels: Sequence[str] | None = None,
     force: bool = False,
 ) -> StageSummary:
-    """Cut the blocks of every run into a block dataset (see `fmrisynth.data.blocks`).
+    """Cut the blocks of every run, or take the T1w of every session, into a block dataset (see `fmrisynth.data.blocks`).
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def prepare_dataset(
 
 
 def plan_prepare(source: Path, config: PrepareConfig, *, participant_labels: Sequence[str] | None = None) -> list[str]:
-    """List the files that `prepare_dataset` would read and the blocks it would cut; writes nothing."""
+    """List the files that `prepare_dataset` would read and the blocks or anatomies it would write; writes nothing."""
     from fmrisynth.prepare.stage import plan_prepare as run
 
     return run(source, config, participant_labels=participant_labels)

@@ -12,7 +12,7 @@ from fmrisynth.bids.headers import Header
 from fmrisynth.bids.naming import Entities
 from fmrisynth.bids.origin import Origin, read_origin
 from fmrisynth.bids.runs import Run, Timing, check_mask
-from fmrisynth.bids.sources import Source, clean_label
+from fmrisynth.bids.sources import Images, Source, clean_label
 from fmrisynth.conditions import ConditionTable, fold, load_table, make_label, suggest
 from fmrisynth.config.prepare import ALL_CONDITIONS, PrepareConfig
 from fmrisynth.data.grid import Grid
@@ -113,11 +113,17 @@ class SubjectPlan:
         return sum(len(run.windows) for run in self.runs)
 
 
+def is_our_disk(error: FmrisynthError) -> bool:
+    """Whether a failure is one of the disk and no fault of the input."""
+    return isinstance(error.__cause__, OSError)
+
+
 def open_job(root: Path, config: PrepareConfig) -> Job:
     """Open the input and settle which conditions are asked for."""
     table = load_table(config.condition_table)
     asked = None if ALL_CONDITIONS in config.conditions else _labels(config.conditions, table)
-    source = open_source(root, config, table, asked, images="native" if config.native else "mni")
+    images: Images = "t1w" if config.unit == "anatomy" else "native" if config.native else "mni"
+    source = open_source(root, config, table, asked, images=images)
     families = read_families(config.split.families) if config.split.families else {}
     if asked == ():
         known = source.kind == "hcp" or any(table.task_conditions(task) for task in source.tasks())

@@ -35,10 +35,10 @@ def count_blocks(plan: SubjectPlan, labels: Iterable[str] | None) -> dict[str, d
     return counts
 
 
-def write_subject_report(out: Path, plan: SubjectPlan, split: str, counts: Mapping[str, Any]) -> None:
+def write_subject_report(out: Path, subject: str, split: str, counts: Mapping[str, Any], notes: Iterable[str]) -> None:
     """Write one participant's counts."""
-    content = {"Subject": plan.subject, "Split": split, "Conditions": counts, "Notes": list(plan.notes)}
-    write_json(out / subject_report_path(plan.subject), content)
+    content = {"Subject": subject, "Split": split, "Conditions": counts, "Notes": list(notes)}
+    write_json(out / subject_report_path(subject), content)
 
 
 def write_dataset_report(out: Path, subjects: Iterable[str], failed: Mapping[str, str]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from fmrisynth.config.prepare import PrepareConfig
 from fmrisynth.data.blocks import ATTRIBUTES, RUN, Block, finish_subject, read_subject, subjects_of, write_block
 from fmrisynth.data.grid import MNI_3MM, Grid, native_grid
 from fmrisynth.errors import FmrisynthError
-from fmrisynth.prepare import report
+from fmrisynth.prepare import anatomy, report
 from fmrisynth.prepare.cut import brain_mask, cut_run
-from fmrisynth.prepare.plan import Job, PlannedRun, SubjectPlan, check_labels, open_job, plan_subject
+from fmrisynth.prepare.plan import Job, PlannedRun, SubjectPlan, check_labels, is_our_disk, open_job, plan_subject
 from fmrisynth.progress import StageSummary, count, log, reason_of, track
 from fmrisynth.stage import Stage, Unit
 
@@ -36,6 +36,8 @@ def plan_prepare(source: Path, config: PrepareConfig, *, participant_labels: Seq
     """See `fmrisynth.prepare.plan_prepare`."""
     job = open_job(source, config)
     subjects = choose_subjects(job.source.root, job.source.subjects(), participant_labels)
+    if config.unit == "anatomy":
+        return anatomy.plan_lines(job, subjects)
     check_labels(job, subjects)
     lines = [f"{count(len(subjects), 'participant')} of {job.source.root}"]
     total: dict[str, dict[str, Any]] = {}
@@ -72,17 +74,26 @@ def prepare_dataset(
     if not subjects:
         raise FmrisynthError(f"{source}: expected at least one participant, found none; check the path.")
     people = read_participants(source)
-    check_labels(job, subjects)
+    title, readme = "fmrisynth block dataset", README
+    columns: tuple[str, ...] = ("sex", "age")
+    if config.unit == "anatomy":
+        tables = anatomy.people_of(job, subjects)
+        title, readme, columns = "T1-weighted anatomies", anatomy.README, config.anatomy.attributes
+        people = {subject: people.get(subject, {}) | tables.attributes(subject, None, columns) for subject in known}
+    else:
+        check_labels(job, subjects)
     stage = Stage.begin(
         "prepare", out, config, sources=[source], known=[f"sub-{subject}" for subject in known], free=OPERATIONAL,
-        title="fmrisynth block dataset", readme=README, origin=job.origin, force=force,
+        title=title, readme=readme, origin=job.origin, force=force,
     )  # fmt: skip
-    stage.each(
-        subjects,
-        lambda subject: stage.do(_participant(stage, job, subject, people.get(subject, {}))),
-        "Preparing participants",
-    )
-    return _finish(stage, job, people)
+
+    def work(subject: str) -> Unit:
+        if config.unit == "anatomy":
+            return anatomy.participant(stage.out, job, subject, tables)
+        return _participant(stage, job, subject, people.get(subject, {}))
+
+    stage.each(subjects, lambda subject: stage.do(work(subject)), "Preparing participants")
+    return _finish(stage, job, people, columns)
 
 
 def _participant(stage: Stage, job: Job, subject: str, person: Mapping[str, str]) -> Unit:
@@ -118,7 +129,7 @@ def _prepare_subject(stage: Stage, job: Job, plan: SubjectPlan, split: str, pers
             blocks += [Block(**row | {"root": stage.out, "bold": Path(row["bold"])}) for row in rows]
             runs.append(run)
         except FmrisynthError as error:
-            if job.config.on_bad_run == "fail" or _is_our_disk(error):
+            if job.config.on_bad_run == "fail" or is_our_disk(error):
                 raise
             log.warning("%s", error)
             notes.append(f"{run.source.name}: left out: {error}")
@@ -127,12 +138,8 @@ def _prepare_subject(stage: Stage, job: Job, plan: SubjectPlan, split: str, pers
             f"{job.source.root}: participant {subject}: no run could be used ({'; '.join(notes[:3])})."
         )
     done = replace(plan, runs=tuple(runs), notes=tuple(notes))
-    report.write_subject_report(stage.out, done, split, report.count_blocks(done, job.labels))
+    report.write_subject_report(stage.out, subject, split, report.count_blocks(done, job.labels), done.notes)
     finish_subject(stage.out, subject, blocks)
-
-
-def _is_our_disk(error: FmrisynthError) -> bool:
-    return isinstance(error.__cause__, OSError)
 
 
 def _run(stage: Stage, job: Job, run: PlannedRun, space: _Space, split: str, person: Mapping[str, str]) -> Unit:
@@ -237,7 +244,7 @@ def _clean(seconds: float) -> float:
     return round(float(seconds), 6) + 0.0
 
 
-def _finish(stage: Stage, job: Job, people: Mapping[str, Mapping[str, str]]) -> StageSummary:
+def _finish(stage: Stage, job: Job, people: Mapping[str, Mapping[str, str]], columns: Sequence[str]) -> StageSummary:
     out, failed = stage.out, stage.failed
     content: dict[str, Any] = {}
 
@@ -249,15 +256,11 @@ def _finish(stage: Stage, job: Job, people: Mapping[str, Mapping[str, str]]) -> 
             except FmrisynthError as error:  # of a participant that was not asked for in this call
                 failed[subject] = f"{error} `fmrisynth prepare` makes it again when it is asked for."
                 continue
-            row: dict[str, Any] = {
-                "participant_id": f"sub-{subject}",
-                "sex": person.get("sex"),
-                "age": person.get("age"),
-            }
+            row: dict[str, Any] = {"participant_id": f"sub-{subject}"} | {name: person.get(name) for name in columns}
             rows.append(row | {"split": blocks[0].split if blocks else None, "n_blocks": len(blocks)})
         content.update(report.write_dataset_report(out, subjects, failed))
         if rows:
-            write_tsv(out / "participants.tsv", ("participant_id", "sex", "age", "split", "n_blocks"), rows)
+            write_tsv(out / "participants.tsv", ("participant_id", *columns, "split", "n_blocks"), rows)
 
     finished = settle(lambda: _finished_subjects(out), write)
     lines = report.table_lines(content["Conditions"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fmrisynth.bids.atomic import settle, write_text
 from fmrisynth.bids.origin import read_origin
-from fmrisynth.data.blocks import read_blocks
+from fmrisynth.data.blocks import ANATOMIES, read_blocks
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.checkpoint import find_model_dir, list_checkpoints, read_card
 from fmrisynth.parse import read_json
@@ -31,6 +31,7 @@ _FOLDERS = {  # in the order of the work
 _NEXT = {
     "sample": "fmrisynth glm{unit} . ../maps/",
     "prepare": "fmrisynth glm{unit} . ../maps/ for maps, fmrisynth tokenize . ../latents/ for a model",
+    "anatomy": "fmrisynth tokenize . ../latents/ --preset anatomy",
     "tokenize": "fmrisynth train . ../model/", "train": "fmrisynth sample --checkpoint . --all-conditions ../samples/",
 }  # fmt: skip
 
@@ -83,10 +84,14 @@ def _contents(out: Path, command: str, is_app: bool) -> list[Element]:
     except FmrisynthError:  # none is finished, or a table is damaged: the command has said it
         blocks = []
     elements: list[Element] = []
+    is_anatomy = bool(blocks) and blocks[0].condition in ANATOMIES
     if blocks:
-        kind, conditions = "run" if blocks[0].is_run else "block", Counter(block.condition for block in blocks)
+        conditions = Counter(block.condition for block in blocks)
+        kind = "run" if blocks[0].is_run else "image" if is_anatomy else "block"
         what = f"{count(len(blocks), kind)} of {count(len({block.subject for block in blocks}), 'subject')}"
-        if not blocks[0].is_run:
+        if is_anatomy:
+            what += ": " + ", ".join(f"{k} ({n})" for k, n in conditions.items())
+        elif not blocks[0].is_run:
             what += f", {blocks[0].n_frames} frames of {blocks[0].tr_s:g} s each: " + ", ".join(
                 f"{k} ({n})" for k, n in conditions.items()
             )
@@ -97,7 +102,7 @@ def _contents(out: Path, command: str, is_app: bool) -> list[Element]:
                 f"{about}: {path.name.removesuffix('_' + pattern)}. Smoothed, and cut where its own effect is largest."
             )
             elements.append(Figure.of_file(path, caption, max_px=1000))
-    following = None if is_app else _NEXT.get(command)
+    following = None if is_app else _NEXT.get("anatomy" if is_anatomy and command == "prepare" else command)
     if following is not None:
         unit = " --unit run" if blocks and blocks[0].is_run else ""
         elements.append(Text("Next, from this folder: " + following.format(unit=unit)))

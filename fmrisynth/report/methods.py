@@ -130,6 +130,9 @@ def _mapping(path: Path) -> dict[str, Any] | None:
 
 
 def _simulate(s: Mapping[str, Any], out: Path) -> str:
+    if s["layout"] == "anatomy":
+        what = "T1-weighted images" if s.get("modality") == "T1w" else "EPI reference volumes"
+        return f"Data were simulated: {what} of a phantom cohort (seed {s['seed']}). No human was measured."
     return (
         f"Data were simulated: a phantom cohort of task-fMRI with planted responses (tasks {', '.join(s['tasks'])}; "
         f"seed {s['seed']}), after the tasks of the Human Connectome Project [@barch2013]. No human was measured."
@@ -147,22 +150,27 @@ def _prepare(s: Mapping[str, Any], out: Path) -> str:
         if split.get("all")
         else f"{split['train']:g} / {split['val']:g} / {split['test']:g} training, validation and test"
     )
-    runs = "Simulated runs" if read_origin(out).is_phantom else _preprocessed(s, out)
-    return f"{runs} were {cut}, with intensities scaled to a grand mean of 10,000. Participants were split by hash, {shares}."
+    what, done = "runs", f"{cut}, with intensities scaled to a grand mean of 10,000"
+    if s["unit"] == "anatomy":
+        what = "T1-weighted images"
+        done = f"averaged within the brain to voxels of {s['anatomy']['resolution_mm']:g} mm in MNI space"
+    images = f"Simulated {what}" if read_origin(out).is_phantom else _preprocessed(s, out, what)
+    return f"{images} were {done}. Participants were split by hash, {shares}."
 
 
-def _preprocessed(s: Mapping[str, Any], out: Path) -> str:
-    """Whose work the runs are, as far as their datasets say it."""
+def _preprocessed(s: Mapping[str, Any], out: Path, what: str) -> str:
+    """Whose work the images are, as far as their datasets say it."""
+    start = what[0].upper() + what[1:]
     claim = _mapping(out / CLAIM) or {}
     roots = [Path(root) for root in [*s.get("derivatives", []), *claim.get("Sources", [])]]
     if any(next(root.glob("*/MNINonLinear"), None) for root in roots):
-        return "Runs preprocessed by the HCP pipelines [@vanessen2013]"
+        return f"{start} preprocessed by the HCP pipelines [@vanessen2013]"
     made = [
         entry for root in roots for entry in (_mapping(root / "dataset_description.json") or {}).get("GeneratedBy", [])
     ]
     names = dict.fromkeys(f"{entry['Name']} {entry.get('Version', '')}".strip() for entry in made)
     cited = " [@esteban2019]" if "fmriprep" in " ".join(names).lower() else ""
-    return f"Runs preprocessed with {', '.join(names)}{cited}" if names else "Preprocessed runs"
+    return f"{start} preprocessed with {', '.join(names)}{cited}" if names else f"Preprocessed {what}"
 
 
 def _tokenize(s: Mapping[str, Any], out: Path) -> str:

@@ -1,4 +1,4 @@
-"""A subject's brain as an EPI volume: anatomy, contrast, receive gain, and what phase encoding does to it.
+"""A subject's brain as an EPI volume, with what phase encoding does to it, and as a T1-weighted one.
 
 Axis legend: V support voxels.
 """
@@ -15,6 +15,7 @@ from fmrisynth.simulate.people import (
     MALE_WHITE,
     SITE_CONTRAST_SD,
     SITE_GAIN_SD,
+    SITE_NOISE,
     Person,
     ageing_mm,
     maleness_mm,
@@ -24,6 +25,21 @@ from fmrisynth.simulate.space import FWHM_TO_SD, RIM_MM, CoarseFields, Space, lo
 
 TISSUE_INTENSITY = {"gm": 1.0, "wm": 0.8, "csf": 1.35}
 """Relative EPI intensities at 3 T and TE 33 ms (grey matter 1)."""
+
+T1W_INTENSITY = {"gm": 0.7, "wm": 1.0, "csf": 0.25}
+"""Relative T1-weighted intensities (MPRAGE at 3 T; white matter 1)."""
+T1W_UNITS = 1000.0
+"""Intensity of white matter in the stored images; arbitrary, as in a scanner."""
+T1W_SHARE = 0.5
+"""How much tissues and their texture differ between subjects, against the EPI: iron and vessels matter less to T1 than to T2*."""
+T1W_BIAS_LEFT = 0.25
+"""Share of the receive profiles of site and subject that bias correction leaves."""
+T1W_NOISE = 0.025
+"""SD of the thermal noise in a voxel of 1 mm, relative to white matter; it falls with the root of the voxel's volume."""
+BROAD_MM, FINE_MM, GAIN_MM, TEXTURE_MM = 55.0, 22.0, 90.0, 9.0
+"""Smoothness (FWHM) of the fields of deformation, receive gain and texture."""
+RIM_INTENSITY = 0.25
+"""Intensity of scalp and skull right at the brain."""
 
 SINUSES = (((0.0, 40.0, -22.0), 34.0), ((52.0, -16.0, -32.0), 30.0), ((-52.0, -16.0, -32.0), 30.0))
 """Centre (mm) and FWHM (mm) of the air cavities that dephase the signal: frontal and ear canals."""
@@ -62,16 +78,12 @@ def make_anatomy(space: Space, traits: Traits | NoTraits, person: Person, config
     displaced in opposite directions along x near the sinuses, with opposite gain and pile-up.
     """
     points = space.coordinates_V3
-    broad, fine, gain, texture = (CoarseFields(space, fwhm) for fwhm in (55.0, 22.0, 90.0, 9.0))
+    broad, gain, texture = (CoarseFields(space, fwhm) for fwhm in (BROAD_MM, GAIN_MM, TEXTURE_MM))
 
     def field(fields: CoarseFields, name: str, n: int) -> np.ndarray:
         return fields(traits.normal(name, (n, *fields.sizes)))
 
-    displacement_V3 = (
-        config.deformation_mm * field(broad, "deformation", 3)
-        + config.fine_deformation_mm * field(fine, "fine deformation", 3)
-    ).T
-    displacement_V3 += person.decades * ageing_mm(space) + person.maleness * maleness_mm(points)
+    displacement_V3 = _displacement_mm(space, traits, person, config)
     site = stream(seed, "site", person.site)  # the same scanner for all its subjects
     cavities = np.stack([_blob(points, centre, fwhm) for centre, fwhm in SINUSES])
     templates = load_templates()
@@ -107,10 +119,54 @@ def make_anatomy(space: Space, traits: Traits | NoTraits, person: Person, config
         where = points + moved
         image = sum(contrast[name] * sample_template(templates[name], where) for name in contrast)
         rim = 1.0 - sample_template(templates["brain"], where)
-        image = image + 0.25 * rim * np.clip(1.0 + space.depth_mm / RIM_MM, 0.05, 1.0)
+        image = image + _rim(space, rim)
         pe_gain = np.clip(1.0 + sign * (config.phase_encoding_gain * ramp_V + 0.5 * pile_up_V), 0.5, 1.5)
         baseline[direction] = np.maximum(image * signal_gain * pe_gain, 0.02).astype(np.float32)
     return Anatomy(baseline, undistorted["brain"] > 0.5, undistorted["gm"], undistorted["csf"], dephasing_V)
+
+
+def make_t1w(
+    space: Space, traits: Traits | NoTraits, person: Person, config: AnatomyConfig, seed: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same anatomy as `make_anatomy` in a T1-weighted image: intensities (V,) float32, and the brain (V,) bool.
+
+    Age, sex and site act as on the EPI: where the templates are sampled, on grey and on white matter, on contrast and (as far as bias
+    correction leaves it) on the receive profile. There is no distortion, no dropout and no gain along a phase encoding. `rng` draws the
+    thermal noise.
+    """
+    where = space.coordinates_V3 + _displacement_mm(space, traits, person, config)
+    site = stream(seed, "site T1w", person.site)
+    gain, texture = CoarseFields(space, GAIN_MM), CoarseFields(space, TEXTURE_MM)
+    shares = {name: sample_template(template, where) for name, template in load_templates().items()}
+    lightness = {"gm": AGE_GREY * person.decades, "wm": MALE_WHITE * person.maleness, "csf": 0.0}
+    image_V = np.zeros(len(where), np.float32)
+    for name, level in T1W_INTENSITY.items():
+        own = T1W_SHARE * config.contrast_sd * traits.normal(f"T1w contrast {name}")
+        scale = np.exp(own + SITE_CONTRAST_SD * site.standard_normal() + lightness[name])
+        image_V += np.float32(level * scale) * shares[name]
+    image_V += _rim(space, 1.0 - shares["brain"])
+    profile_V = SITE_GAIN_SD * gain(site.standard_normal((1, *gain.sizes), dtype=np.float32))[0]
+    profile_V += config.gain_sd * gain(traits.normal("T1w gain", (1, *gain.sizes)))[0]
+    texture_V = T1W_SHARE * config.texture_sd * texture(traits.normal("texture", (1, *texture.sizes)))[0]
+    image_V *= np.exp(T1W_BIAS_LEFT * profile_V + texture_V)
+    noise_sd = T1W_NOISE * SITE_NOISE[person.site] / space.voxel_mm**1.5
+    image_V += noise_sd * rng.standard_normal(len(image_V), dtype=np.float32)
+    return T1W_UNITS * np.maximum(image_V, 0.0, dtype=np.float32), shares["brain"] > 0.5
+
+
+def _displacement_mm(space: Space, traits: Traits | NoTraits, person: Person, config: AnatomyConfig) -> np.ndarray:
+    """Where a subject's tissue is in the templates, against the voxel, (V, 3) mm: what registration left over, age and sex."""
+    broad, fine = CoarseFields(space, BROAD_MM), CoarseFields(space, FINE_MM)
+    displacement_V3 = (
+        config.deformation_mm * broad(traits.normal("deformation", (3, *broad.sizes)))
+        + config.fine_deformation_mm * fine(traits.normal("fine deformation", (3, *fine.sizes)))
+    ).T
+    displacement_V3 += person.decades * ageing_mm(space) + person.maleness * maleness_mm(space.coordinates_V3)
+    return displacement_V3
+
+
+def _rim(space: Space, outside_V: np.ndarray) -> np.ndarray:
+    return RIM_INTENSITY * outside_V * np.clip(1.0 + space.depth_mm / RIM_MM, 0.05, 1.0)
 
 
 def _blob(points_V3: np.ndarray, centre, fwhm_mm: float) -> np.ndarray:

@@ -5,7 +5,6 @@ Subjects, and the runs of each, are units of work (`fmrisynth.stage`), so an int
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,20 @@ from fmrisynth.bids.atomic import settle, write_json, write_text
 from fmrisynth.bids.events import Event
 from fmrisynth.bids.origin import PHANTOM
 from fmrisynth.bids.sidecars import write_tsv
-from fmrisynth.conditions import load_table
+from fmrisynth.conditions import condition_from_label, load_table
 from fmrisynth.config.simulate import SimulateConfig
-from fmrisynth.data.blocks import ANATOMY, GRAND_MEAN, RUN, Block, BlockData, finish_subject, write_block
+from fmrisynth.data.blocks import (
+    EPI,
+    GRAND_MEAN,
+    RUN,
+    RUN_MEAN,
+    T1W,
+    T1W_ITSELF,
+    Block,
+    BlockData,
+    finish_subject,
+    write_block,
+)
 from fmrisynth.data.splits import split_of
 from fmrisynth.data.windows import RESPONSE_S
 from fmrisynth.progress import StageSummary
@@ -35,7 +45,14 @@ from fmrisynth.simulate.phantom import (
     subject_index,
 )
 from fmrisynth.simulate.space import HCP_2MM, MNI_3MM_FULL, STANDARD
-from fmrisynth.simulate.trees import bids_confounds, hcp_image, write_bids_run, write_hcp_run
+from fmrisynth.simulate.trees import (
+    bids_confounds,
+    hcp_image,
+    write_bids_run,
+    write_bids_t1w,
+    write_hcp_run,
+    write_hcp_t1w,
+)
 from fmrisynth.stage import Stage, Unit
 
 NAME = "Phantom task-fMRI (synthetic)"
@@ -47,6 +64,8 @@ must not read it.
 
 INSTANCES = ("blocks", "runs", "anatomy")
 """Layouts that are datasets of `fmrisynth.data.blocks`."""
+
+_WHAT = {"blocks": "block instances", "anatomy": "anatomies"}
 
 _FREE_TO_CHANGE = {"n_subjects", "first_subject"}
 """Settings in which a second call into the same folder may differ."""
@@ -60,7 +79,8 @@ def write_cohort(out: Path, config: SimulateConfig, *, force: bool = False) -> S
     subjects = [phantom.subject(config.first_subject + i) for i in range(config.n_subjects)]
     own = {subject.label for subject in subjects}
     stage = Stage.begin(
-        "simulate", out, config, free=_FREE_TO_CHANGE, force=force, title=NAME, readme=README, origin=PHANTOM,
+        "simulate", out, config, version=1 if config.layout in INSTANCES else 2, free=_FREE_TO_CHANGE, force=force, title=NAME,
+        readme=README, origin=PHANTOM,
     )  # fmt: skip
     _write_people(out, phantom, own)
     with_truth = config.write_truth and config.layout != "anatomy"  # of responses
@@ -85,9 +105,7 @@ def write_cohort(out: Path, config: SimulateConfig, *, force: bool = False) -> S
     return stage.summary(
         [
             f"Phantom cohort of {config.n_subjects} subjects at {out}: {sum(written.values())} "
-            f"{'block instances' if config.layout == 'blocks' else 'runs'}"
-            + (f", {n_kept} of them from an earlier call" if n_kept else "")
-            + "."
+            f"{_WHAT.get(config.layout, 'runs')}" + (f", {n_kept} of them from an earlier call" if n_kept else "") + "."
         ]
     )
 
@@ -110,6 +128,7 @@ def _subject(stage: Stage, subject: PhantomSubject, labels: list[str], config: S
         elif config.layout == "anatomy":
             n = _write_anatomies(stage.out, subject, config)
         else:
+            (write_hcp_t1w if hcp else write_bids_t1w)(stage.out, subject)
             runs = list(subject.runs())
             for run in runs:
                 stage.part(_run(stage.out, run, config))
@@ -163,23 +182,29 @@ def _write_runs(out: Path, subject: PhantomSubject, config: SimulateConfig) -> i
 
 
 def _write_anatomies(out: Path, subject: PhantomSubject, config: SimulateConfig) -> int:
-    """The reference volume of each session: the same person, older by `years_between`."""
+    """The volume of each session: the same person, older by `years_between`."""
     space, grid, found = subject.phantom.space, subject.phantom.grid, []
     for session in range(config.sessions):
-        person = replace(subject.person, age=subject.person.age + session * config.years_between)
-        anatomy = make_anatomy(space, subject.traits, person, config.anatomy, config.seed)
-        baseline_V = anatomy.baseline[config.directions[0]]
-        scaled_V = np.where(anatomy.mask_V, baseline_V * (GRAND_MEAN / baseline_V[anatomy.mask_V].mean()), 0.0)
-        volume_XYZ = space.to_grid(scaled_V.astype(np.float32))
+        person = subject.at_session(session)
+        if config.modality == "T1w":
+            condition, values_V, mask_V = T1W, *subject.t1w(session)
+        else:
+            anatomy = make_anatomy(space, subject.traits, person, config.anatomy, config.seed)
+            condition, values_V, mask_V = EPI, anatomy.baseline[config.directions[0]], anatomy.mask_V
+            values_V = values_V * (GRAND_MEAN / values_V[mask_V].mean())
+        volume_XYZ = space.to_grid(np.where(mask_V, values_V, 0.0).astype(np.float32))
         entities = naming.Entities(
             sub=subject.label, ses=f"{session + 1:02d}" if config.sessions > 1 else None, task="anatomy",
             space=grid.space, res=grid.resolution,
         )  # fmt: skip
+        units = {"IntensityUnits": "arbitrary"} if config.modality == "T1w" else {}
+        data = BlockData(volume_XYZ[..., None], volume_XYZ, space.to_grid(mask_V))
         found.append(
             write_block(
-                out, entities, "epi", BlockData(volume_XYZ[..., None], volume_XYZ, space.to_grid(anatomy.mask_V)), grid,
-                condition=ANATOMY, onset_s=0.0, duration_s=BLOCK_TR_S, tr_s=BLOCK_TR_S, split=_split(subject),
-                attributes={"sex": person.sex, "age": f"{person.age:g}"}, sidecar={"Synthetic": True}, origin=PHANTOM,
+                out, entities, condition_from_label(condition).camel, data, grid, condition=condition, onset_s=0.0,
+                duration_s=BLOCK_TR_S, tr_s=BLOCK_TR_S, split=_split(subject),
+                attributes={"sex": person.sex, "age": f"{person.age:g}"}, sidecar={"Synthetic": True} | units, origin=PHANTOM,
+                reference_is=T1W_ITSELF if config.modality == "T1w" else RUN_MEAN,
             )
         )  # fmt: skip
     finish_subject(out, subject.label, found)

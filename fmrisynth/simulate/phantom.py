@@ -9,7 +9,7 @@ Axis legend: X, Y, Z voxel axes of the output grid; V support voxels; T frames o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,7 @@ from fmrisynth.data.grid import Grid
 from fmrisynth.data.resample import temporal_matrix
 from fmrisynth.errors import UsageError
 from fmrisynth.simulate.activations import EVENT_LABELS, ActivationModel, Responses, load_activations
-from fmrisynth.simulate.anatomy import Anatomy, make_anatomy
+from fmrisynth.simulate.anatomy import Anatomy, make_anatomy, make_t1w
 from fmrisynth.simulate.hrf import convolved_boxcar
 from fmrisynth.simulate.noise import (
     VASCULAR_FWHM_MM,
@@ -182,6 +182,15 @@ class PhantomSubject:
     def person(self) -> Person:
         """Age, sex and site."""
         return draw_person(self.traits)
+
+    def at_session(self, session: int) -> Person:
+        """The subject in a session, from 0: older by `years_between` from one to the next."""
+        return replace(self.person, age=self.person.age + session * self.phantom.config.years_between)
+
+    def t1w(self, session: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The T1-weighted image of a session at the support voxels, and the brain in it."""
+        config, noise = self.phantom.config, stream(self.phantom.config.seed, "T1w noise", self.index, session)
+        return make_t1w(self.phantom.space, self.traits, self.at_session(session), config.anatomy, config.seed, noise)
 
     @cached_property
     def restlessness(self) -> float:

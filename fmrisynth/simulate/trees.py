@@ -1,4 +1,4 @@
-"""One run on disk, as the HCP release or as an fMRIPrep derivative."""
+"""One run, or a subject's T1w, on disk: as the HCP release or as an fMRIPrep derivative."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from fmrisynth.bids.atomic import write_text
-from fmrisynth.bids.naming import Entities
+from fmrisynth.bids.hcp import T1W, T1W_MASK
+from fmrisynth.bids.naming import Entities, image_sidecar
 from fmrisynth.bids.origin import PHANTOM
 from fmrisynth.bids.sidecars import write_sidecar, write_tsv
 from fmrisynth.conditions import load_table
 from fmrisynth.data.nifti import write_image
 from fmrisynth.simulate.images import write_run
-from fmrisynth.simulate.phantom import PhantomRun
+from fmrisynth.simulate.phantom import PhantomRun, PhantomSubject
 
 
 def hcp_image(run: PhantomRun) -> Path:
@@ -51,6 +52,31 @@ def write_hcp_run(out: Path, run: PhantomRun) -> None:
     reference = space.to_grid(run.reference_V.astype(np.float32))
     write_image(folder / f"{run.name}_SBRef.nii.gz", reference, grid.affine, dtype="int16")
     write_run(image, run)
+
+
+def write_hcp_t1w(out: Path, subject: PhantomSubject) -> None:
+    """Write a subject's ``MNINonLinear/T1w_restore_brain.nii.gz`` and its mask, on the grid of the runs."""
+    values_V, mask_V = subject.t1w()
+    space, image = subject.phantom.space, out / subject.label / T1W
+    affine = subject.phantom.grid.affine
+    write_image(image, space.to_grid(np.where(mask_V, values_V, np.float32(0))), affine, dtype="int16")
+    write_image(image.with_name(T1W_MASK), space.to_grid(mask_V), affine, dtype="uint8")
+
+
+def write_bids_t1w(out: Path, subject: PhantomSubject) -> None:
+    """Write a subject's preprocessed T1w, with a rim of scalp, and its mask, on the grid of the runs."""
+    values_V, mask_V = subject.t1w()
+    space, grid = subject.phantom.space, subject.phantom.grid
+    entities = Entities(sub=subject.label, space=grid.space, res=grid.resolution)
+    common = {"Resolution": f"{grid.voxel_mm[0]:g} mm isotropic"} | PHANTOM.sidecar()
+    image, mask = (
+        out / entities.anatomical_path(suffix, ".nii.gz", desc=desc)
+        for suffix, desc in (("T1w", "preproc"), ("mask", "brain"))
+    )
+    write_image(image, space.to_grid(values_V), grid.affine, dtype="int16")
+    write_sidecar(image_sidecar(image), {"SkullStripped": False, "Synthetic": True} | common)
+    write_image(mask, space.to_grid(mask_V), grid.affine, dtype="uint8")
+    write_sidecar(image_sidecar(mask), {"Type": "Brain"} | common)
 
 
 def _entities(run: PhantomRun) -> Entities:

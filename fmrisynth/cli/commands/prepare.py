@@ -20,7 +20,8 @@ def prepare(
     out: Out,
     layout: Annotated[str | None, setting(PrepareConfig, "layout", help="Layout of INPUT.")] = None,
     unit: Annotated[
-        str | None, setting(PrepareConfig, "unit", help="A window from every block's onset, or whole runs")
+        str | None,
+        setting(PrepareConfig, "unit", help="A window from every block's onset, whole runs, or each session's T1w"),
     ] = None,
     native: Annotated[
         bool | None, setting(PrepareConfig, "native", "--native", help="Keep each subject's own space (no MNI needed).")
@@ -50,7 +51,7 @@ def prepare(
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
-    """Cut runs into a block dataset (3 mm, 1.44 s, 12 frames from every block onset), or take them whole with --unit run."""
+    """Cut runs into a block dataset (3 mm, 1.44 s, 12 frames from every block onset); --unit run takes them whole, anatomy the T1w."""
 
     options.set_verbosity(verbose)
     resolved = options.resolve(
