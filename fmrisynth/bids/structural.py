@@ -97,10 +97,14 @@ class People:
     tables: Sequence[Path] = ()
 
     @cached_property
-    def _rows(self) -> list[dict[str, dict[str, str]]]:
-        """Of each table of people: subject -> folded column -> value."""
-        listed = [{s: _folded(row) for s, row in read_participants(root).items()} for root in self.roots]
-        return [*listed, *({s: _folded(row) for s, row in read_people(path).items()} for path in self.tables)]
+    def _listed(self) -> list[dict[str, dict[str, str]]]:
+        """Of each ``participants.tsv``: subject -> folded column -> value."""
+        return [{s: _folded(row) for s, row in read_participants(root).items()} for root in self.roots]
+
+    @cached_property
+    def _further(self) -> list[dict[str, dict[str, str]]]:
+        """The same of `tables`."""
+        return [{s: _folded(row) for s, row in read_people(path).items()} for path in self.tables]
 
     def attributes(self, subject: str, session: str | None, names: Iterable[str]) -> dict[str, str]:
         """What is known of a person, in a session: ``sessions.tsv`` before ``participants.tsv`` before further tables.
@@ -110,10 +114,13 @@ class People:
         FmrisynthError
             A table cannot be read.
         """
-        rows = [table[subject] for table in self._rows if subject in table]
+        listed = [[table[subject]] for table in self._listed if subject in table]
         if session is not None:
-            rows = [*(s[session] for root in self.roots if session in (s := _sessions(root, subject))), *rows]
-        return {name: value for name in names if (value := _known(rows, name)) is not None}
+            listed = [*([s[session]] for root in self.roots if session in (s := _sessions(root, subject))), *listed]
+        further = [
+            table[subject] for table in self._further if subject in table
+        ]  # together: years before ranges of years
+        return {name: value for name in names if (value := _known([*listed, further], name)) is not None}
 
     def refuse_unknown(self, names: Iterable[str], subjects: Iterable[str]) -> None:
         """Refuse names that no table has as a column; sex and age may be missing everywhere.
@@ -124,7 +131,9 @@ class People:
             With the columns that there are.
         """
         wanted = {name: {fold(name), *SPELLINGS.get(name, ())} for name in names if name not in SPELLINGS}
-        columns = {column: None for table in self._rows for row in table.values() for column in row}
+        columns = {
+            column: None for table in [*self._listed, *self._further] for row in table.values() for column in row
+        }
         for subject in subjects:
             if not (missing := [name for name, spelt in wanted.items() if not spelt & columns.keys()]):
                 return
@@ -145,12 +154,14 @@ def _folded(row: Mapping[str, str]) -> dict[str, str]:
     return {fold(column): value for column, value in reversed(list(row.items()))}
 
 
-def _known(rows: Iterable[Mapping[str, str]], name: str) -> str | None:
-    for row in rows:
+def _known(groups: Iterable[Sequence[Mapping[str, str]]], name: str) -> str | None:
+    """The first known value of an attribute, in the order of the groups of rows, and in a group in that of the spellings."""
+    for rows in groups:
         for column in (*SPELLINGS.get(name, ()), fold(name)):
-            value = row.get(column, "").strip()
-            if value.lower() not in ("", "n/a", "nan"):
-                return value
+            for row in rows:
+                value = row.get(column, "").strip()
+                if value.lower() not in ("", "n/a", "nan"):
+                    return value
     return None
 
 
