@@ -47,6 +47,34 @@ def test_equals_nilearn(rng, affine) -> None:
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999999
 
 
+@pytest.mark.parametrize("n_out", [10, 17, 33, 60])
+def test_the_wide_triangle_equals_pillows(rng, n_out) -> None:
+    """Pillow's bilinear filter averages over the larger pixels as well; its box has the edges of the pixels at the ends."""
+    from PIL import Image
+
+    values = rng.standard_normal(60).astype(np.float32)
+    width = 60 / n_out
+    ours = axis_matrix(60, (np.arange(n_out) + 0.5) * width - 0.5, width) @ values
+    theirs = np.asarray(Image.fromarray(values[None], mode="F").resize((n_out, 1), Image.Resampling.BILINEAR))[0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_coarser_voxels_do_not_alias(rng) -> None:
+    """A pattern finer than the target's voxels vanishes, a constant and (away from edges) a ramp stay what they are."""
+    affine = np.array([[-0.7, 0, 0, 90], [0, 0.7, 0, -126], [0, 0, 0.7, -72], [0, 0, 0, 1]])
+    shape = (260, 311, 260)  # HCP's structural images
+    x, y, z = (np.arange(n) for n in shape)
+    fine = ((x[:, None, None] + y[:, None] + z) % 2 * 2.0 - 1).astype(np.float32)
+    inside = (slice(4, -4), slice(8, -4), slice(8, -20))
+    smooth = SpatialResampler(shape, affine, MNI_3MM, antialias=True)
+    assert np.abs(SpatialResampler(shape, affine, MNI_3MM)(fine)[inside]).max() > 0.3
+    assert np.abs(smooth(fine)[inside]).max() < 0.01
+    ramp = np.broadcast_to((90 - 0.7 * x)[:, None, None], shape).astype(np.float32)
+    expected = -70.5 + 3 * np.arange(48)
+    np.testing.assert_allclose(smooth(ramp)[inside][:, 5, 5], expected[4:-4], atol=0.02)
+    np.testing.assert_allclose(smooth(np.ones(shape, np.float32))[inside], 1.0, atol=1e-5)
+
+
 def test_axes_in_another_order(rng) -> None:
     volume = rng.standard_normal(HCP_SHAPE).astype(np.float32)
     expected = SpatialResampler(HCP_SHAPE, HCP_AFFINE, MNI_3MM)(volume)

@@ -46,6 +46,34 @@ def test_prepare_of_either_tree_equals_the_direct_blocks(trees, tmp_path):
             assert np.corrcoef(change[0].ravel(), change[1].ravel())[0, 1] > 0.98
 
 
+def test_t1w_of_either_tree_is_that_of_the_anatomies(trees, tmp_path):
+    """From the tree to latents through the command line."""
+    from fmrisynth.cli.main import run
+    from fmrisynth.data.latents import LatentDataset
+
+    direct_at = tmp_path / "direct"
+    asked = ["--layout", "anatomy", "--set", "modality=T1w", "--n-subjects", "1", "--seed", "5"]
+    assert run(["simulate", str(direct_at), *asked]) == 0
+    (direct,) = read_blocks(direct_at)
+    assert direct.condition == "anatomy_t1w"
+    expected = direct.load()
+    for layout in ("hcp", "bids"):
+        out = tmp_path / layout
+        ask = ["--set", "split.all=train"]
+        if layout == "hcp":
+            ask += ["--set", f"anatomy.tables=[{trees / 'hcp' / 'families.csv'}]"]
+        assert run(["prepare", str(trees / layout), str(out), "--unit", "anatomy", *ask]) == 0
+        (block,) = read_blocks(out)
+        assert (block.condition, dict(block.attributes)) == (direct.condition, dict(direct.attributes))
+        found = block.load()
+        np.testing.assert_array_equal(found.mask_XYZ, expected.mask_XYZ)
+        np.testing.assert_allclose(found.reference_XYZ, expected.reference_XYZ, atol=0.1)  # two roundings to int16
+    latents = tmp_path / "latents"
+    assert run(["tokenize", str(out), str(latents), "--preset", "anatomy"]) == 0
+    (row,) = LatentDataset.open(latents).rows
+    assert (row.condition, row.attributes["sex"]) == ("anatomy_t1w", direct.attributes["sex"])
+
+
 def test_second_call_writes_nothing_new(trees):
     files = {p: p.stat().st_mtime_ns for p in (trees / "hcp").rglob("*.nii.gz")}
     summary = simulate_cohort(trees / "hcp", SimulateConfig(layout="hcp", **SMALL))

@@ -64,3 +64,42 @@ def test_age_can_be_seen_in_a_cohort(phantom):
     old, young = phantom.subject(0), phantom.subject(0)
     old.person, young.person = (replace(old.person, age=age) for age in (75, 25))
     assert old.anatomy.csf_V[middle].sum() > 1.15 * young.anatomy.csf_V[middle].sum()
+
+
+def test_a_t1w_is_the_same_anatomy_in_another_contrast(subject):
+    image_V, brain_V = subject.t1w()
+    np.testing.assert_array_equal(brain_V, subject.anatomy.mask_V)
+    grey, csf = subject.anatomy.grey_V, subject.anatomy.csf_V
+    white = np.clip(1 - grey - csf, 0, 1)
+    levels = [np.median(image_V[brain_V & (share > 0.95)]) for share in (white, grey, csf)]
+    assert levels[0] > 1.15 * levels[1] > 2 * levels[2]
+    epi = subject.anatomy.baseline["LR"]
+    assert np.median(epi[brain_V & (csf > 0.95)]) > np.median(epi[brain_V & (white > 0.95)])
+    np.testing.assert_array_equal(subject.t1w()[0], image_V)
+
+
+def test_no_signal_is_lost_above_the_sinuses(subject):
+    lost = subject.anatomy.dephasing_V > 0.3
+    inside = subject.anatomy.mask_V & (subject.anatomy.grey_V > 0.9)
+    means = [
+        np.mean(v[inside & lost]) / np.mean(v[inside & ~lost])
+        for v in (subject.t1w()[0], subject.anatomy.baseline["LR"])
+    ]
+    assert means[0] > 0.93
+    assert means[1] < 0.8
+
+
+def test_sessions_of_a_t1w_differ_by_noise_and_age():
+    from fmrisynth.config.simulate import SimulateConfig
+    from fmrisynth.simulate import Phantom
+
+    phantom = Phantom(SimulateConfig(seed=7, layout="anatomy", sessions=3, years_between=20))
+    person = phantom.subject(3)
+    (first, brain_V), (second, _), (third, _) = (person.t1w(session) for session in range(3))
+    assert person.at_session(2).age == person.person.age + 40
+    deep = brain_V & (phantom.space.depth_mm > 25)
+    dark = [np.mean(image[deep] < 500) for image in (first, second, third)]
+    assert dark[0] < dark[1] < dark[2]  # ventricles widen
+    white = phantom.subject(3).anatomy.grey_V + phantom.subject(3).anatomy.csf_V < 0.01
+    change = (second / first)[white & brain_V]
+    assert 0.004 < change.std() < 0.02  # 0.025 / sqrt(27) in each, and a little movement of tissue
