@@ -50,6 +50,7 @@ def test_t1w_of_either_tree_is_that_of_the_anatomies(trees, tmp_path):
     """From the tree to latents through the command line."""
     from fmrisynth.cli.main import run
     from fmrisynth.data.latents import LatentDataset
+    from tests.sample.test_run import validator_errors
 
     direct_at = tmp_path / "direct"
     asked = ["--layout", "anatomy", "--set", "modality=T1w", "--n-subjects", "1", "--seed", "5"]
@@ -68,6 +69,7 @@ def test_t1w_of_either_tree_is_that_of_the_anatomies(trees, tmp_path):
         found = block.load()
         np.testing.assert_array_equal(found.mask_XYZ, expected.mask_XYZ)
         np.testing.assert_allclose(found.reference_XYZ, expected.reference_XYZ, atol=0.1)  # two roundings to int16
+    assert validator_errors(out) == []
     latents = tmp_path / "latents"
     assert run(["tokenize", str(out), str(latents), "--preset", "anatomy"]) == 0
     (row,) = LatentDataset.open(latents).rows
