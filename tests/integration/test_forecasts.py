@@ -11,7 +11,7 @@ import pytest
 from fmrisynth.bids import naming
 from fmrisynth.bids.provenance import write_dataset_description
 from fmrisynth.cli.main import run
-from fmrisynth.data.blocks import ANATOMY, BlockData, finish_subject, read_blocks, write_block
+from fmrisynth.data.blocks import EPI, BlockData, finish_subject, read_blocks, write_block
 from fmrisynth.data.forecasts import forecast_of
 from fmrisynth.data.grid import make_grid
 from fmrisynth.models.checkpoint import read_card
@@ -44,7 +44,7 @@ def write_people(root: Path, sessions: tuple[int, ...] = YEARS, ages: bool = Tru
             entities = naming.Entities(sub=f"{k:02d}", ses=f"{number:02d}", task="anatomy", space=grid.space)
             blocks.append(
                 write_block(
-                    root, entities, "epi", BlockData(volume[..., None], volume, mask), grid, condition=ANATOMY, onset_s=0.0,
+                    root, entities, "epi", BlockData(volume[..., None], volume, mask), grid, condition=EPI, onset_s=0.0,
                     duration_s=1.44, tr_s=1.44, split="test" if k % 3 == 2 else "val" if k % 6 == 4 else "train",
                     attributes={"sex": sex, **({"age": f"{age + later}"} if ages else {})},
                 )
@@ -278,7 +278,7 @@ def planted(people: Path, out: Path, share: float) -> Path:
             entities = naming.Entities(sub=subject, ses="01", task="anatomy", run=number, space="MNI152NLin6Asym")
             written.append(
                 write_block(
-                    out, entities, "forecast", BlockData(volume[..., None], volume, after.mask_XYZ), first.load_grid(), condition=ANATOMY,
+                    out, entities, "forecast", BlockData(volume[..., None], volume, after.mask_XYZ), first.load_grid(), condition=EPI,
                     onset_s=0.0, duration_s=1.44, tr_s=1.44, attributes=block.attributes, sidecar={"Synthetic": True, **said.sidecar()},
                 )
             )  # fmt: skip
