@@ -18,7 +18,7 @@ import numpy as np
 
 from fmrisynth.bids.digests import files_of
 from fmrisynth.bids.origin import read_origin
-from fmrisynth.data.blocks import Block, read_subject, subjects_of
+from fmrisynth.data.blocks import EPI, T1W, Block, read_subject, subjects_of
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.nifti import read_image
 from fmrisynth.data.normalisation import brain_of
@@ -32,6 +32,11 @@ from fmrisynth.sample.plan import sample_seed
 
 LEAST_SHARED = 0.5
 """A brain that covers less of the tokenizer's lies elsewhere."""
+
+_NOT_BOLD = (
+    "expected EPI volumes, of which there are percent changes, found T1-weighted images; give a block or run dataset, or a model of "
+    "its anatomies."
+)
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ class AnatomiesOfPeople(Anatomies):
         if not self.subjects:
             raise FmrisynthError(f"{dataset}: expected a dataset with finished participants, found none.")
         self._check_grid(dataset, self._block(0).load_grid())
+        if self._block(0).condition == T1W:
+            raise UsageError(f"--anatomy {dataset}: {_NOT_BOLD}")
 
     @property
     def statement(self) -> str:
@@ -238,6 +245,8 @@ class DrawnAnatomies(Anatomies):
                 f"--anatomy {model.path}: this model does not draw how people look; give one of `fmrisynth train --preset anatomy`."
             )
         self._check_grid(model.path, tokenizer.info.grid)
+        if EPI not in model.conditions:
+            raise UsageError(f"--anatomy {model.path}: {_NOT_BOLD}")
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
         self.known = tuple(name for name in model.labels if name != "condition")
 
@@ -248,7 +257,7 @@ class DrawnAnatomies(Anatomies):
 
     def check(self, attributes: Mapping[str, str]) -> None:
         """See `Anatomies.check`."""
-        encode_labels(self.model.labels, self.model.conditions[0], self._own(attributes), self.model.always)
+        encode_labels(self.model.labels, EPI, self._own(attributes), self.model.always)
 
     def about(self, index: int) -> Any:
         """See `Anatomies.about`."""
@@ -261,7 +270,7 @@ class DrawnAnatomies(Anatomies):
         """See `Anatomies.load`."""
         model = self.model
         seed = sample_seed(self.seed, "anatomy", index)
-        latent_1CTxyz = generate_latents(model, model.conditions[0], self._own(attributes), seeds=[seed])
+        latent_1CTxyz = generate_latents(model, EPI, self._own(attributes), seeds=[seed])
         drawn = drawn_anatomy(
             next(self.tokenizer.decode_blocks(latent_1CTxyz, noise_seeds=[seed])), self.tokenizer.info
         )

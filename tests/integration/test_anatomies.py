@@ -150,6 +150,19 @@ def test_what_cannot_be_is_refused(world, more, said, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_t1w_are_not_what_percent_changes_are_of(world, tmp_path, capsys):
+    people = ["--layout", "anatomy", "--set", "modality=T1w", "--n-subjects", "2", "--set", "split.all=train"]
+    assert run(["simulate", str(tmp_path / "t1w"), *people]) == 0
+    assert run(["tokenize", str(tmp_path / "t1w"), str(tmp_path / "latents"), "--preset", "anatomy"]) == 0
+    few = ["--steps", "1", "--set", "batch_size=2", "--set", "checkpoint_every=1"]
+    assert run(["train", str(tmp_path / "latents"), str(tmp_path / "model"), "--preset", "anatomy", *few]) == 0
+    for anatomy in ("t1w", "model"):
+        ask = ["sample", str(tmp_path / "out"), "--condition", "motor_rh", "--anatomy", str(tmp_path / anatomy)]
+        assert run(ask) == 2
+        assert "found T1-weighted images" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
 def test_any_block_dataset_has_anatomies(world, drawn, tmp_path):
     """Two blocks of one person are one anatomy, that of the reference."""
     from fmrisynth.data.latents import LatentDataset
