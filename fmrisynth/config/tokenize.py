@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -38,11 +38,31 @@ class PatchConfig(Config):
     ridge: float = Field(0.1, gt=0, description="Ridge of the correction, in units of the mean latent variance.")
     storage: Literal["float32", "float16"] = Field("float32", description="Type of the stored weights.")
 
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        return self.channels
+
+    @property
+    def downsampling(self) -> int:
+        """Voxels per latent cell and side."""
+        return 4
+
 
 class PoolingConfig(Config):
     """The trivial tokenizer: 4x mean pooling within the mask, trilinear upsampling; one channel."""
 
     kind: Literal["pooling"] = "pooling"
+
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        return 1
+
+    @property
+    def downsampling(self) -> int:
+        """Voxels per latent cell and side."""
+        return 4
 
 
 Multiplier = Annotated[int, Field(ge=1, le=64)]
@@ -80,6 +100,73 @@ class VqganConfig(Config):
                 raise ValueError(f"width {multiplier * self.base_ch} does not divide by {self.norm_groups} norm groups")
         return self
 
+    @property
+    def downsampling(self) -> int:
+        """Voxels per latent cell and side."""
+        return 4
+
+
+Width = Annotated[int, Field(ge=4, le=4096)]
+
+
+class _LevelsConfig(Config):
+    """Convolutional levels with residual blocks, attention at the coarsest; each doubles or halves the sides of the next."""
+
+    latent_channels: int = Field(32, ge=1, le=256, description="C.")
+    channels: tuple[Width, ...] = Field(
+        (32, 64, 128, 384, 384), min_length=2, max_length=6,
+        description="Width of each convolutional level, finest first; a latent cell has 2 to the power of their number less one "
+        "voxels a side.",
+    )  # fmt: skip
+    num_res_blocks: int = Field(1, ge=1, le=64, description="Residual blocks per level.")
+    norm_groups: int = Field(32, ge=1, le=4096, description="Groups of the group normalisation.")
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ValueError(f"width {width} does not divide by {self.norm_groups} norm groups")
+        return self
+
+    @property
+    def downsampling(self) -> int:
+        """Voxels per latent cell and side."""
+        return 2 ** (len(self.channels) - 1)
+
+
+class MaeTokenizerConfig(_LevelsConfig):
+    """A masked autoencoder's encoder, frozen, one token per latent cell; a linear projection; a CNN decoder (BrainG3N).
+
+    The defaults are the paper's: patches of 16 voxels a side, encoder and masked decoder of width 1152, 43.7 M parameters in the
+    CNN decoder, of which the paper prints only this total.
+    """
+
+    kind: Literal["mae"] = "mae"
+    width: int = Field(1152, ge=8, le=16_384, description="Of the encoder and the masked decoder.")
+    depth: int = Field(12, ge=1, le=64, description="Blocks of the encoder.")
+    masked_depth: int = Field(8, ge=1, le=64, description="Blocks of the masked decoder, which only the fit needs.")
+    heads: int = Field(16, ge=1, le=256, description="Attention heads of both.")
+    mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the feed-forward layers in units of the width.")
+    mask_ratio: float = Field(0.7, gt=0, lt=1, description="Share of the patches that is hidden.")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> MaeTokenizerConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide by {self.heads} heads")
+        return self
+
+
+class KlConfig(_LevelsConfig):
+    """MONAI's AutoencoderKL, the usual tokenizer of 3D medical images: the rival of `mae`."""
+
+    kind: Literal["kl"] = "kl"
+    channels: tuple[Width, ...] = Field(
+        (32, 64, 128, 256), min_length=3, max_length=4,
+        description="Width of each level, finest first: three give cells of 4 voxels a side, four give 8.",
+    )  # fmt: skip
+    num_res_blocks: int = Field(2, ge=1, le=64, description="Residual blocks per level.")
+    kl_weight: float = Field(1e-6, ge=0, description="Weight of the divergence, summed over a volume's latents.")
+
 
 def _kind(value: Any) -> str:
     return value.get("kind", "patch") if isinstance(value, dict) else getattr(value, "kind", "patch")
@@ -88,20 +175,32 @@ def _kind(value: Any) -> str:
 TokenizerConfig = Annotated[
     Annotated[PatchConfig, Tag("patch")]
     | Annotated[PoolingConfig, Tag("pooling")]
-    | Annotated[VqganConfig, Tag("vqgan")],
+    | Annotated[VqganConfig, Tag("vqgan")]
+    | Annotated[MaeTokenizerConfig, Tag("mae")]
+    | Annotated[KlConfig, Tag("kl")],
     Discriminator(_kind),
 ]
+
+
+NETWORKS = ("vqgan", "mae", "kl")
+"""Kinds that are fitted by stochastic gradients."""
 
 
 class GradientFitConfig(Config):
     """Training of a network tokenizer; the linear kinds do not use it."""
 
     steps: int = Field(20_000, ge=1, description="Optimiser steps.")
+    masked_steps: int = Field(
+        0, ge=0,
+        description="mae only: the first steps, in which the encoder learns to tell hidden patches; it is frozen for the others.",
+    )  # fmt: skip
     batch_size: int = Field(8, ge=1, description="Volumes per step.")
     frames_per_block: int = Field(2, ge=1, description="Volumes taken from each block that a batch reads.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of Adam.")
-    betas: tuple[float, float] = Field((0.5, 0.9), description="Of Adam.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW.")
+    betas: tuple[float, float] = Field((0.5, 0.9), description="Of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Of AdamW; without it, it is Adam.")
     warmup_steps: int = Field(100, ge=0, description="Linear warmup of the learning rate.")
+    decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warmup.")
     grad_clip: float = Field(1.0, gt=0, description="Largest L2 norm of the gradient.")
     loss: Literal["l1", "mse"] = Field("l1", description="Reconstruction loss.")
     adversarial_weight: float = Field(0.1, ge=0, description="0 switches the discriminator off.")
@@ -150,4 +249,10 @@ class TokenizeConfig(StageConfig):
     def _check(self) -> TokenizeConfig:
         if self.init is not None and self.model.kind != "vqgan":
             raise ValueError("init applies to model.kind vqgan only")
+        if self.model.kind == "mae" and not 0 < self.fit.masked_steps < self.fit.steps:
+            raise ValueError(
+                f"fit.masked_steps {self.fit.masked_steps} has to lie between 0 and fit.steps {self.fit.steps} for model.kind mae"
+            )
+        if self.model.kind != "mae" and self.fit.masked_steps:
+            raise ValueError("fit.masked_steps applies to model.kind mae only")
         return self

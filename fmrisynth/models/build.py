@@ -52,8 +52,8 @@ def check_grid(config: HybridConfig | UNetConfig | DiTConfig, grid: Sequence[int
     if any(side % config.downsampling for side in grid):
         raise FmrisynthError(
             f"Latent grid {'x'.join(map(str, grid))}: expected every side to divide by {config.downsampling} for a "
-            f"network of {config.downsampling.bit_length()} levels; prepare the data on a grid whose sides divide "
-            f"by {4 * config.downsampling}, or train with fewer levels."
+            f"network of {config.downsampling.bit_length()} levels; train with fewer levels or a network without them "
+            "(--set model.kind=dit), or encode the data to another grid."
         )
 
 

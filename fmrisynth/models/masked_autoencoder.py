@@ -6,6 +6,7 @@ P elements of a patch, Q those that are predicted, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -16,15 +17,17 @@ from fmrisynth.models.vit import Patches, ViT, draw_seen, gather, initialise
 
 
 class MaskedAutoencoder(nn.Module):
-    """Encoder and decoder of arrays whose first axis is time.
+    """Encoder and decoder of arrays, for flat maps with time as the first axis.
 
     Parameters
     ----------
     config : MaeConfig
     shape : tuple of int
         Sides of the array; patches must divide them.
-    valid : Tensor of the array's shape without its first axis, bool
+    valid : Tensor of the array's shape, or without its first axis where that is time, bool
         Elements that hold data; patches without any are left out everywhere.
+    groups : sequence of sequence of int, optional
+        Axes that share a table of positions, see `Positions`; default: time has one, place has one.
 
     Attributes
     ----------
@@ -38,11 +41,13 @@ class MaskedAutoencoder(nn.Module):
     used_M: Tensor
     weight_MQ: Tensor
 
-    def __init__(self, config: MaeConfig, shape: tuple[int, ...], valid: Tensor) -> None:
+    def __init__(
+        self, config: MaeConfig, shape: tuple[int, ...], valid: Tensor, groups: Sequence[Sequence[int]] | None = None
+    ) -> None:
         super().__init__()
         self.config, self.patches = config, Patches(shape, config.patch)
         self.register_buffer("valid", valid.bool())
-        groups = ([0], list(range(1, len(shape))))
+        groups = ([0], list(range(1, len(shape)))) if groups is None else groups
         grid, n_frames, n_values = self.patches.grid, config.patch[0], prod(config.patch)
         n_predicted = len(range(0, n_frames, config.predict_every)) * n_values // n_frames
         self.encoder = ViT(grid, groups, n_values, config.width, config.depth, config.heads, config.mlp_ratio)

@@ -174,17 +174,20 @@ def _preprocessed(s: Mapping[str, Any], out: Path, what: str) -> str:
 
 
 def _tokenize(s: Mapping[str, Any], out: Path) -> str:
-    kind = s.get("model", {}).get("kind", "patch")
-    how = (
-        "a VQ-GAN [@esser2021]"
-        if kind == "vqgan"
-        else "a position-wise linear transform of patches"
-        if kind == "patch"
-        else f"{kind} pooling"
-    )
+    from fmrisynth.data.latents import TOKENIZER_FOLDER
+    from fmrisynth.models.tokenizers.base import TOKENIZER_JSON, downsampling_of
+
+    # Of the tokenizer itself: one that was given need not be of the kind that the settings would have fitted.
+    found = _mapping(out / TOKENIZER_FOLDER / TOKENIZER_JSON) or {}
+    kind = found.get("kind") or s.get("model", {}).get("kind", "patch")
+    how = {
+        "vqgan": "a VQ-GAN [@esser2021]", "patch": "a position-wise linear transform of patches", "pooling": "mean pooling",
+        "mae": "the frozen encoder of a masked autoencoder [@he2022] and a linear projection [@vanpuyvelde2026]",
+        "kl": "a variational autoencoder [@rombach2022]",
+    }.get(kind, kind)  # fmt: skip
     return (
-        f"Frames were encoded to latents, 4 times smaller along each side, by {how} on intensities with "
-        f"{s['normalisation']} normalisation."
+        f"Frames were encoded to latents, {downsampling_of(found)} times smaller along each side, by {how} on intensities with "
+        f"{found.get('normalisation', s['normalisation'])} normalisation."
     )
 
 

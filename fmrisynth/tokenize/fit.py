@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmrisynth.config.tokenize import TokenizeConfig
+from fmrisynth.config.tokenize import NETWORKS, TokenizeConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo, build_tokenizer
 from fmrisynth.models.tokenizers.noise import NoiseMoments
@@ -47,14 +47,13 @@ def fit_tokenizer(
     Tokenizer
         In evaluation mode, with latent statistics, not yet saved.
     """
-    channels = {"patch": "channels", "vqgan": "latent_channels"}.get(config.model.kind)
     # Where anatomies are what is made, a voxel that is brain in anybody has to be kept.
     share = 0.0 if config.normalisation == "relative" else 0.5
     mask_XYZ, reference_XYZ = mean_anatomy(source, share)
     info = TokenizerInfo(
         kind=config.model.kind, normalisation=config.normalisation, grid=source.grid, tr_s=source.tr_s,
-        n_frames=source.n_frames, latent_channels=getattr(config.model, channels) if channels else 1,
-        mask_XYZ=mask_XYZ, reference_XYZ=reference_XYZ, provenance=provenance or {},
+        n_frames=source.n_frames, latent_channels=config.model.latent_channels, mask_XYZ=mask_XYZ,
+        reference_XYZ=reference_XYZ, downsampling=config.model.downsampling, provenance=provenance or {},
     )  # fmt: skip
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer(config.model, info)
@@ -62,15 +61,16 @@ def fit_tokenizer(
         tokenizer.fit_blocks(
             lambda: track(iterate_frames(source, config.normalisation), "Fitting the tokenizer", total=len(source))
         )
-    elif config.model.kind == "vqgan":
-        from fmrisynth.models.tokenizers.init import initialise
-        from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
+    elif config.model.kind in NETWORKS:
         from fmrisynth.tokenize.gradient import fit_network
 
-        assert isinstance(tokenizer, VqganTokenizer)
         if config.init is not None:
+            from fmrisynth.models.tokenizers.init import initialise
+            from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
+
+            assert isinstance(tokenizer, VqganTokenizer)
             initialise(tokenizer, config.init)
-        tokenizer = fit_network(tokenizer, source, config, folder)
+        fit_network(tokenizer, source, config, folder)
     tokenizer.eval()
     measure_latents(tokenizer, source, config)
     return tokenizer

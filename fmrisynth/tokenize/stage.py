@@ -14,7 +14,7 @@ from torch import Tensor
 from fmrisynth.bids.naming import Entities, parse_entities, subject_latents, subject_scans
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.bids.sources import choose_subjects
-from fmrisynth.config.tokenize import TokenizeConfig
+from fmrisynth.config.tokenize import NETWORKS, TokenizeConfig
 from fmrisynth.data.blocks import (
     Block,
     BlockData,
@@ -347,6 +347,6 @@ def _fit_settings(config: TokenizeConfig) -> dict[str, Any]:
     content = config.model_dump(mode="json")
     settings = {key: content[key] for key in FIT_KEYS}
     settings["fit"] = {k: v for k, v in content["fit"].items() if k not in OPERATIONAL_KEYS}
-    if config.model.kind != "vqgan":
+    if config.model.kind not in NETWORKS:
         del settings["fit"]
     return settings

@@ -12,22 +12,28 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.nn import functional
 
-from fmrisynth.config.tokenize import PatchConfig, PoolingConfig, VqganConfig
+from fmrisynth.config.tokenize import KlConfig, MaeTokenizerConfig, PatchConfig, PoolingConfig, VqganConfig
 from fmrisynth.data.grid import make_grid
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers import TokenizerInfo, build_tokenizer, load_tokenizer
-from fmrisynth.models.tokenizers.base import perplexity
+from fmrisynth.models.tokenizers.base import perplexity, read_latent_mask
 from fmrisynth.models.tokenizers.patch import frame_pairs, local_basis
 from fmrisynth.models.tokenizers.vqgan import RevivingQuantizer
 
 SHAPE = (16, 32, 16)
 TINY_VQGAN = VqganConfig(base_ch=4, ch_mult=(1, 1, 2), norm_groups=2, codebook_size=32)
+TINY_MAE = MaeTokenizerConfig(
+    latent_channels=5, channels=(4, 4, 8), norm_groups=4, width=16, depth=2, heads=2, masked_depth=1
+)  # fmt: skip
+TINY_KL = KlConfig(latent_channels=2, channels=(4, 4, 4, 8), norm_groups=4, num_res_blocks=1)
 CONFIGS = [
     PatchConfig(),
     PatchConfig(covariance="frame", prior_blocks=None, synthesis="patch"),
     PatchConfig(synthesis="local"),
     PoolingConfig(),
     TINY_VQGAN,
+    TINY_MAE,
+    TINY_KL,
 ]
 
 
@@ -59,9 +65,10 @@ def make_info(kind, channels, shape=SHAPE, normalisation="dynamics", **more):
 
 
 def make_tokenizer(config, blocks=None, **more):
-    channels = {"patch": 3, "pooling": 1, "vqgan": 3}[config.kind]
+    channels = config.latent_channels
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(config, make_info(config.kind, channels, **more))
+    info = make_info(config.kind, channels, downsampling=config.downsampling, **more)
+    tokenizer = build_tokenizer(config, info)
     if config.kind == "patch":
         blocks = smooth_frames(8, 6) if blocks is None else blocks
         tokenizer.fit_blocks(lambda: iter(blocks))
@@ -74,7 +81,9 @@ def test_shapes_mask_and_batching(config):
     tokenizer = make_tokenizer(config)
     frames = smooth_frames(1, 5, seed=3)[0]
     latents = tokenizer.encode(frames)
-    assert latents.shape == (5, tokenizer.info.latent_channels, 4, 8, 4)
+    grid = tuple(side // config.downsampling for side in SHAPE)
+    assert latents.shape == (5, tokenizer.info.latent_channels, *grid)
+    assert tokenizer.info.latent_mask_xyz.shape == grid
     decoded = tokenizer.decode(latents)
     assert decoded.shape == frames.shape
     assert not decoded[:, 0, ~torch.from_numpy(tokenizer.info.mask_XYZ)].any()
@@ -93,6 +102,9 @@ def test_saved_and_loaded_gives_the_same_numbers(config, tmp_path):
     assert torch.equal(loaded.decode(latents), tokenizer.decode(latents))
     assert loaded.info.sha256 == tokenizer.info.sha256 != ""
     assert loaded.info.grid == tokenizer.info.grid
+    assert loaded.info.downsampling == config.downsampling
+    assert torch.equal(read_latent_mask(tmp_path), tokenizer.info.latent_mask_xyz)
+    assert ("downsampling" in json.loads((tmp_path / "tokenizer.json").read_text())) == (config.downsampling != 4)
     assert loaded.info.normalisation == "dynamics"
     np.testing.assert_array_equal(loaded.info.mask_XYZ, tokenizer.info.mask_XYZ)
 
@@ -264,6 +276,17 @@ def test_wrong_shapes_are_refused():
         tokenizer.decode(torch.zeros(1, 3, 4, 8, 4))
     with pytest.raises(FmrisynthError, match="divide by 16"):
         build_tokenizer(PoolingConfig(), make_info("pooling", 1, shape=(16, 20, 16)))
+    deep = TINY_MAE.model_copy(update={"channels": (4,) * 6})
+    with pytest.raises(FmrisynthError, match="divide by 32; choose a tokenizer of at most 16 voxels"):
+        build_tokenizer(deep, make_info("mae", 5, downsampling=deep.downsampling))
+
+
+@pytest.mark.parametrize("config", [PoolingConfig(), TINY_MAE], ids=lambda c: c.kind)
+def test_a_mask_without_brain_is_refused(config):
+    info = make_info(config.kind, config.latent_channels)
+    empty = TokenizerInfo(**{**info.__dict__, "mask_XYZ": np.zeros(SHAPE, bool)})
+    with pytest.raises(FmrisynthError, match="holds no brain"):
+        build_tokenizer(config, empty)
 
 
 def test_a_tokenizer_without_statistics_is_not_saved(tmp_path):
@@ -314,3 +337,111 @@ def test_weights_of_another_size_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(FmrisynthError, match="basis_KPC should have shape"):
         load_tokenizer(tmp_path)
+
+
+def test_a_description_that_contradicts_its_settings_is_refused(tmp_path):
+    from fmrisynth.models.tokenizers.base import digest
+
+    make_tokenizer(TINY_KL).save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["downsampling"] = 2
+    parts = [(tmp_path / n).read_bytes() for n in ("weights.safetensors", "reference.safetensors")]
+    content["sha256"] = digest(content, *parts)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(FmrisynthError, match="contradict"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("config", [TINY_MAE, TINY_KL], ids=lambda c: c.kind)
+def test_cells_without_brain_count_as_zero(config):
+    tokenizer = make_tokenizer(config)
+    corner = ~tokenizer.info.latent_mask_xyz
+    if config is TINY_KL:  # cells of 8 voxels all hold brain here
+        mask_XYZ = tokenizer.info.mask_XYZ.copy()
+        mask_XYZ[:8, :8, :8] = False
+        info = TokenizerInfo(**{**tokenizer.info.__dict__, "mask_XYZ": mask_XYZ})
+        tokenizer = build_tokenizer(config, info).eval()
+        corner = ~info.latent_mask_xyz
+    assert 0 < corner.sum() < corner.numel() / 2
+    latents = tokenizer.encode(smooth_frames(1, 2)[0])
+    assert not latents[:, :, corner].any()
+    assert latents[:, :, ~corner].abs().min() > 0
+    other = latents.clone()
+    other[:, :, corner] = 3.0  # as a generator leaves them
+    assert torch.equal(tokenizer.decode(other), tokenizer.decode(latents))
+
+
+def vit_parameters(n_in, n_patches, width, depth, mlp_ratio=4):
+    """By hand: embedding, positions, class token, blocks (two norms, queries to values, output, two layers), last norm."""
+    linear = lambda a, b: a * b + b  # noqa: E731
+    block = 4 * width + linear(width, 3 * width) + linear(width, width)
+    block += linear(width, mlp_ratio * width) + linear(mlp_ratio * width, width)
+    return linear(n_in, width) + n_patches * width + width + depth * block + 2 * width
+
+
+def test_parameters_of_the_papers_masked_autoencoder():
+    """160 x 192 x 160 voxels in patches of 16 are 1200 tokens; the paper prints 43.7 M for the CNN decoder."""
+    from fmrisynth.config.load import load_config
+    from fmrisynth.config.tokenize import TokenizeConfig
+    from fmrisynth.models.build import count_parameters
+    from fmrisynth.models.tokenizers.mae import masked_autoencoder
+
+    config = load_config(TokenizeConfig, "tokenize", preset="mae-paper").model
+    grid = make_grid((160, 192, 160), np.eye(4), "scanner")
+    brain = np.ones(grid.shape, bool)
+    info = TokenizerInfo("mae", "relative", grid, 1.0, 1, 32, brain, brain.astype(np.float32), config.downsampling)
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(config, info)
+        masked = masked_autoencoder(tokenizer)
+    assert info.latent_shape == (32, 10, 12, 10)
+    assert len(tokenizer.used_M) == 1200
+    assert count_parameters(tokenizer.encoder) == vit_parameters(16**3, 1200, 1152, 12)
+    assert count_parameters(masked.decoder) == vit_parameters(1152, 1200, 1152, 8)
+    assert count_parameters(tokenizer.project) == 1152 * 32 + 32
+    assert count_parameters(tokenizer.decoder) == pytest.approx(43.7e6, rel=0.02)
+    assert len(masked.draw_seen(torch.Generator().manual_seed(0))) == 360
+
+
+def test_the_masked_autoencoder_learns_with_the_tokenizers_own_encoder():
+    from fmrisynth.models.tokenizers.mae import masked_autoencoder
+
+    tokenizer = make_tokenizer(TINY_MAE)
+    masked = masked_autoencoder(tokenizer)
+    assert masked.encoder is tokenizer.encoder
+    torch.testing.assert_close(masked.used_M, tokenizer.used_M)
+    frames = smooth_frames(1, 2)[0]
+    torch.testing.assert_close(masked.tokens(frames[:, 0])[:, 1:], tokenizer.tokens(frames))
+    seen = torch.stack([masked.draw_seen(torch.Generator().manual_seed(i)) for i in range(2)])
+    assert seen.shape[1] == round(0.3 * len(tokenizer.used_M))
+    # The loss is that of brain voxels in hidden patches: with the first answer, 0, their mean square.
+    hidden = torch.ones(2, 4 * 8 * 4).scatter_(1, seen, 0)
+    counts = masked.patches.join(hidden[..., None].expand(-1, -1, 64)).bool() & torch.from_numpy(ball_mask())
+    expected = torch.stack([frames[i, 0][counts[i]].square().mean() for i in range(2)])
+    torch.testing.assert_close(masked.loss(masked(frames[:, 0], seen), frames[:, 0], seen), expected)
+
+
+def test_the_second_phase_has_no_gradient_for_the_encoder():
+    tokenizer = make_tokenizer(TINY_MAE).train()
+    tokenizer(smooth_frames(1, 2)[0]).square().mean().backward()
+    assert all(p.grad is None for p in tokenizer.encoder.parameters())
+    for part in (tokenizer.project, tokenizer.decoder):
+        assert all(p.grad is not None for p in part.parameters())
+
+
+def test_the_divergence_is_that_of_two_gaussians():
+    """Against PyTorch's own, and every weight gets a gradient."""
+    from torch.distributions import Normal, kl_divergence
+
+    tokenizer = make_tokenizer(TINY_KL).train()
+    frames = smooth_frames(1, 2)[0]
+    torch.manual_seed(1)
+    output, loss, indices = tokenizer(frames)
+    mean, std = tokenizer.network.encode(frames)
+    expected = kl_divergence(Normal(mean, std), Normal(0.0, 1.0)).sum() / 2
+    torch.testing.assert_close(loss, TINY_KL.kl_weight * expected)
+    assert indices is None
+    torch.manual_seed(2)
+    assert not torch.equal(tokenizer(frames)[0], output)  # a draw
+    torch.testing.assert_close(tokenizer.encode(frames), mean.detach())  # no draw
+    (functional.l1_loss(output, frames) + loss).backward()
+    assert all(p.grad is not None for p in tokenizer.parameters())

@@ -96,6 +96,20 @@ def test_parameters_of_the_papers_model():
     assert count_parameters(network) == pytest.approx(99.8e6, rel=0.01)
 
 
+def test_positions_of_a_volume_share_one_table_and_every_axis_may_have_holes():
+    valid = torch.zeros(4, 8, 4, dtype=torch.bool)
+    valid[:2, 2:7, :] = True  # nothing in the second half of the first axis
+    config = MaeConfig(
+        patch=(2, 2, 2), width=12, depth=1, heads=2, decoder_width=12, decoder_depth=1, decoder_heads=2, masking="uniform",
+        mask_ratio=0.5, predict_every=1,
+    )  # fmt: skip
+    network = MaskedAutoencoder(config, (4, 8, 4), valid, ((0, 1, 2),))
+    for part in (network.encoder, network.decoder):
+        assert [tuple(table.shape) for table in part.positions.tables] == [(2 * 4 * 2, 12)]
+    assert network.used.nonzero().tolist() == [[0, y, z] for y in (1, 2, 3) for z in (0, 1)]
+    assert network.weight_MQ.sum() == valid.sum()
+
+
 def test_a_few_steps_learn_a_repeated_pattern():
     network = small()
     pattern = torch.randn(4, 16, 24)

@@ -24,6 +24,34 @@ TINY_NETWORK = load_config(
     overrides=["report=false", "fit.steps=6", "fit.adversarial_start=3", "fit.checkpoint_every=2", "model.codebook_size=16"],
 )  # fmt: skip
 
+COMMON = {
+    "steps": 6,
+    "batch_size": 2,
+    "frames_per_block": 1,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "adversarial_weight": 0,
+}
+TINY_KL = TokenizeConfig(
+    report=False, model={"kind": "kl", "channels": [4, 4, 4], "norm_groups": 4, "num_res_blocks": 1, "latent_channels": 2},
+    fit=COMMON,
+)  # fmt: skip
+
+
+def mae(masked_steps, steps):
+    """Settings of a tiny masked autoencoder."""
+    model = {
+        "kind": "mae",
+        "channels": [4, 4, 4, 4],
+        "norm_groups": 4,
+        "width": 16,
+        "depth": 1,
+        "masked_depth": 1,
+        "heads": 2,
+    }
+    fit = COMMON | {"masked_steps": masked_steps, "steps": steps, "warmup_steps": 1, "learning_rate": 1e-3}
+    return TokenizeConfig(report=False, model=model | {"latent_channels": 4}, fit=fit)
+
 
 def test_writes_latents_and_tokenizer(prepared, tmp_path):
     summary = tokenize_dataset(prepared, tmp_path, FAST)
@@ -121,10 +149,13 @@ def test_unknown_subject(prepared, tmp_path):
         tokenize_dataset(prepared, tmp_path, FAST, participant_labels=["99"])
 
 
-def test_network_fit_resumes_to_the_bit(prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "config", [TINY_NETWORK, TINY_KL, mae(3, 6), mae(5, 6)], ids=["vqgan", "kl", "mae", "mae-first"]
+)
+def test_network_fit_resumes_to_the_bit(config, prepared, tmp_path, monkeypatch):
     from fmrisynth.tokenize import gradient
 
-    tokenize_dataset(prepared, tmp_path / "whole", TINY_NETWORK)
+    tokenize_dataset(prepared, tmp_path / "whole", config)
     draw = gradient.draw_frames
 
     def interrupted(source, config, step):
@@ -134,15 +165,52 @@ def test_network_fit_resumes_to_the_bit(prepared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(gradient, "draw_frames", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tokenize_dataset(prepared, tmp_path / "parts", TINY_NETWORK)
+        tokenize_dataset(prepared, tmp_path / "parts", config)
     assert not (tmp_path / "parts" / "tokenizer").exists()
     monkeypatch.setattr(gradient, "draw_frames", draw)
     steps = []
     monkeypatch.setattr(gradient, "draw_frames", lambda s, c, step: steps.append(step) or draw(s, c, step))
-    tokenize_dataset(prepared, tmp_path / "parts", TINY_NETWORK)
+    tokenize_dataset(prepared, tmp_path / "parts", config)
     assert steps == [4, 5]  # continued from the checkpoint of step 4
     for name in ("weights.safetensors", "tokenizer.json", "reference.safetensors"):
         assert (tmp_path / "whole/tokenizer" / name).read_bytes() == (tmp_path / "parts/tokenizer" / name).read_bytes()
+
+
+def test_the_masked_encoder_is_frozen_in_the_second_phase(prepared, tmp_path):
+    import json
+
+    found = {}
+    for masked_steps, steps in ((2, 3), (3, 4), (3, 6)):
+        out = tmp_path / f"{masked_steps}-{steps}"
+        tokenize_dataset(prepared, out, mae(masked_steps, steps))
+        found[masked_steps, steps] = load_tokenizer(out / "tokenizer").state_dict()
+        records = [json.loads(line) for line in (out / "fit" / "log.jsonl").read_text().splitlines()]
+        kinds = [next(name for name in record if name != "step") for record in records]
+        assert kinds == ["masked"] * masked_steps + ["reconstruction"] * (steps - masked_steps)
+    before, short, long = found.values()
+    encoder = [name for name in long if name.startswith("encoder.")]
+    assert all(torch.equal(short[name], long[name]) for name in encoder)
+    assert not all(torch.equal(before[name], long[name]) for name in encoder)
+    for part in ("project.", "decoder."):
+        assert any(not torch.equal(short[name], long[name]) for name in long if name.startswith(part))
+    assert not any(name.startswith("masked") for name in long)
+    assert LatentDataset.open(tmp_path / "3-6").shape == (4, 6, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["model.kind=mae"], "masked_steps 0 has to lie between 0 and fit.steps"),
+        (["model.kind=mae", "fit.masked_steps=9", "fit.steps=9"], "has to lie between 0 and fit.steps 9"),
+        (["model.kind=kl", "fit.masked_steps=9"], "applies to model.kind mae only"),
+        (["model.kind=kl", "model.channels=[32, 32]"], "at least 3"),
+        (["model.kind=mae", "fit.masked_steps=9", "model.heads=7"], "does not divide by 7 heads"),
+        (["model.kind=kl", "model.norm_groups=5"], "does not divide by 5 norm groups"),
+    ],
+)  # fmt: skip
+def test_settings_of_networks_that_cannot_be_used(settings, said):
+    with pytest.raises(UsageError, match=said):
+        load_config(TokenizeConfig, "tokenize", overrides=settings)
 
 
 def test_network_fit_with_other_settings_is_not_continued(prepared, tmp_path, monkeypatch):
@@ -170,7 +238,10 @@ def test_adversarial_loss_starts_at_its_step(prepared, tmp_path):
 
 @pytest.mark.parametrize("name", preset_names("tokenize"))
 def test_presets_are_valid(name):
-    assert load_config(TokenizeConfig, "tokenize", preset=name).model.kind in ("patch", "pooling", "vqgan")
+    config = load_config(TokenizeConfig, "tokenize", preset=name)
+    assert config.model.kind == name.partition("-")[0] or name in ("anatomy", "smoke")
+    if config.normalisation == "relative":  # an anatomy is one frame
+        assert config.fit.frames_per_block == 1 or config.model.kind == "patch"
 
 
 def test_index_columns(prepared, tmp_path):

@@ -1,8 +1,8 @@
 """The tokenizer interface: volumes to latents and back.
 
 Nothing outside this package knows which kind of tokenizer it holds. A tokenizer maps *normalised* volumes
-(`fmrisynth.data.normalisation`) to latents with a quarter of the sides, knows the grid, the brain and the
-mean reference volume of its training split, and turns latents back into BOLD-like intensities.
+(`fmrisynth.data.normalisation`) to latents with a quarter of the sides or less, knows the grid, the brain and
+the mean reference volume of its training split, and turns latents back into BOLD-like intensities.
 
 On disk it is a folder: ``weights.safetensors``, ``reference.safetensors`` (mask, reference volume, and what is known
 of the observation noise) and ``tokenizer.json``, which is written last.
@@ -38,9 +38,6 @@ from fmrisynth.errors import FmrisynthError, must_exist
 from fmrisynth.models.tokenizers.noise import ObservationNoise
 from fmrisynth.parse import read_json
 
-DOWNSAMPLING = 4
-"""Voxels per latent cell and side."""
-
 TOKENIZER_JSON = "tokenizer.json"
 WEIGHTS_FILE = "weights.safetensors"
 REFERENCE_FILE = "reference.safetensors"
@@ -72,6 +69,8 @@ class TokenizerInfo:
         Brain: voxels inside the mask of at least half of the fitting blocks.
     reference_XYZ : float32 array
         Mean reference volume of the fitting blocks, 0 outside `mask_XYZ`.
+    downsampling : int
+        Voxels per latent cell and side.
     latent_mean, latent_std : float32 tensor of shape (C,), or None before the fit is complete
         Statistics of the latents of the fitting blocks over the cells that hold brain.
     noise : ObservationNoise or None
@@ -90,6 +89,7 @@ class TokenizerInfo:
     latent_channels: int
     mask_XYZ: np.ndarray
     reference_XYZ: np.ndarray
+    downsampling: int = 4
     latent_mean: Tensor | None = None
     latent_std: Tensor | None = None
     noise: ObservationNoise | None = None
@@ -99,7 +99,7 @@ class TokenizerInfo:
     @property
     def latent_grid(self) -> tuple[int, int, int]:
         """Sides (x, y, z) of the latents."""
-        x, y, z = (side // DOWNSAMPLING for side in self.grid.shape)
+        x, y, z = (side // self.downsampling for side in self.grid.shape)
         return x, y, z
 
     @property
@@ -110,7 +110,7 @@ class TokenizerInfo:
     @property
     def latent_mask_xyz(self) -> Tensor:
         """Cells that hold at least one brain voxel, bool (x, y, z)."""
-        return latent_mask(torch.from_numpy(self.mask_XYZ))
+        return latent_mask(torch.from_numpy(self.mask_XYZ), self.downsampling)
 
 
 class Tokenizer(nn.Module, ABC):
@@ -317,6 +317,8 @@ class Tokenizer(nn.Module, ABC):
             "latent_std": [float(v) for v in std],
             "provenance": {"fmrisynth": __version__} | dict(self.info.provenance),
         }
+        if self.info.downsampling != TokenizerInfo.downsampling:  # 4 goes without saying, as before there was a choice
+            content["downsampling"] = self.info.downsampling
         content["sha256"] = digest(content, weight_bytes, reference_bytes)
         write_bytes(folder / WEIGHTS_FILE, weight_bytes)
         write_bytes(folder / REFERENCE_FILE, reference_bytes)
@@ -324,9 +326,14 @@ class Tokenizer(nn.Module, ABC):
         self.info = replace(self.info, sha256=content["sha256"])
 
 
-def latent_mask(mask_XYZ: Tensor) -> Tensor:
+def latent_mask(mask_XYZ: Tensor, downsampling: int) -> Tensor:
     """Cells that hold at least one voxel of a mask, bool (x, y, z)."""
-    return functional.max_pool3d(mask_XYZ[None].float(), DOWNSAMPLING)[0] > 0
+    return functional.max_pool3d(mask_XYZ[None].float(), downsampling)[0] > 0
+
+
+def downsampling_of(content: Mapping[str, Any]) -> int:
+    """Voxels per latent cell and side, of what ``tokenizer.json`` holds; see `Tokenizer.save`."""
+    return int(content.get("downsampling", TokenizerInfo.downsampling))
 
 
 def read_latent_mask(folder: Path) -> Tensor:
@@ -335,12 +342,13 @@ def read_latent_mask(folder: Path) -> Tensor:
     Raises
     ------
     FmrisynthError
-        The tokenizer's reference file is missing or damaged.
+        The tokenizer's description or reference file is missing or damaged.
     """
     path = folder / REFERENCE_FILE
     try:
-        return latent_mask(load_bytes(path.read_bytes())["mask"])
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        downsampling = downsampling_of(read_json(folder / TOKENIZER_JSON))
+        return latent_mask(load_bytes(path.read_bytes())["mask"], downsampling)
+    except (OSError, SafetensorError, KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise FmrisynthError(
             f"{path}: the tokenizer's brain mask cannot be read ({error}); get the tokenizer again."
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fmrisynth.config.tokenize import TokenizerConfig
 from fmrisynth.data.grid import SIDE_DIVISOR, Grid
 from fmrisynth.data.normalisation import NORMALISATIONS
 from fmrisynth.errors import FmrisynthError
-from fmrisynth.models.tokenizers.base import Tokenizer, TokenizerInfo, read_folder
+from fmrisynth.models.tokenizers.base import Tokenizer, TokenizerInfo, downsampling_of, read_folder
 from fmrisynth.models.tokenizers.noise import ObservationNoise
 from fmrisynth.models.tokenizers.patch import PatchTokenizer
 from fmrisynth.models.tokenizers.pooling import PoolingTokenizer
@@ -22,20 +23,41 @@ _CONFIG: TypeAdapter[Any] = TypeAdapter(TokenizerConfig)
 
 
 def _class_of(kind: str) -> type[Tokenizer]:
-    """The class of a kind; MONAI takes seconds to import, so only the VQ-GAN pays for it."""
+    """The class of a kind; MONAI takes seconds to import, so only the networks pay for it."""
     if kind == "vqgan":
         from fmrisynth.models.tokenizers.vqgan import VqganTokenizer
 
         return VqganTokenizer
+    if kind == "mae":
+        from fmrisynth.models.tokenizers.mae import MaeTokenizer
+
+        return MaeTokenizer
+    if kind == "kl":
+        from fmrisynth.models.tokenizers.kl import KlTokenizer
+
+        return KlTokenizer
     return PatchTokenizer if kind == PatchTokenizer.kind else PoolingTokenizer
 
 
 def build_tokenizer(config: Any, info: TokenizerInfo) -> Tokenizer:
-    """A tokenizer with fresh weights, of the kind that `config` names."""
-    if any(side % SIDE_DIVISOR for side in info.grid.shape):
+    """A tokenizer with fresh weights, of the kind that `config` names.
+
+    Raises
+    ------
+    FmrisynthError
+        The sides of the grid do not divide, or the mask holds no brain.
+    """
+    divisor, sides = math.lcm(SIDE_DIVISOR, info.downsampling), " x ".join(map(str, info.grid.shape))
+    if any(side % divisor for side in info.grid.shape):
+        remedy = "make the dataset with `fmrisynth prepare`, which pads it"
+        if divisor > SIDE_DIVISOR:
+            remedy = f"choose a tokenizer of at most {SIDE_DIVISOR} voxels per cell and side"
         raise FmrisynthError(
-            f"a grid of {' x '.join(map(str, info.grid.shape))} voxels cannot be tokenized: every side must divide by "
-            f"{SIDE_DIVISOR}; make the dataset with `fmrisynth prepare`, which pads it."
+            f"a grid of {sides} voxels cannot be tokenized: every side must divide by {divisor}; {remedy}."
+        )
+    if not info.mask_XYZ.any():
+        raise FmrisynthError(
+            f"a grid of {sides} voxels cannot be tokenized: its mask holds no brain; prepare the dataset again."
         )
     return _class_of(config.kind)(config, info)
 
@@ -68,14 +90,16 @@ def load_tokenizer(folder: Path, *, device: str | torch.device = "cpu") -> Token
         info = TokenizerInfo(
             kind=str(content["kind"]), normalisation=content["normalisation"], grid=grid, tr_s=float(content["tr_s"]),
             n_frames=int(content["n_frames"]), latent_channels=int(content["latent_channels"]), mask_XYZ=mask_XYZ,
-            reference_XYZ=reference_XYZ, latent_mean=mean, latent_std=std, noise=noise, sha256=content["sha256"],
-            provenance=content.get("provenance", {}),
+            reference_XYZ=reference_XYZ, downsampling=downsampling_of(content), latent_mean=mean, latent_std=std,
+            noise=noise, sha256=content["sha256"], provenance=content.get("provenance", {}),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise FmrisynthError(f"{folder}: the tokenizer's description is malformed ({error}); get it again.") from None
     n_channels = info.latent_channels
     sound = (
         config.kind == info.kind
+        and config.downsampling == info.downsampling
+        and config.latent_channels == info.latent_channels
         and info.normalisation in NORMALISATIONS
         and mask_XYZ.shape == reference_XYZ.shape == grid.shape
         and bool(mask_XYZ.any())

@@ -30,9 +30,12 @@ from torch import Tensor
 
 from fmrisynth.config.tokenize import PatchConfig
 from fmrisynth.errors import FmrisynthError
-from fmrisynth.models.tokenizers.base import DOWNSAMPLING, Tokenizer, TokenizerInfo
+from fmrisynth.models.tokenizers.base import Tokenizer, TokenizerInfo
 
-N_PATCH = DOWNSAMPLING**3
+SIDE = 4
+"""Of a patch, voxels."""
+
+N_PATCH = SIDE**3
 
 ROWS_AT_A_TIME = 64
 """Rows whose products are summed in one matrix product."""
@@ -82,7 +85,7 @@ class PatchTokenizer(Tokenizer):
         whole[:, self.cells_K] = patches_NKP
         return rearrange(
             whole, "n (x y z) (a b c) -> n 1 (x a) (y b) (z c)",
-            x=x, y=y, z=z, a=DOWNSAMPLING, b=DOWNSAMPLING, c=DOWNSAMPLING,
+            x=x, y=y, z=z, a=SIDE, b=SIDE, c=SIDE,
         )  # fmt: skip
 
     def fit_blocks(self, blocks: BlockFrames) -> None:
@@ -153,9 +156,7 @@ class PatchTokenizer(Tokenizer):
 
     def _patches(self, frames_NCXYZ: Tensor) -> Tensor:
         """Patches of the cells that hold brain, (N, K, P)."""
-        patches = rearrange(
-            frames_NCXYZ, "n 1 (x a) (y b) (z c) -> n (x y z) (a b c)", a=DOWNSAMPLING, b=DOWNSAMPLING, c=DOWNSAMPLING
-        )
+        patches = rearrange(frames_NCXYZ, "n 1 (x a) (y b) (z c) -> n (x y z) (a b c)", a=SIDE, b=SIDE, c=SIDE)
         return patches[:, self.cells_K]
 
     def _analyse(self, patches_NKP: Tensor) -> Tensor:
