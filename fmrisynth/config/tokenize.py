@@ -109,7 +109,7 @@ class VqganConfig(Config):
 Width = Annotated[int, Field(ge=4, le=4096)]
 
 
-class _LevelsConfig(Config):
+class LevelsConfig(Config):
     """Convolutional levels with residual blocks, attention at the coarsest; each doubles or halves the sides of the next."""
 
     latent_channels: int = Field(32, ge=1, le=256, description="C.")
@@ -120,6 +120,10 @@ class _LevelsConfig(Config):
     )  # fmt: skip
     num_res_blocks: int = Field(1, ge=1, le=64, description="Residual blocks per level.")
     norm_groups: int = Field(32, ge=1, le=4096, description="Groups of the group normalisation.")
+    centre: bool = Field(
+        False,
+        description="Give the network what a volume differs by from the mean anatomy: a short fit need not learn what all have in common.",
+    )
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
@@ -134,7 +138,7 @@ class _LevelsConfig(Config):
         return 2 ** (len(self.channels) - 1)
 
 
-class MaeTokenizerConfig(_LevelsConfig):
+class MaeTokenizerConfig(LevelsConfig):
     """A masked autoencoder's encoder, frozen, one token per latent cell; a linear projection; a CNN decoder (BrainG3N).
 
     The defaults are the paper's: patches of 16 voxels a side, encoder and masked decoder of width 1152, 43.7 M parameters in the
@@ -156,7 +160,7 @@ class MaeTokenizerConfig(_LevelsConfig):
         return self
 
 
-class KlConfig(_LevelsConfig):
+class KlConfig(LevelsConfig):
     """MONAI's AutoencoderKL, the usual tokenizer of 3D medical images: the rival of `mae`."""
 
     kind: Literal["kl"] = "kl"
@@ -255,4 +259,6 @@ class TokenizeConfig(StageConfig):
             )
         if self.model.kind != "mae" and self.fit.masked_steps:
             raise ValueError("fit.masked_steps applies to model.kind mae only")
+        if self.model.kind in NETWORKS and self.normalisation == "relative" and self.fit.frames_per_block != 1:
+            raise ValueError("fit.frames_per_block has to be 1 with normalisation relative: an anatomy is one volume")
         return self

@@ -12,7 +12,7 @@ import numpy as np
 from fmrisynth.errors import FmrisynthError
 
 SIDE_DIVISOR = 16
-"""Sides must divide by the tokenizer's 4 and by two halvings of the denoiser."""
+"""Sides must divide by a tokenizer's 4 and by two halvings of the denoiser, or by a tokenizer's 16."""
 
 NATIVE_SPACE = "scanner"
 

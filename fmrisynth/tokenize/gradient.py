@@ -254,7 +254,7 @@ class _MaskedTrainer(_Trainer):
         if step < n_masked:
             drawn = np.random.default_rng([self.config.seed, 3, step]).integers(2**63 - 1, size=len(frames))
             seen = [self.masked.draw_seen(torch.Generator().manual_seed(int(seed))) for seed in drawn]
-            seen_BK, volumes = torch.stack(seen).to(self.device), frames[:, 0]
+            seen_BK, volumes = torch.stack(seen).to(self.device), (frames - self.tokenizer.centre_XYZ)[:, 0]
             with self.autocast():
                 answer = self.masked(volumes, seen_BK)
             loss = self.masked.loss(answer, volumes, seen_BK).mean()

@@ -175,7 +175,7 @@ def measure_held_out(
                 if n_blocks % 7 == 0:  # every seventh block: volumes of one block look alike
                     spectrum.add(_volume(truth_TV[:1], mask), _volume(back_TV[:1], mask))
                 if n_blocks % 7 == 0 and len(quality) < QUALITY_VOLUMES:
-                    quality.append(_quality(frames[:1, 0], back[:1, 0], mask))
+                    quality.append(quality_of(frames[:1, 0], back[:1, 0], mask))
                 n_blocks += 1
         except FmrisynthError as error:
             failed[label] = str(error)
@@ -277,7 +277,7 @@ def _largest(values_V: np.ndarray, share: float) -> np.ndarray:
     return values >= np.quantile(values, 1 - share)
 
 
-def _quality(truth: Tensor, back: Tensor, mask_XYZ: np.ndarray) -> tuple[float, float]:
+def quality_of(truth: Tensor, back: Tensor, mask_XYZ: np.ndarray) -> tuple[float, float]:
     """PSNR (dB) and mean SSIM (Gaussian window of 1.5 voxels) of one volume inside the mask."""
     from monai.metrics.regression import compute_ssim_and_cs
 

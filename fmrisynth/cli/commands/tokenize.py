@@ -57,7 +57,7 @@ def tokenize(
     dry_run: DryRun = False,
     verbose: Verbose = 0,
 ) -> int:
-    """Fit a tokenizer (4x per side) unless one is given, and encode every block to latents."""
+    """Fit a tokenizer unless one is given, and encode every block to latents."""
 
     options.set_verbosity(verbose)
     resolved = options.resolve(

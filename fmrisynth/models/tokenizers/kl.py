@@ -5,20 +5,17 @@ Axis legend: N volumes, C latent channels; x, y, z latent axes.
 
 from __future__ import annotations
 
-import torch
 from monai.networks.nets import AutoencoderKL
 from torch import Tensor
 
 from fmrisynth.config.tokenize import KlConfig
-from fmrisynth.models.tokenizers.base import Tokenizer, TokenizerInfo
+from fmrisynth.models.tokenizers.base import TokenizerInfo
+from fmrisynth.models.tokenizers.network import NetworkTokenizer
 from fmrisynth.models.tokenizers.vqgan import NORM_EPS
 
 
-class KlTokenizer(Tokenizer):
-    """Posterior means of a variational autoencoder (Rombach et al. 2022; Pinaya et al. 2022).
-
-    Cells without brain count as 0, in the fit as when a generator left something else in them.
-    """
+class KlTokenizer(NetworkTokenizer):
+    """Posterior means of a variational autoencoder (Rombach et al. 2022; Pinaya et al. 2022)."""
 
     kind = "kl"
 
@@ -31,18 +28,13 @@ class KlTokenizer(Tokenizer):
             latent_channels=config.latent_channels, norm_num_groups=config.norm_groups, norm_eps=NORM_EPS,
         )  # fmt: skip
 
-    def encode_masked(self, frames_NCXYZ: Tensor) -> Tensor:
+    def analyse(self, frames_NCXYZ: Tensor) -> Tensor:
         """Means of the posterior; nothing is drawn."""
-        with torch.autocast(frames_NCXYZ.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            return self._within(self.network.encode(frames_NCXYZ)[0])
+        return self.network.encode(frames_NCXYZ)[0]
 
-    def decode_unmasked(self, latents_NCxyz: Tensor) -> Tensor:
-        """Decode the cells that hold brain."""
-        with torch.autocast(latents_NCxyz.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            return self.network.decode(self._within(latents_NCxyz))
-
-    def _within(self, latents_NCxyz: Tensor) -> Tensor:
-        return latents_NCxyz * self.info.latent_mask_xyz.to(latents_NCxyz)
+    def synthesise(self, latents_NCxyz: Tensor) -> Tensor:
+        """See `NetworkTokenizer.synthesise`."""
+        return self.network.decode(latents_NCxyz)
 
     def forward(self, frames_NCXYZ: Tensor) -> tuple[Tensor, Tensor, None]:
         """Reconstruct from a draw of the posterior (of PyTorch's generator), with gradients.
@@ -61,7 +53,7 @@ class KlTokenizer(Tokenizer):
         indices : None
             There is no codebook.
         """
-        mean, std = self.network.encode(frames_NCXYZ)
+        mean, std = self.network.encode(frames_NCXYZ - self.centre_XYZ)
         divergence = 0.5 * (mean.square() + std.square() - 2 * std.log() - 1).float().flatten(1).sum(dim=1).mean()
-        output = self.network.decode(self._within(self.network.sampling(mean, std)))
+        output = self.rebuild(self.network.sampling(mean, std))
         return output * self.brain_XYZ, self.config.kl_weight * divergence, None

@@ -9,6 +9,8 @@ Axis legend: N volumes, C latent channels, M patches that hold brain, P voxels o
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from monai.networks.nets.autoencoderkl import Decoder
 from torch import Tensor, nn
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 from fmrisynth.config.embed import MaeConfig
 from fmrisynth.config.tokenize import MaeTokenizerConfig
 from fmrisynth.models.masked_autoencoder import MaskedAutoencoder
-from fmrisynth.models.tokenizers.base import Tokenizer, TokenizerInfo
+from fmrisynth.models.tokenizers.base import TokenizerInfo
+from fmrisynth.models.tokenizers.network import NetworkTokenizer
 from fmrisynth.models.tokenizers.vqgan import NORM_EPS
 from fmrisynth.models.vit import Patches, ViT
 
@@ -24,7 +27,7 @@ POSITIONS = ((0, 1, 2),)
 """One table of positions for the three axes of a volume together."""
 
 
-class MaeTokenizer(Tokenizer):
+class MaeTokenizer(NetworkTokenizer):
     """Projected tokens of a masked autoencoder's encoder.
 
     The CNN decoder is that of MONAI's AutoencoderKL: residual blocks and self-attention on the grid of the latents, then residual
@@ -59,26 +62,23 @@ class MaeTokenizer(Tokenizer):
         )  # fmt: skip
 
     def tokens(self, frames_NCXYZ: Tensor) -> Tensor:
-        """What the encoder makes of the patches that hold brain, nothing hidden, (N, M, D)."""
+        """What the encoder makes of the patches that hold brain of volumes less the centre, nothing hidden, (N, M, D)."""
         patches_NMP = self.patches.cut(frames_NCXYZ[:, 0])[:, self.used_M]
         return self.encoder(patches_NMP, self.used_M.expand(len(patches_NMP), -1))[:, 1:]
 
     def latents(self, tokens_NMD: Tensor) -> Tensor:
         """Projected tokens at their places, (N, C, x, y, z); 0 in cells without brain."""
         values_NCM = self.project(tokens_NMD).transpose(1, 2)
-        whole = values_NCM.new_zeros(*values_NCM.shape[:2], self.info.latent_mask_xyz.numel())
+        whole = values_NCM.new_zeros(*values_NCM.shape[:2], prod(self.info.latent_grid))
         return whole.index_copy(2, self.used_M, values_NCM).unflatten(2, self.info.latent_grid)
 
-    def encode_masked(self, frames_NCXYZ: Tensor) -> Tensor:
-        """Projected tokens, 0 in cells without brain."""
-        with torch.autocast(frames_NCXYZ.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            return self.latents(self.tokens(frames_NCXYZ))
+    def analyse(self, frames_NCXYZ: Tensor) -> Tensor:
+        """See `NetworkTokenizer.analyse`."""
+        return self.latents(self.tokens(frames_NCXYZ))
 
-    def decode_unmasked(self, latents_NCxyz: Tensor) -> Tensor:
-        """Decode the cells that hold brain; the others count as 0, as in the fit, whatever a generator leaves in them."""
-        inside = self.info.latent_mask_xyz.to(latents_NCxyz)
-        with torch.autocast(latents_NCxyz.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            return self.decoder(latents_NCxyz * inside)
+    def synthesise(self, latents_NCxyz: Tensor) -> Tensor:
+        """See `NetworkTokenizer.synthesise`."""
+        return self.decoder(latents_NCxyz)
 
     def forward(self, frames_NCXYZ: Tensor) -> Tensor:
         """Reconstruct with gradients of projection and decoder; the encoder is frozen.
@@ -94,8 +94,8 @@ class MaeTokenizer(Tokenizer):
             0 outside the brain.
         """
         with torch.no_grad():
-            tokens_NMD = self.tokens(frames_NCXYZ)
-        return self.decoder(self.latents(tokens_NMD)) * self.brain_XYZ
+            tokens_NMD = self.tokens(frames_NCXYZ - self.centre_XYZ)
+        return self.rebuild(self.latents(tokens_NMD)) * self.brain_XYZ
 
 
 def masked_autoencoder(tokenizer: MaeTokenizer) -> MaskedAutoencoder:
