@@ -6,7 +6,7 @@
 Reconstruction: mean absolute error in units of the brain's mean, PSNR and SSIM within each person's mask, of people outside the
 training split. Probes: those of `evaluate --unit anatomy` (standardised features, ridge regression for age, a ridge classifier for
 sex, five folds over people, 95 % bootstrap intervals) of the mean over the cells that hold brain, of all those cells, and, as the row
-"volumes", of the volumes themselves averaged over cells of 4 voxels a side.
+"volumes", of the volumes themselves averaged over cells of 4 voxels a side. People who are in all latents folders are looked at.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    blocks = [anatomies_of(own)[0] for _, own in iterate_subjects(arguments.people)]
+    datasets = [LatentDataset.open(folder) for folder in arguments.latents]
+    everybody = sorted(set.intersection(*(set(dataset.subjects) for dataset in datasets)))
+    blocks = [anatomies_of(own)[0] for _, own in iterate_subjects(arguments.people, everybody)]
     people = read_people(blocks, common_grid(blocks))
     held_out = [block for block in blocks if block.split != "train"][: arguments.max_people]
     print(f"{len(blocks)} people, of whom {len(held_out)} outside the training split are reconstructed", flush=True)
@@ -67,8 +69,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     sex, age = probes(people.features_ND, people, arguments.seed)
     print(f"| volumes | {people.features_ND.shape[1]:,} | | | | | {sex} | | {age} |", flush=True)
-    for folder in arguments.latents:
-        dataset = LatentDataset.open(folder)
+    for folder, dataset in zip(arguments.latents, datasets, strict=True):
         inside_xyz = load_tokenizer(dataset.tokenizer_dir).info.latent_mask_xyz
         first = {row.subject: index for index, row in reversed(list(enumerate(dataset.rows)))}
         values_NCM = torch.stack([dataset.load(first[block.subject])[:, 0, inside_xyz] for block in blocks]).numpy()

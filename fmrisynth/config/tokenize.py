@@ -122,7 +122,7 @@ class LevelsConfig(Config):
     norm_groups: int = Field(32, ge=1, le=4096, description="Groups of the group normalisation.")
     centre: bool = Field(
         False,
-        description="Give the network what a volume differs by from the mean anatomy: a short fit need not learn what all have in common.",
+        description="Give the network what a volume differs by from the mean volume: a short fit need not learn what all have in common.",
     )
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmrisynth.config.tokenize import NETWORKS, TokenizeConfig
+from fmrisynth.config.tokenize import NETWORKS, LevelsConfig, TokenizeConfig
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo, build_tokenizer
 from fmrisynth.models.tokenizers.noise import NoiseMoments
@@ -64,6 +64,12 @@ def fit_tokenizer(
     elif config.model.kind in NETWORKS:
         from fmrisynth.tokenize.gradient import fit_network
 
+        if isinstance(config.model, LevelsConfig) and config.model.centre:
+            from fmrisynth.models.tokenizers.network import NetworkTokenizer
+
+            assert isinstance(tokenizer, NetworkTokenizer)
+            frames = iterate_frames(source, config.normalisation)
+            tokenizer.fit_centre(track(frames, "Mean volume", total=len(source)))
         if config.init is not None:
             from fmrisynth.models.tokenizers.init import initialise
             from fmrisynth.models.tokenizers.vqgan import VqganTokenizer

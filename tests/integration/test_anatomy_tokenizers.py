@@ -51,7 +51,7 @@ def test_latents_are_8_times_smaller(latents):
 def test_people_are_drawn_and_judged(latents, tmp_path):
     train = ["train", str(latents), str(tmp_path / "model"), "--preset", "anatomy", "--steps", "2", *settings(TINY_DIT)]
     assert run(train) == 0
-    stored = stored_shapes(next((tmp_path / "model" / "checkpoints").glob("step-*")))
+    stored = stored_shapes(next((tmp_path / "model" / "checkpoints").glob("step-*/ema.safetensors")))
     assert stored[SCALE] == (4, 6, 8, 8)  # the preset whitens
     table = tmp_path / "asked.tsv"
     rows = [f"sub-{i}\t{'FM'[i % 2]}\t{20 + 3 * i}" for i in range(N_PEOPLE)]

@@ -50,7 +50,7 @@ def mae(masked_steps, steps):
         "heads": 2,
     }
     fit = COMMON | {"masked_steps": masked_steps, "steps": steps, "warmup_steps": 1, "learning_rate": 1e-3}
-    return TokenizeConfig(report=False, model=model | {"latent_channels": 4}, fit=fit)
+    return TokenizeConfig(report=False, model=model | {"latent_channels": 4, "centre": True}, fit=fit)
 
 
 def test_writes_latents_and_tokenizer(prepared, tmp_path):

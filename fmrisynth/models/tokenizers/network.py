@@ -6,13 +6,12 @@ Axis legend: N volumes, C latent channels; x, y, z latent axes.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fmrisynth.config.tokenize import LevelsConfig
-from fmrisynth.data.normalisation import normalise
 from fmrisynth.models.tokenizers.base import Tokenizer, TokenizerInfo
 
 
@@ -20,17 +19,21 @@ class NetworkTokenizer(Tokenizer):
     """A network between volumes and latents.
 
     Cells without brain count as 0, in the fit as when a generator left something else in them. With ``config.centre`` the network
-    is given what a volume differs by from the mean anatomy, in the tokenizer's normalisation, and makes that again.
+    is given what a volume differs by from the mean volume of the fit (`fit_centre`), and makes that again.
     """
 
     def __init__(self, config: LevelsConfig, info: TokenizerInfo) -> None:
         super().__init__(config, info)
-        centre_XYZ = np.zeros(info.grid.shape, np.float32)
-        if config.centre:
-            reference, mask = info.reference_XYZ, info.mask_XYZ
-            centre_XYZ = normalise(reference[..., None], reference, mask, info.normalisation)[..., 0]
-        self.register_buffer("centre_XYZ", torch.from_numpy(centre_XYZ), persistent=False)
+        self.register_buffer("centre_XYZ", torch.zeros(info.grid.shape), persistent=config.centre)
         self.centre_XYZ: Tensor
+
+    def fit_centre(self, blocks: Iterable[Tensor]) -> None:
+        """Take the mean of the fitting volumes (each (T, 1, X, Y, Z), normalised) for the centre."""
+        total_XYZ, n = torch.zeros(self.info.grid.shape, dtype=torch.float64), 0
+        for frames in blocks:
+            total_XYZ += frames[:, 0].double().sum(dim=0)
+            n += len(frames)
+        self.centre_XYZ.copy_((total_XYZ / max(n, 1)).float() * self.brain_XYZ)
 
     @abstractmethod
     def analyse(self, frames_NCXYZ: Tensor) -> Tensor:
