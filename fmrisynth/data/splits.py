@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from fmrisynth.bids.people import SUBJECT_COLUMNS, read_cells
 from fmrisynth.bids.sources import clean_label
-from fmrisynth.bids.structural import SUBJECT_COLUMNS, read_cells
 from fmrisynth.conditions import fold
 from fmrisynth.config.prepare import SplitConfig
 from fmrisynth.errors import FmrisynthError, UsageError

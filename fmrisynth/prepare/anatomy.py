@@ -14,8 +14,9 @@ import numpy as np
 
 from fmrisynth.bids import naming
 from fmrisynth.bids.digests import files_of
+from fmrisynth.bids.people import People
 from fmrisynth.bids.sources import clean_label
-from fmrisynth.bids.structural import People, T1w
+from fmrisynth.bids.structural import T1w
 from fmrisynth.conditions import condition_from_label
 from fmrisynth.data.blocks import T1W, T1W_ITSELF, Block, BlockData, finish_subject, write_block
 from fmrisynth.data.grid import MNI_GRIDS, Grid, mni_brain_mask

@@ -50,7 +50,7 @@ CHANGES = {
 
 @each("changed input", {
     "sample": "Another model: refused with the name of what differs, exit status 2; nothing is touched.",
-    "train": "Refused: the run was started on other latents, exit status 1; nothing is touched.",
+    "train": "Refused: the run was started on other latents, exit status 2; nothing is touched.",
     "else": "What hangs on it is made again, and the summary says what and why; the output is the one of a fresh call.",
 }, ["prepare", "tokenize", "train", "sample", "glm", "evaluate"])  # fmt: skip
 def test_changed_input(command, world, start, tmp_path):
@@ -64,7 +64,7 @@ def test_changed_input(command, world, start, tmp_path):
         else:
             shutil.rmtree(root / "model" / "checkpoints" / "step-00000006")
         done = start.run([*ask, "--set", "steps=8"] if command == "train" else ask)
-        assert done.status == (1 if command == "train" else 2), done.said
+        assert done.status == 2, done.said
         assert ("started on other latents" if command == "train" else "CheckpointSHA256 was") in done.said
         assert digests(out, command) == before
         return
@@ -103,7 +103,7 @@ SETTINGS = {
 
 
 @each("changed setting", {
-    "train": "Refused with the names of the settings, exit status 1; nothing is touched.",
+    "train": "Refused with the names of the settings, exit status 2; nothing is touched.",
     "evaluate": "What depends on them is made again, and the summary names them; the output is the one of a fresh call.",
     "else": "Refused with the names of the settings, exit status 2; nothing is touched. `--force` makes everything anew.",
 })  # fmt: skip
@@ -114,7 +114,7 @@ def test_changed_setting(command, world, start, tmp_path):
     before = digests(out, command)
     more, words = SETTINGS[command]
     done = start.run([*ask, *more])
-    assert done.status == {"train": 1, "evaluate": 0}.get(command, 2), done.said
+    assert done.status == {"evaluate": 0}.get(command, 2), done.said
     assert words in done.said
     if command != "evaluate":
         assert digests(out, command) == before
