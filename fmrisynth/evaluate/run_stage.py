@@ -14,19 +14,8 @@ import numpy as np
 
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
-from fmrisynth.evaluate.runs import (
-    BANDS_HZ,
-    Plan,
-    RunCohort,
-    RunNumbers,
-    RunVerdict,
-    judge,
-    measure,
-    regions_of,
-    run_checks,
-    slopes,
-    slopes_on_truth,
-)
+from fmrisynth.evaluate.run_checks import RunVerdict, judge, run_checks, slopes, slopes_on_truth
+from fmrisynth.evaluate.runs import BANDS_HZ, Plan, RunCohort, RunNumbers, measure, regions_of
 from fmrisynth.evaluate.truth import read_truth
 from fmrisynth.glm.map_scores import pearson
 from fmrisynth.glm.maps import to_volume

@@ -9,16 +9,8 @@ import pytest
 
 from fmrisynth.bids.events import Event
 from fmrisynth.errors import FmrisynthError
-from fmrisynth.evaluate.runs import (
-    RunNumbers,
-    fir_correlation,
-    fir_design,
-    judge,
-    peak_delay_s,
-    run_checks,
-    slopes,
-    spread_ratio,
-)
+from fmrisynth.evaluate.run_checks import fir_correlation, judge, peak_delay_s, run_checks, slopes, spread_ratio
+from fmrisynth.evaluate.runs import RunNumbers, fir_design
 
 N_VOXELS, N_LAGS, TR_S = 3000, 18, 1.44
 
