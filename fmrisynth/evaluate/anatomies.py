@@ -153,7 +153,7 @@ def evaluate_anatomies(
 
 _METHODS = (
     f"A feature is the mean intensity of a cell of {CELL} x {CELL} x {CELL} voxels in units of the brain's mean, 0 outside the brain. "
-    "Probes are those of `embed`: ridge regression (numbers) and ridge classification (labels) of standardised features, their "
+    "Probes are those of fmrisynth embed: ridge regression (numbers) and ridge classification (labels) of standardised features, their "
     "strength chosen by leave-one-out among the people "
     f"they are fitted to. Real: {FOLDS} folds over real people. As asked: a probe of all real people reads the synthetic ones. Left open: "
     "synthetic people of whom the attribute was not asked. Intervals are 95 % bootstrap intervals over people. Spread is the summed "
