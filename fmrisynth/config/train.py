@@ -199,6 +199,13 @@ class ConditioningConfig(Config):
     past_dropout: float = Field(
         0.1, ge=0, lt=1, description="Events only: rate at which they are withheld, as at the start of a run."
     )
+    past_noise: float = Field(
+        0.5,
+        ge=0,
+        le=10,
+        description="Events only: standard deviation of the noise on those frames, in training and in sampling, in units of the whitened "
+        "latents: the network learns not to take its own small errors for the past.",
+    )
     descriptors: Path | None = Field(
         None,
         description="Events only: TSV with a row per condition and columns of numbers (modality, hand, load, a text embedding ...); the "
@@ -243,6 +250,7 @@ class EventTelling(Config):
     past_channels: int = Field(
         19, ge=0, le=65_536, description="Channels of those: C for each frame, and one that says that they are there."
     )
+    past_noise: float = Field(0.0, ge=0, le=10, description="Standard deviation of the noise on those, in their units.")
     descriptors: tuple[tuple[float, ...], ...] | None = Field(None, description="A row of numbers per condition.")
 
 

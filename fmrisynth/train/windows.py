@@ -68,6 +68,7 @@ class TrainingWindows(TrainingLatents):
             history_frames=math.ceil(config.history_s / self.tr_s),
             past_frames=config.past_frames,
             past_channels=config.past_frames * n_channels + 1 if config.past_frames else 0,
+            past_noise=config.past_noise,
             descriptors=None if config.descriptors is None else self._descriptors(config.descriptors),
         )
         if self.telling.descriptors is not None:  # a run that goes on must go on with the same
@@ -122,7 +123,8 @@ class TrainingWindows(TrainingLatents):
     def told(self, instance: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """Events in and before the window (S, K), and the frames before it (G, X, Y, Z).
 
-        Zeros stand at the start of a run, and where the generator withholds them.
+        Zeros stand at the start of a run, and where the generator withholds them. Without a generator nothing is withheld, and the
+        noise on the frames is the same each time.
         """
         run, first = self.place(instance)
         telling = self.telling
@@ -136,7 +138,8 @@ class TrainingWindows(TrainingLatents):
             frames = self.dataset.load_frames(run, first - telling.past_frames, telling.past_frames)
             past_CPXYZ = self.dataset.standardise(frames)
         scale_CXYZ = None if self.whitening is None else self.whitening.scale_CXYZ
-        return events_SK, past_channels(past_CPXYZ, telling, self.brain_XYZ, scale_CXYZ)
+        draws = torch.Generator().manual_seed(instance) if generator is None else generator
+        return events_SK, past_channels(past_CPXYZ, telling, self.brain_XYZ, scale_CXYZ, draws)
 
     def row(self, instance: int) -> LatentRow:
         """The run that a window is of."""

@@ -63,7 +63,7 @@ def runs(tmp_path, make_latents):
 
 
 def test_every_offset_of_every_run_is_a_window(runs):
-    windows = TrainingWindows(runs, ConditioningConfig(kind="events", past_frames=2, history_s=2.0))
+    windows = TrainingWindows(runs, ConditioningConfig(kind="events", past_frames=2, history_s=2.0, past_noise=0.0))
     train = windows.select("train")
     assert len(train) == 2 * (7 + 5)
     whole = windows.dataset.load(1)  # the second run of the first person
