@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from fmrisynth.config.base import StageConfig
 from fmrisynth.config.train import DELTA_T
 
-SamplerName = Literal["ab2", "ddpm", "ddim", "dpmpp2m", "euler", "heun"]
+SamplerName = Literal["ab2", "ddpm", "ddim", "euler"]
 
 
 class SampleConfig(StageConfig):
@@ -37,8 +37,9 @@ class SampleConfig(StageConfig):
     blocks: int = Field(1, ge=1, le=1000, description="Blocks of each condition that a person does; with subjects.")
     anatomy: Path | None = Field(
         None,
-        description="In place of the mean anatomy: a block or run dataset, synthetic person k gets the reference volume and mask "
-        "of its k-th participant; or a model of anatomies, which draws new ones.",
+        description="How people look. A block or run dataset: synthetic person k gets the reference volume and mask of its k-th "
+        "participant; a model of anatomies draws new ones; the word mean gives all the mean anatomy. Default: drawn by the model that "
+        "the functional model brings along, else the mean.",
     )
     participants: Path | None = Field(
         None,
@@ -58,7 +59,7 @@ class SampleConfig(StageConfig):
     )
     sampler: SamplerName = Field(
         "ab2",
-        description="ab2 (Adams-Bashforth in the angle), ddpm (ancestral), ddim, dpmpp2m (DPM-Solver++ 2M), heun, euler; "
+        description="ab2 (Adams-Bashforth in the angle), ddpm (ancestral), ddim, euler; "
         "with baselines the default is euler.",
     )
     steps: int | None = Field(

@@ -118,7 +118,7 @@ def generate_latents(
         Further attribute -> label or number; those left out are "null".
     seeds : sequence of int
         One seed per sample. A sample is the same whatever other seeds stand beside it.
-    sampler : {"ab2", "ddpm", "ddim", "dpmpp2m", "euler", "heun"}
+    sampler : {"ab2", "ddpm", "ddim", "euler"}
     n_steps : int
         Sampler steps.
     guidance : float or mapping

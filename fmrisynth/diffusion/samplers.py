@@ -144,44 +144,10 @@ def ab2(
     return y * radii[-1]
 
 
-def dpmpp2m(
-    denoise: Denoise, noise: Tensor, objective: Objective, times: Tensor, *, on_step: OnStep | None = None
-) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order with one evaluation a step.
-
-    The first step, and a last step that ends at zero noise, are first order.
-    """
-    x, previous_clean, previous_h = noise, None, 0.0
-    alpha, sigma = objective.path.alpha_sigma(times)
-    lambdas = torch.log(alpha) - torch.log(sigma)  # half log-SNR; infinite at the clean end
-    for step in range(len(times) - 1):
-        clean, _ = _evaluate(denoise, x, times[step], objective)
-        alpha_next, sigma_next = float(alpha[step + 1]), float(sigma[step + 1])
-        if sigma_next == 0:
-            x = alpha_next * clean
-        elif not torch.isfinite(lambdas[step]):  # pure noise (flow at t = 1): a DDIM step has the limit
-            x = alpha_next * clean + sigma_next * x / float(sigma[step])
-        else:
-            h = float(lambdas[step + 1] - lambdas[step])
-            direction = clean
-            if previous_clean is not None:
-                ratio = previous_h / h
-                direction = clean + (clean - previous_clean) / (2 * ratio)
-            x = (
-                sigma_next / float(sigma[step]) * x
-                - alpha_next * float(torch.expm1(torch.tensor(-h).double())) * direction
-            )
-            previous_clean, previous_h = clean, h
-        if on_step is not None:
-            on_step(step, x)
-    return x
-
-
 def euler(
     denoise: Denoise, noise: Tensor, objective: Objective, times: Tensor, *, on_step: OnStep | None = None
 ) -> Tensor:
     """Euler steps along the flow's velocity: first order, one evaluation a step."""
-    _need_flow(objective, "euler")
     x = noise
     for step in range(len(times) - 1):
         velocity = denoise(x, times[step].expand(x.shape[0]))
@@ -191,40 +157,19 @@ def euler(
     return x
 
 
-def heun(
-    denoise: Denoise, noise: Tensor, objective: Objective, times: Tensor, *, on_step: OnStep | None = None
-) -> Tensor:
-    """Heun's method along the flow's velocity: second order, two evaluations a step.
-
-    A last step that ends at zero noise is an Euler step (Karras et al. 2022), so that the network is never
-    asked about clean data.
-    """
-    _need_flow(objective, "heun")
-    x = noise
-    sigmas = objective.path.alpha_sigma(times)[1].tolist()
-    for step in range(len(times) - 1):
-        h = float(times[step + 1] - times[step])
-        velocity = denoise(x, times[step].expand(x.shape[0]))
-        if sigmas[step + 1] > 0:
-            velocity_next = denoise(x + h * velocity, times[step + 1].expand(x.shape[0]))
-            velocity = (velocity + velocity_next) / 2
-        x = x + h * velocity
-        if on_step is not None:
-            on_step(step, x)
-    return x
-
-
-SAMPLERS = ("ab2", "ddpm", "ddim", "dpmpp2m", "euler", "heun")
+SAMPLERS = ("ab2", "ddpm", "ddim", "euler")
 
 
 def check_sampler(sampler: str, objective: Objective) -> None:
     """Refuse an unknown sampler, or one that does not fit the objective."""
     if sampler not in SAMPLERS:
         raise UsageError(f"There is no sampler named {sampler!r}: known: {', '.join(SAMPLERS)}.")
-    if sampler in ("euler", "heun"):
-        _need_flow(objective, sampler)
-    elif objective.is_bridge:
-        raise UsageError(f"Sampler {sampler!r} removes noise; a forecast follows a velocity: use euler or heun.")
+    if sampler == "euler" and objective.prediction not in ("flow", "bridge"):
+        raise UsageError(
+            f"Sampler 'euler' integrates a flow; this model predicts {objective.prediction}: use ab2, ddpm or ddim."
+        )
+    if sampler != "euler" and objective.is_bridge:
+        raise UsageError(f"Sampler {sampler!r} removes noise; a forecast follows a velocity: use euler.")
 
 
 def sample(
@@ -245,13 +190,5 @@ def sample(
         return ddpm(denoise, noise, objective, times, draw_noise=draw_noise, on_step=on_step)
     if sampler == "ddim":
         return ddim(denoise, noise, objective, times, eta=eta, draw_noise=draw_noise, on_step=on_step)
-    solver = {"ab2": ab2, "dpmpp2m": dpmpp2m, "euler": euler, "heun": heun}[sampler]
+    solver = ab2 if sampler == "ab2" else euler
     return solver(denoise, noise, objective, times, on_step=on_step)
-
-
-def _need_flow(objective: Objective, sampler: str) -> None:
-    if objective.prediction not in ("flow", "bridge"):
-        raise UsageError(
-            f"Sampler {sampler!r} integrates a flow; this model predicts {objective.prediction}: "
-            "use ab2, ddpm, ddim or dpmpp2m."
-        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,22 +17,6 @@ from fmrisynth.errors import UsageError
 
 MAX_KEPT_SIGNAL = 0.1
 """Signal coefficient at the noisy end; the paper's schedule leaves 0.5 %, Stable Diffusion's 7 %."""
-
-
-class Schedule(Protocol):
-    """What samplers and objectives need to know about a schedule."""
-
-    def alpha_sigma(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise coefficients at each time, float64."""
-        ...
-
-    def times(self, n_steps: int) -> Tensor:
-        """Sampling times, shape (n_steps + 1,), float64, descending; the last is clean."""
-        ...
-
-    def network_time(self, time: Tensor) -> Tensor:
-        """Time on the scale of the network's embedding."""
-        ...
 
 
 @dataclass(frozen=True)

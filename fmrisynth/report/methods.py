@@ -27,8 +27,7 @@ _CITATION = re.compile(r"@(\w+)")
 
 _SAMPLERS = {
     "ab2": "an Adams-Bashforth method of second order [@salimans2022]", "ddpm": "ancestral sampling [@ho2020]",
-    "ddim": "DDIM [@song2021]", "dpmpp2m": "DPM-Solver++ (2M) [@lu2022]", "euler": "the Euler method",
-    "heun": "Heun's method [@karras2022]",
+    "ddim": "DDIM [@song2021]", "euler": "the Euler method",
 }  # fmt: skip
 _RESPONSES = {"spm": "SPM's", "glover": "Glover's"}
 _NOISES = {"ols": "ordinary least squares", "ar1": "generalised least squares with AR(1) noise"}
@@ -234,7 +233,7 @@ def _sample(s: Mapping[str, Any], out: Path) -> str:
     described = str(dict(read_json(naming.image_sidecar(first.reference_path)))["Description"])
     anatomy = (
         f"Each subject was given an anatomy from {s['Anatomy']}."
-        if "Anatomy" in s
+        if s.get("Anatomy", "mean") != "mean"
         else f"Reference volume: {described[:1].lower() + described[1:]}."
     )
     return (

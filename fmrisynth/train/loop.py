@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from fmrisynth.bids.atomic import write_text
 from fmrisynth.config.load import dump_yaml
 from fmrisynth.config.run import RunConfig
-from fmrisynth.diffusion.ema import Ema
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.build import count_parameters
 from fmrisynth.models.checkpoint import list_checkpoints
 from fmrisynth.models.distributed import World
 from fmrisynth.progress import ProgressBar, StageSummary, log, progress_bar
+from fmrisynth.train.ema import Ema
 from fmrisynth.train.engine import Engine, faster_precision, wrap_network
 from fmrisynth.train.runlog import RunLog
 from fmrisynth.train.state import (

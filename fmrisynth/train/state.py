@@ -23,7 +23,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from fmrisynth.bids.atomic import apply_umask, remove_temporaries, sync_to_disk, write_json
 from fmrisynth.bids.provenance import sha256_of
 from fmrisynth.config.run import OPERATIONAL, RunConfig
-from fmrisynth.diffusion.ema import Ema
 from fmrisynth.errors import FmrisynthError, UsageError, is_out_of_memory
 from fmrisynth.models.checkpoint import (
     CARD_NAME,
@@ -34,6 +33,7 @@ from fmrisynth.models.checkpoint import (
 from fmrisynth.models.distributed import World
 from fmrisynth.progress import log
 from fmrisynth.stage import flat_settings
+from fmrisynth.train.ema import Ema
 
 Card = Any
 """A frozen dataclass with ``weights_sha256``: what ``checkpoint.json`` says of a model (`models.checkpoint.ModelCard`)."""

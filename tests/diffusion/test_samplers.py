@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fmrisynth.diffusion.guidance import branch_coefficients, guided
 from fmrisynth.diffusion.objectives import Objective, expand
-from fmrisynth.diffusion.samplers import ab2, ddim, ddpm, dpmpp2m, euler, heun, posterior_std, sample
+from fmrisynth.diffusion.samplers import ab2, ddim, ddpm, euler, posterior_std, sample
 from fmrisynth.errors import UsageError
 
 DIFFUSION = [Objective("epsilon"), Objective("v", "scaled_linear")]
@@ -57,8 +57,7 @@ def gaussian_solution(objective, noise, start, end):
 @pytest.mark.parametrize("n_steps", [1, 2, 7, 50])
 @pytest.mark.parametrize(
     ("sampler", "objective"),
-    [(s, o) for o in DIFFUSION for s in ("ddpm", "ddim", "dpmpp2m")]
-    + [(s, FLOW) for s in ("ddpm", "euler", "heun", "ddim", "dpmpp2m")],
+    [(s, o) for o in DIFFUSION for s in ("ddpm", "ddim")] + [(s, FLOW) for s in ("ddpm", "euler", "ddim")],
 )
 def test_an_oracle_is_inverted_exactly(sampler, objective, n_steps):
     clean, noise = randn(2, 3, 4), randn(2, 3, 4, seed=1)
@@ -81,11 +80,7 @@ def test_an_oracle_is_inverted_exactly(sampler, objective, n_steps):
         (ab2, FLOW, 1.0, 0.0, 2),
         (ddim, DIFFUSION[0], 900.0, 20.0, 1),
         (ddim, DIFFUSION[1], 900.0, 20.0, 1),
-        (dpmpp2m, DIFFUSION[0], 900.0, 20.0, 2),
-        (dpmpp2m, DIFFUSION[1], 900.0, 20.0, 2),
-        (dpmpp2m, FLOW, 0.95, 0.05, 2),
         (euler, FLOW, 1.0, 0.0, 1),
-        (heun, FLOW, 1.0, 0.0, 2),
     ],
 )
 def test_solvers_converge_at_their_order(solver, objective, start, end, order):
@@ -172,7 +167,7 @@ def test_ancestral_sampling_of_a_gaussian_has_the_analytic_moments(objective, n_
 def test_twenty_steps_keep_the_variance(objective, start, end):
     noise = randn(1, 64)
     exact = gaussian_solution(objective, noise, start, end)
-    found = dpmpp2m(gaussian(objective), noise, objective, objective.path.times(20))
+    found = ab2(gaussian(objective), noise, objective, objective.path.times(20))
     assert float(found.std() / exact.std()) == pytest.approx(1, abs=0.02)
     worse = ddim(gaussian(objective), noise, objective, objective.path.times(20))
     assert (found - exact).abs().max() < (worse - exact).abs().max() / 2
@@ -187,7 +182,7 @@ def test_nothing_is_clipped():
 
 def test_combinations_that_make_no_sense_are_refused():
     with pytest.raises(UsageError, match="integrates a flow"):
-        sample("heun", lambda x, t: x, randn(1, 2), DIFFUSION[0], 5)
+        sample("euler", lambda x, t: x, randn(1, 2), DIFFUSION[0], 5)
     with pytest.raises(UsageError, match="known: ab2, ddpm"):
         sample("plms", lambda x, t: x, randn(1, 2), FLOW, 5)
     with pytest.raises(UsageError, match="draw_noise"):
@@ -239,7 +234,7 @@ def test_guidance_needs_a_scale_for_each_attribute():
 
 
 @pytest.mark.parametrize("std", [0.1, 0.3])
-def test_ab2_is_nearer_than_dpm_solver_on_a_mixture_of_narrow_gaussians(std):
+def test_ab2_is_far_nearer_than_euler_on_a_mixture_of_narrow_gaussians(std):
     """The answer is known: posterior means of the components, weighted by how likely each is."""
     means = torch.tensor([-1.2, 0.3, 1.0], dtype=torch.float64)
 
@@ -253,9 +248,8 @@ def test_ab2_is_nearer_than_dpm_solver_on_a_mixture_of_narrow_gaussians(std):
 
     noise = randn(1, 2000)
     exact = sample("ab2", denoise, noise, FLOW, 1000)
-    torch.testing.assert_close(exact, sample("heun", denoise, noise, FLOW, 1000), atol=2e-3, rtol=0)
     for n_steps in (10, 20):
         ours, theirs = (
-            (sample(name, denoise, noise, FLOW, n_steps) - exact).square().mean().sqrt() for name in ("ab2", "dpmpp2m")
+            (sample(name, denoise, noise, FLOW, n_steps) - exact).square().mean().sqrt() for name in ("ab2", "euler")
         )
-        assert ours < 0.85 * theirs
+        assert ours < 0.6 * theirs
