@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--training", type=Path)
     parser.add_argument("--n", type=int, default=100)
     arguments = parser.parse_args()
-    datasets = {folder.name: read_blocks(folder) for folder in arguments.samples}
+    datasets = {str(folder): read_blocks(folder) for folder in arguments.samples}
     real = read_blocks(arguments.real)
     conditions = sorted({block.condition for block in next(iter(datasets.values()))})
     training = read_blocks(arguments.training, split="train") if arguments.training else []
