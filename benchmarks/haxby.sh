@@ -24,7 +24,8 @@ prepare() { # split, participants
 prepare train run01 run02 run03 run04 run05 run06 run07 run08
 prepare test run09 run10 run11 run12
 fmrisynth tokenize "$root/train" "$root/latents" --set model.channels=16 --set report=false --seed 1
-fmrisynth train "$root/latents" "$root/model" --preset bundled --set steps=3000 --set checkpoint_every=500 --seed 1
+fmrisynth train "$root/latents" "$root/model" --preset bundled --set steps=3000 --set checkpoint_every=500 --seed 1 \
+    --set model.stages=[conv,transformer,transformer] --set model.num_heads=3
 fmrisynth sample "$root/synthetic" --checkpoint "$root/model" --all-conditions --n 50 --seed 1
 fmrisynth evaluate "$root/report" --real "$root/test" --synthetic "$root/synthetic" --set training="$root/train" \
     --tokenizer "$root/latents/tokenizer" --set baseline_samples=50

@@ -17,18 +17,21 @@ from safetensors.torch import load_file, save
 
 from fmrisynth.bids.atomic import write_bytes
 from fmrisynth.bids.provenance import sha256_of
-from fmrisynth.models.checkpoint import CARD_NAME, EMA_NAME
+from fmrisynth.models.checkpoint import CARD_NAME, EMA_NAME, find_model_dir
 
 LAST_LAYERS = ("conv_out.", "unet.out.")
 
 
 def main(model: Path, out: Path) -> None:
-    """Copy the model directory `model` to `out` and silence it."""
-    weights = load_file(model / EMA_NAME)
+    """Copy a model to the folder `out` and silence it."""
+    source = find_model_dir(model)
+    weights = load_file(source / EMA_NAME)
     last = [name for name in weights if name.startswith(LAST_LAYERS)]
     if not last:
         raise SystemExit(f"{model}: expected a last layer named {' or '.join(LAST_LAYERS)}*, found none.")
-    shutil.copytree(model, out)
+    shutil.copytree(source, out)
+    if not (out / "tokenizer").exists():
+        shutil.copytree(model / "tokenizer", out / "tokenizer")
     write_bytes(out / EMA_NAME, save(weights | {name: weights[name] * 0 for name in last}))
     card = json.loads((out / CARD_NAME).read_text()) | {"weights_sha256": sha256_of(out / EMA_NAME)}
     (out / CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")

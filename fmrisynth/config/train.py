@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,6 +135,14 @@ class DiTConfig(Config):
 
 def _model_kind(value: Any) -> str:
     return value.get("kind", "hybrid") if isinstance(value, dict) else getattr(value, "kind", "hybrid")
+
+
+def network_name(model: Mapping[str, Any]) -> str:
+    """What a network is called, from its settings: its kind, or the preset of the hybrid's ablation that it is."""
+    stages = set(model.get("stages", ()))
+    if stages == {"conv"}:
+        return "all-cnn"
+    return "all-transformer" if stages == {"transformer"} else str(model.get("kind", "hybrid"))
 
 
 ModelConfig = Annotated[

@@ -127,6 +127,8 @@ class LoadedDenoiser:
         The model directory.
     tokenizer : Path or None
         The tokenizer directory that belongs to the model.
+    anatomy : Path or None
+        Directory of the model that draws how its people look.
     """
 
     network: nn.Module
@@ -140,6 +142,7 @@ class LoadedDenoiser:
     sha256: str
     path: Path
     tokenizer: Path | None
+    anatomy: Path | None
     card: ModelCard
 
     @property
@@ -336,5 +339,6 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
         sha256=hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest(),
         path=folder,
         tokenizer=next((p for p in places if (p / "tokenizer.json").is_file()), None),
+        anatomy=own if ((own := folder / "anatomy") / CARD_NAME).is_file() else None,
         card=card,
     )

@@ -16,6 +16,7 @@ from fmrisynth import __version__
 from fmrisynth.bids import naming
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.glm import FDR, SMALLEST_CLUSTER, GlmConfig
+from fmrisynth.config.train import network_name
 from fmrisynth.data.blocks import read_blocks
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.parse import parse_yaml, read_json
@@ -35,7 +36,10 @@ _CONFOUNDS = {
     "auto": "six movement parameters, CSF and white matter where known", "simple": "nilearn's simple strategy",
     "scrubbing": "nilearn's scrubbing strategy",
 }  # fmt: skip
-_NETWORKS = {"hybrid": "a hybrid CNN-Transformer [@seo2025]", "unet": "a U-Net with the class in its time embedding",
+_NETWORKS = {"hybrid": "a hybrid CNN-Transformer [@seo2025]",
+             "all-cnn": "the convolutional ablation of a hybrid CNN-Transformer [@seo2025]",
+             "all-transformer": "the transformer ablation of a hybrid CNN-Transformer [@seo2025]",
+             "unet": "a U-Net with the class in its time embedding",
              "dit": "a plain diffusion transformer"}  # fmt: skip
 _OBJECTIVES = {
     "epsilon": "the noise (DDPM) [@ho2020]", "v": "the velocity v [@salimans2022]",
@@ -193,7 +197,8 @@ def _tokenize(s: Mapping[str, Any], out: Path) -> str:
 def _train(s: Mapping[str, Any], out: Path) -> str:
     optimiser = s["optimiser"]
     return (
-        f"A conditional denoiser, {_NETWORKS[s['model']['kind']]}, was trained to predict {_OBJECTIVES[s['objective']['prediction']]} for "
+        f"A conditional denoiser, {_NETWORKS[network_name(s['model'])]}, was trained to predict "
+        f"{_OBJECTIVES[s['objective']['prediction']]} for "
         f"{s['steps']:,} steps of {s['batch_size']} blocks with "
         f"AdamW [@loshchilov2019] (learning rate {optimiser['learning_rate']:g}); the condition was dropped in "
         f"{s['conditioning']['dropout']:.0%} of the instances, weights were averaged."

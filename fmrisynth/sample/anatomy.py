@@ -2,7 +2,7 @@
 
 A model of percent signal change says how a brain moves and nothing of how it looks. Without anatomies all synthetic people
 share the mean reference and the mask of the tokenizer. With a dataset the k-th person has those of its k-th; a model of
-anatomies draws new ones.
+anatomies draws new ones. A model may bring one along (folder ``anatomy/`` beside its weights, as the bundled model does).
 
 Axis legend: X, Y, Z voxel axes.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo
 from fmrisynth.progress import log
 from fmrisynth.sample.plan import sample_seed
 
+MEAN = "mean"
+"""The word that stands for the mean anatomy, where the model would draw others."""
+
 LEAST_SHARED = 0.5
 """A brain that covers less of the tokenizer's lies elsewhere."""
 
@@ -37,6 +40,16 @@ _NOT_BOLD = (
     "expected EPI volumes, of which there are percent changes, found T1-weighted images; give a block or run dataset, or a model of "
     "its anatomies."
 )
+
+
+class Person(Protocol):
+    """Who is asked for: a name, and a number from 0."""
+
+    @property
+    def subject(self) -> str: ...
+
+    @property
+    def index(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,9 @@ class Anatomies:
     known: tuple[str, ...] = ()
     """Attributes that the anatomy depends on."""
 
+    shared = True
+    """Whether all people have the same."""
+
     def __init__(self, info: TokenizerInfo) -> None:
         self.info = info
 
@@ -95,12 +111,12 @@ class Anatomies:
     def check(self, attributes: Mapping[str, str]) -> None:
         """Refuse attributes that no anatomy can have."""
 
-    def about(self, index: int) -> Any:
-        """What the anatomy of the person with this number depends on, for `Unit.about`."""
+    def about(self, person: Person) -> Any:
+        """What a person's anatomy depends on, for `Unit.about`."""
         return None
 
-    def load(self, index: int, attributes: Mapping[str, str]) -> Anatomy:
-        """The anatomy of the person with this number, from 0, and these attributes."""
+    def load(self, person: Person, attributes: Mapping[str, str]) -> Anatomy:
+        """The anatomy of a person with these attributes."""
         shared = "Mean anatomy of the people that the model's tokenizer was fitted on, the same for all samples"
         return Anatomy(self.info.reference_XYZ, self.info.mask_XYZ, shared)
 
@@ -169,6 +185,7 @@ class AnatomiesOfPeople(Anatomies):
 
     def __init__(self, dataset: Path, info: TokenizerInfo) -> None:
         super().__init__(info)
+        self.shared = False
         self.dataset, self.subjects = dataset, subjects_of(dataset)
         if not self.subjects:
             raise FmrisynthError(f"{dataset}: expected a dataset with finished participants, found none.")
@@ -192,11 +209,11 @@ class AnatomiesOfPeople(Anatomies):
                 "%s: %d anatomies for %d people; some people share one.", self.dataset, len(self.subjects), n_people
             )
 
-    def about(self, index: int) -> Any:
+    def about(self, person: Person) -> Any:
         """See `Anatomies.about`."""
-        return files_of([self._block(index).reference_path, self._block(index).mask_path])
+        return files_of([self._block(person.index).reference_path, self._block(person.index).mask_path])
 
-    def load(self, index: int, attributes: Mapping[str, str]) -> Anatomy:
+    def load(self, person: Person, attributes: Mapping[str, str]) -> Anatomy:
         """See `Anatomies.load`.
 
         Raises
@@ -204,7 +221,7 @@ class AnatomiesOfPeople(Anatomies):
         FmrisynthError
             The files cannot be used, or the brain lies elsewhere.
         """
-        block = self._block(index)
+        block = self._block(person.index)
         reference = read_image(block.reference_path, ndim=3).scaled()
         own = read_image(block.mask_path, ndim=3).scaled() > 0.5
         if not reference.shape == own.shape == self.info.mask_XYZ.shape:
@@ -220,7 +237,7 @@ class AnatomiesOfPeople(Anatomies):
 
 
 class DrawnAnatomies(Anatomies):
-    """New ones, drawn by a model of anatomies; a person's is a function of the seed, the person's number and attributes.
+    """New ones, drawn by a model of anatomies; a person's is a function of the seed, the person's name and attributes.
 
     Parameters
     ----------
@@ -247,29 +264,33 @@ class DrawnAnatomies(Anatomies):
         self._check_grid(model.path, tokenizer.info.grid)
         if EPI not in model.conditions:
             raise UsageError(f"--anatomy {model.path}: {_NOT_BOLD}")
+        self.shared = False
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
         self.known = tuple(name for name in model.labels if name != "condition")
 
     @property
     def statement(self) -> str:
         """See `Anatomies.statement`."""
-        return f"Each synthetic person has an anatomy of their own, drawn by the model {self.model.sha256[:12]} (--anatomy)."
+        return (
+            f"Each synthetic person has an anatomy of their own, drawn by the model {self.model.sha256[:12]}: reference volume and brain "
+            "mask differ from person to person."
+        )
 
     def check(self, attributes: Mapping[str, str]) -> None:
         """See `Anatomies.check`."""
         encode_labels(self.model.labels, EPI, self._own(attributes), self.model.always)
 
-    def about(self, index: int) -> Any:
+    def about(self, person: Person) -> Any:
         """See `Anatomies.about`."""
         return self.model.sha256
 
     def _own(self, attributes: Mapping[str, str]) -> dict[str, str]:
         return {name: value for name, value in attributes.items() if name in self.known}
 
-    def load(self, index: int, attributes: Mapping[str, str]) -> Anatomy:
+    def load(self, person: Person, attributes: Mapping[str, str]) -> Anatomy:
         """See `Anatomies.load`."""
         model = self.model
-        seed = sample_seed(self.seed, "anatomy", index)
+        seed = sample_seed(self.seed, f"anatomy {person.subject}", person.index)
         latent_1CTxyz = generate_latents(model, EPI, self._own(attributes), seeds=[seed])
         drawn = drawn_anatomy(
             next(self.tokenizer.decode_blocks(latent_1CTxyz, noise_seeds=[seed])), self.tokenizer.info

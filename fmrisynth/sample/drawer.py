@@ -20,6 +20,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fmrisynth.config.sample import SampleConfig
+from fmrisynth.config.train import network_name
 from fmrisynth.data.occupancy import read_descriptors
 from fmrisynth.diffusion.generate import encode_labels, generate_latents
 from fmrisynth.errors import FmrisynthError, UsageError, must_exist
@@ -27,7 +28,7 @@ from fmrisynth.models.bundled import model_dir
 from fmrisynth.models.checkpoint import CARD_NAME, LoadedDenoiser, load_denoiser
 from fmrisynth.models.device import usable_cores
 from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
-from fmrisynth.sample.anatomy import Anatomies, AnatomiesOfPeople, Anatomy, DrawnAnatomies
+from fmrisynth.sample.anatomy import MEAN, Anatomies, AnatomiesOfPeople, Anatomy, DrawnAnatomies
 from fmrisynth.sample.plan import SampleRequest
 
 A = TypeVar("A")
@@ -152,7 +153,7 @@ class Drawer:
 
     def __init__(self, config: SampleConfig, model: LoadedDenoiser, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.anatomies = _anatomies(config, tokenizer.info)
+        self.anatomies = _anatomies(config, model, tokenizer.info)
         if config.report and self.makes_anatomies:
             raise UsageError(f"{model.path}: this model makes anatomies; leave --report out, it is about activity.")
         self.settings = _settings(config, model, tokenizer)
@@ -166,7 +167,7 @@ class Drawer:
     def network(self) -> str:
         """Kind and size of the network, for people."""
         n = sum(p.numel() for p in self.model.network.parameters())
-        return f"{self.model.card.model.get('kind', 'network')}, {n / 1e6:.1f} M parameters"
+        return f"{network_name(self.model.card.model)}, {n / 1e6:.1f} M parameters"
 
     def draw(
         self, requests: Sequence[SampleRequest], device: torch.device
@@ -229,7 +230,7 @@ class Drawer:
         """Volumes of one sample, (X, Y, Z, T) float32; latents that are not given are drawn on the CPU."""
         latent = self.latents([request], torch.device("cpu"))[0] if latent_CTXYZ is None else latent_CTXYZ
         noise_seeds = [request.seed] if self.config.observation_noise else None
-        anatomy = self.anatomies.load(request.index, dict(request.attributes)) if anatomy is None else anatomy
+        anatomy = self.anatomies.load(request, dict(request.attributes)) if anatomy is None else anatomy
         return next(
             self.tokenizer.decode_blocks(
                 latent[None], reference_XYZ=anatomy.reference_XYZ, mask_XYZ=anatomy.mask_XYZ, noise_seeds=noise_seeds
@@ -243,12 +244,13 @@ class Drawer:
         return found.get("onset_s", 0.0), found.get("duration_s", info.tr_s * info.n_frames)
 
 
-def _anatomies(config: SampleConfig, info: TokenizerInfo) -> Anatomies:
-    if config.anatomy is None:
+def _anatomies(config: SampleConfig, model: LoadedDenoiser, info: TokenizerInfo) -> Anatomies:
+    found = config.anatomy or model.anatomy
+    if found is None or (str(found) == MEAN and not found.exists()):
         return Anatomies(info)
-    if (config.anatomy / CARD_NAME).is_file() or (config.anatomy / "checkpoints").is_dir():
-        return DrawnAnatomies(*load_model(config.anatomy), info, config.seed)
-    return AnatomiesOfPeople(config.anatomy, info)
+    if (found / CARD_NAME).is_file() or (found / "checkpoints").is_dir():
+        return DrawnAnatomies(*load_model(found), info, config.seed)
+    return AnatomiesOfPeople(found, info)
 
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], *, ahead: int) -> Iterator[B]:

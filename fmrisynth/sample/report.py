@@ -101,8 +101,8 @@ def write_report(out: Path, asked: Sequence[SampleRequest], config: SampleConfig
     blocks = {request: block_of(out, request) for request in there}
     first = next(iter(blocks.values()))
     grid = common_grid([first])
-    # Without a dataset of anatomies one reference volume and mask serve all samples.
-    looks = [first] if config.anatomy is None else list({block.subject: block for block in blocks.values()}.values())
+    people = {block.subject: block for block in blocks.values()}
+    looks = [first] if drawer.anatomies.shared else list(people.values())
     mask_XYZ = common_mask(looks, grid, glm.min_reference_fraction)
     summaries = []
     for label in dict.fromkeys(request.condition.label for request in there):

@@ -322,7 +322,7 @@ class SampleMaker:
         """The blocks of one subject as a unit of work; drawn and decoded when it is made, if not before."""
         about = {
             "blocks": [[request.condition.label, request.seed, *request.attributes] for request in own],
-            "anatomy": self.drawer.anatomies.about(own[0].index),
+            "anatomy": self.drawer.anatomies.about(own[0]),
         }
         subject = own[0].subject
         return Unit(
@@ -366,7 +366,7 @@ class SampleMaker:
 
     def _write(self, own: Sequence[SampleRequest], latents: Sequence[torch.Tensor], bold: Sequence[np.ndarray]) -> None:
         config, info = self.drawer.config, self.drawer.tokenizer.info
-        grid, anatomy = info.grid, self.drawer.anatomies.load(own[0].index, dict(own[0].attributes))
+        grid, anatomy = info.grid, self.drawer.anatomies.load(own[0], dict(own[0].attributes))
         blocks: list[Block] = []
         runs: Counter[str] = Counter()
         kept = []

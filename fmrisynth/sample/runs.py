@@ -176,7 +176,7 @@ class RunMaker:
             "seed": person.seed, "runs": [[design.name, design.n_frames] for design in person.designs],
             "events": files_of([design.path for design in person.designs]),
             "descriptors": files_of([self.drawer.config.descriptors]),
-            "anatomy": self.drawer.anatomies.about(person.index),
+            "anatomy": self.drawer.anatomies.about(person),
         }  # fmt: skip
         return Unit(
             f"sub-{person.subject}", about, lambda: self._write(person), naming.subject_scans(person.subject),
@@ -206,7 +206,7 @@ class RunMaker:
 
     def _write(self, person: PersonRequest) -> None:
         drawer, info = self.drawer, self.drawer.tokenizer.info
-        anatomy = drawer.anatomies.load(person.index, drawer.config.attributes)
+        anatomy = drawer.anatomies.load(person, drawer.config.attributes)
         data = BlockData(np.zeros((*info.grid.shape, 0), np.float32), anatomy.reference_XYZ, anatomy.mask_XYZ)
         runs: list[Block] = []
         for design in person.designs:

@@ -87,6 +87,30 @@ def test_same_bytes_in_any_order_and_for_any_number_of_people(people, looks, tmp
     assert {name: alone.get(name) for name in mine} == mine
 
 
+def test_people_of_the_bundled_model_have_anatomies_of_their_own(tmp_path):
+    ask = ["sample", "--condition", "motor_rh", "--steps", "1", "--seed", "7", "--set", "preview=false"]
+    assert run([*ask, "--n", "4", str(tmp_path / "out")]) == 0
+    four = [block.load() for block in read_blocks(tmp_path / "out")]
+    brain = np.logical_or.reduce([one.mask_XYZ for one in four])
+    for i, one in enumerate(four):
+        assert 0.85 * brain.sum() < one.mask_XYZ.sum()
+        for other in four[:i]:
+            assert not np.array_equal(one.mask_XYZ, other.mask_XYZ)
+            assert np.corrcoef(one.reference_XYZ[brain], other.reference_XYZ[brain])[0, 1] < 0.9
+    # A sample of another condition is another person, and asked for alone it is the same one.
+    assert run([*ask, "--condition", "gambling_loss", "--n", "1", str(tmp_path / "two")]) == 0
+    loss, motor = (block.load().reference_XYZ for block in read_blocks(tmp_path / "two"))
+    assert not np.array_equal(loss, motor)
+    assert np.array_equal(motor, four[0].reference_XYZ)
+
+
+def test_people_may_all_have_the_mean_anatomy(tmp_path, info):
+    ask = [*ASK, "--subjects", "2", "--anatomy", "mean", "--set", "preview=false", str(tmp_path / "out")]
+    assert run(ask) == 0
+    for block in read_blocks(tmp_path / "out"):
+        assert np.array_equal(block.load_mask(), info.mask_XYZ)
+
+
 def test_latents_of_all_blocks_are_kept(people):
     from safetensors.numpy import load_file
 

@@ -96,17 +96,25 @@ def test_report_is_complete_in_itself_and_says_what_was_asked(packed):
     assert html.count("data:image/") >= 9  # the same five, two previews, two time-lapses
 
 
-def test_the_methods_name_the_model_and_the_folder_says_that_all_look_alike(packed):
+def test_the_methods_name_the_model_and_the_folder_says_how_people_look(packed):
     sidecar = json.loads(
         read_blocks(packed)[0].path.with_name(read_blocks(packed)[0].path.name.replace(".nii.gz", ".json")).read_text()
     )
     text = " ".join(methods_of(packed))
     assert f"SHA-256 {sidecar['CheckpointSHA256'][:12]})" in text
-    assert f"hybrid CNN-Transformer [@seo2025] with {sidecar['Network'].partition(', ')[2]}" in text
+    assert f"ablation of a hybrid CNN-Transformer [@seo2025] with {sidecar['Network'].partition(', ')[2]}" in text
     assert "4 samples of 2 conditions (language_story, motor_rh; 4 synthetic subjects; 12 frames each)" in text
-    assert "Reference volume: mean anatomy of the people" in text
-    assert "All synthetic people share one anatomy" in (packed / "README.md").read_text()
+    assert "Reference volume: an anatomy drawn by model" in text
+    assert "reference volume and brain mask differ from person to person" in (packed / "README.md").read_text()
     for path in packed.rglob("*_boldref.json"):
+        assert "drawn by model" in json.loads(path.read_text())["Description"]
+
+
+def test_where_all_look_alike_the_folder_says_so(tmp_path):
+    assert run([*ASK, "--anatomy", "mean", "--report", str(tmp_path / "out")]) == 0
+    assert "Reference volume: mean anatomy of the people" in " ".join(methods_of(tmp_path / "out"))
+    assert "All synthetic people share one anatomy" in (tmp_path / "out" / "README.md").read_text()
+    for path in (tmp_path / "out").rglob("*_boldref.json"):
         assert "the same for all samples" in json.loads(path.read_text())["Description"]
 
 

@@ -59,7 +59,7 @@ def test_four_synthetic_subjects(four):
         sidecar = json.loads(block.path.with_name(block.path.name.replace(".nii.gz", ".json")).read_text())
         assert sidecar["Synthetic"] is True
         assert sidecar["Condition"] == "gambling_loss"
-        arrays.append(inside)
+        arrays.append(data.bold_XYZT)
     for i in range(4):
         for j in range(i):
             assert not np.allclose(arrays[i], arrays[j])

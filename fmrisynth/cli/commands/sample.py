@@ -71,9 +71,9 @@ def sample(
             SampleConfig,
             "anatomy",
             "--anatomy",
-            metavar="DATASET|MODEL",
-            default="the mean anatomy",
-            help="How people look: as those of a dataset, or drawn by a model.",
+            metavar="DATASET|MODEL|mean",
+            default="drawn, where the model can, else the mean",
+            help="How people look: as those of a dataset, drawn by a model, or all alike (mean).",
         ),
     ] = None,
     participants: Annotated[
