@@ -17,7 +17,7 @@ class EvaluateConfig(StageConfig):
     unit: Literal["block", "run", "anatomy"] = Field(
         "block",
         description="block: windows of blocks; run: whole runs of one experiment (of the other settings only test_split and truth apply); "
-        "anatomy: how people look, or will look if they are forecasts (none of the others apply).",
+        "anatomy: how people look, or will look if they are forecasts (tokenizer and inception apply to the former).",
     )
     glm: GlmConfig = Field(GlmConfig(reports=False), description="The window GLM, the same for both datasets.")
     conditions: tuple[str, ...] = Field((), description="Conditions to compare; empty: all that were synthesised.")
@@ -48,6 +48,11 @@ class EvaluateConfig(StageConfig):
     tokenizer: Path | None = Field(
         None,
         description="Tokenizer folder, or bundled: the compared real blocks are encoded and decoded with it, for its ceiling.",
+    )
+    inception: Path | None = Field(
+        None,
+        description="Weights of torchvision's Inception-V3 (PyTorch file or safetensors): slices of anatomies are compared in its features "
+        "in place of those of EfficientNet-Lite0.",
     )
     truth: Path | None = Field(
         None,

@@ -5,6 +5,7 @@ Axis legend: N, M rows; D features; K conditions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,10 +99,9 @@ def frechet(a: Rows, b: Rows, conditions: list[str]) -> float:
         centred = np.concatenate([own - own.mean(axis=0) for own in own_K])
         covariances.append(centred.T @ centred / max(1, len(centred) - len(conditions)))
     first, second = covariances
-    # The eigenvalues of C C' are those of the symmetric C'^½ C C'^½.
-    value, vector = np.linalg.eigh(second)
-    root = (vector * np.sqrt(value.clip(0))) @ vector.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ first @ root).clip(0)).sum()
+    # With C' = R'R, from the triangle of the last centred rows, the eigenvalues of C C' are those of the symmetric R C R'.
+    root = np.linalg.qr(centred, mode="r") / np.sqrt(max(1, len(centred) - len(conditions)))
+    cross = np.sqrt(np.linalg.eigvalsh(root @ first @ root.T).clip(0)).sum()
     return float(np.square(means[0] - means[1]).sum(axis=1).mean() + np.trace(first) + np.trace(second) - 2 * cross)
 
 
@@ -121,8 +121,9 @@ def kernel(a: Rows, b: Rows, conditions: list[str]) -> float:
 
 
 def measure(
-    real: Rows, other: Rows, conditions: list[str], scale: Scale, *, resamples: int = 200, seed: int = 0
-) -> Distance:
+    real: Rows, other: Rows, conditions: list[str], scale: Callable[[Rows], Rows], *, paired: bool = False,
+    resamples: int = 200, seed: int = 0,
+) -> Distance:  # fmt: skip
     """Both distances between equally many rows of each condition.
 
     Parameters
@@ -130,7 +131,9 @@ def measure(
     real, other : Rows
         At least two rows of each condition.
     conditions : list of str
-    scale : Scale
+    scale : Scale, or another map of rows
+    paired : bool
+        The k-th rows of both are of the same person, so that resamples draw the same people of both.
     resamples : int
         Bootstrap samples of the people of both sides. Rows that a resample holds twice make distances of resamples larger, so the
         interval is that of the differences from their mean, around the value.
@@ -141,7 +144,8 @@ def measure(
     value = np.array([frechet(a, b, conditions), kernel(a, b, conditions)])
     draws = []
     for _ in range(resamples):
-        x, y = (rows.of(_people(rows, conditions, rng)) for rows in (a, b))
+        drawn = _people(a, conditions, rng)
+        x, y = a.of(drawn), b.of(drawn if paired else _people(b, conditions, rng))
         draws.append([frechet(x, y, conditions), kernel(x, y, conditions)])
     spread = np.std(draws, axis=0, ddof=1) * 1.959964
     low, high = value - spread, value + spread
@@ -153,7 +157,7 @@ def measure(
         low[1],
         high[1],
         len(a.people_N),
-        len(set(a.people_N)) + len(set(b.people_N)),
+        len(set(a.people_N)) + (0 if paired else len(set(b.people_N))),
     )
 
 

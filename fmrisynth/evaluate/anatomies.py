@@ -21,6 +21,7 @@ from fmrisynth.data.grid import Grid
 from fmrisynth.data.normalisation import normalise
 from fmrisynth.embed.probes import MAX_CLASSES, as_numbers, balanced_accuracy, correlation, ridge_classes, ridge_numbers
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.evaluate.slices import MISSING, compare_slices, slices_section
 from fmrisynth.progress import count, track
 from fmrisynth.report import Element, Figure, Page, Section, Table, Text
 from fmrisynth.report.brain import mosaic
@@ -28,6 +29,9 @@ from fmrisynth.report.html import banner_of
 
 CELL = 4
 """Side of a feature's cell, voxels."""
+
+SOME_BRAIN = 0.05
+"""A mean volume that is brighter, in units of the brain's mean, has brain there in somebody."""
 
 FOLDS, RESAMPLES = 5, 1000
 LEAST_PEOPLE = 20
@@ -112,6 +116,10 @@ def evaluate_anatomies(
     controls = [c for name in names if (c := control(name, real, synthetic, rng)) is not None]
     spread = spread_ratio(real.features_ND, synthetic.features_ND, rng)
     privacy = nearest(real, synthetic)
+    slices = compare_slices(
+        real_blocks, synthetic_blocks, lambda block: volume_of(block, grid), real.mean_XYZ > SOME_BRAIN, grid,
+        tokenizer_folder=config.tokenizer, inception=config.inception, seed=config.seed,
+    )  # fmt: skip
     metrics = {
         "unit": "anatomy",
         "datasets": {
@@ -122,7 +130,8 @@ def evaluate_anatomies(
             name: {"mean": float(people.volume_N.mean()), "sd": float(people.volume_N.std(ddof=1))}
             for name, people in (("real", real), ("synthetic", synthetic))
         },
-        "attributes": [asdict(one) for one in controls], "spread": spread, "privacy": privacy, "config_hash": config.digest(),
+        "attributes": [asdict(one) for one in controls], "spread": spread, "privacy": privacy,
+        "slices": None if slices is None else slices.to_json(), "config_hash": config.digest(),
     }  # fmt: skip
     lines = [_told(one) for one in controls]
     sizes = (f"{people.volume_N.mean():.0f} ± {people.volume_N.std(ddof=1):.0f}" for people in (synthetic, real))
@@ -145,10 +154,11 @@ def evaluate_anatomies(
         sections=[
             Section("What was asked for", _control_table(controls)),
             Section("Between people", _spread_section(real, synthetic, grid, lines[len(controls) :])),
+            Section("Slices seen by a network", slices_section(slices)),
             Section("Methods", [Text(_METHODS)]),
         ],
     )
-    return metrics, page, lines
+    return metrics, page, lines + (["Note: " + MISSING] if slices is None else [slices.sentence, *slices.notes])
 
 
 _METHODS = (
@@ -342,7 +352,7 @@ def _control_table(controls: Sequence[Control]) -> list[Element]:
 
 
 def _spread_section(real: People, synthetic: People, grid: Grid, lines: Sequence[str]) -> list[Element]:
-    mask_XYZ = (real.mean_XYZ > 0.05) | (synthetic.mean_XYZ > 0.05)
+    mask_XYZ = (real.mean_XYZ > SOME_BRAIN) | (synthetic.mean_XYZ > SOME_BRAIN)
     rows = [
         ("standard deviation, real", real.std_XYZ), ("standard deviation, synthetic", synthetic.std_XYZ),
         ("difference of the means", synthetic.mean_XYZ - real.mean_XYZ),

@@ -4,15 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, BlockData
 from fmrisynth.data.grid import Grid
-from fmrisynth.data.normalisation import denormalise, normalise
+from fmrisynth.data.normalisation import brain_of, denormalise, normalise
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.windows import Window, percent_signal, smooth_inside
+
+if TYPE_CHECKING:
+    from fmrisynth.models.tokenizers.base import Tokenizer
+
+
+def tokenizer_of(folder: Path, grid: Grid) -> Tokenizer:
+    """The tokenizer of a folder.
+
+    Raises
+    ------
+    FmrisynthError
+        It was made for another grid.
+    """
+    from fmrisynth.models.tokenizers.build import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    if not tokenizer.info.grid.same_as(grid):
+        raise FmrisynthError(
+            f"{folder}: made for the grid {tokenizer.info.grid.shape} in {tokenizer.info.grid.space}, the data have "
+            f"{grid.shape} in {grid.space}; give the tokenizer that was trained on these data."
+        )
+    return tokenizer
+
+
+def reconstructed_anatomy(volume_XYZ: np.ndarray, tokenizer: Tokenizer, seed: int) -> np.ndarray:
+    """An anatomy that went through a tokenizer of anatomies, as drawn ones come out of it: with its observation noise and with the brain
+    where it is bright; both in units of the brain's mean, 0 outside, float32.
+    """
+    import torch
+
+    frame_NCXYZ = torch.from_numpy(np.ascontiguousarray(volume_XYZ[None, None]))
+    with torch.no_grad():
+        latent_1CTxyz = tokenizer.encode(frame_NCXYZ).transpose(0, 1)[None]
+        back_XYZ = next(tokenizer.decode_blocks(latent_1CTxyz, noise_seeds=[seed]))[..., 0]
+    reference_XYZ, mask_XYZ = tokenizer.info.reference_XYZ, tokenizer.info.mask_XYZ
+    brain_XYZ = brain_of(back_XYZ / reference_XYZ[mask_XYZ].mean())
+    return normalise(back_XYZ[..., None], back_XYZ, brain_XYZ, "relative")[..., 0]
 
 
 def reconstructed_windows(
@@ -27,14 +65,7 @@ def reconstructed_windows(
     """
     import torch
 
-    from fmrisynth.models.tokenizers.build import load_tokenizer
-
-    tokenizer = load_tokenizer(tokenizer_folder)
-    if not tokenizer.info.grid.same_as(grid):
-        raise FmrisynthError(
-            f"{tokenizer_folder}: made for the grid {tokenizer.info.grid.shape} in {tokenizer.info.grid.space}, the data have "
-            f"{grid.shape} in {grid.space}; give the tokenizer that was trained on these data."
-        )
+    tokenizer = tokenizer_of(tokenizer_folder, grid)
     kind = tokenizer.info.normalisation
     for block in blocks:
         data = block.load()

@@ -35,7 +35,7 @@ METRICS = Path("metrics.json")
 REPORT = Path("report.html")
 
 
-OPTIONAL_INPUTS = ("rois", "roi_atlas", "roi_labels", "tokenizer", "truth", "training", "encoder")
+OPTIONAL_INPUTS = ("rois", "roi_atlas", "roi_labels", "tokenizer", "truth", "training", "encoder", "inception")
 """Settings that are files or folders: their content counts, and where they lie does not."""
 
 
