@@ -53,6 +53,11 @@ class SampleConfig(StageConfig):
     baseline_split: Literal["train", "val", "test"] | None = Field(
         None, description="With baselines: people of this split only; default everybody."
     )
+    same_noise: bool = Field(
+        False,
+        description="All samples of a condition are made from the noise of the first, so that they differ by what is asked for alone; the "
+        "picture of anatomies then shows the differences to the first.",
+    )
     start_index: int = Field(0, ge=0, description="Number of the first sample (0 is sample 1).")
     shard: tuple[int, int] = Field(
         (1, 1), description="(k, n): of all samples, make the k-th of n interleaved shares; for job arrays."
@@ -120,6 +125,8 @@ class SampleConfig(StageConfig):
             raise ValueError("report and save_latents are for blocks; look at runs with `fmrisynth glm --unit run`")
         if self.subjects is not None and (self.events or self.n > 1):
             raise ValueError("subjects takes the place of n; with events, n is the number of people")
+        if self.same_noise and (self.subjects is not None or self.events or self.baselines is not None):
+            raise ValueError("same_noise goes with n samples of conditions; leave subjects, events and baselines out")
         if self.participants is not None and self.events:
             raise ValueError(
                 "participants says who does blocks; of people who do whole runs give attributes with --set"

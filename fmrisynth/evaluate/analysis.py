@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.special import stdtrit
 
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.errors import FmrisynthError
@@ -12,16 +13,17 @@ from fmrisynth.evaluate.checks import CHECKS, Context, Verdict
 from fmrisynth.evaluate.cohorts import Cohorts
 from fmrisynth.evaluate.distinguish import classifier_checks, copies_check, distinct_check, donors_check
 from fmrisynth.evaluate.embedding import Embedding, compare_embeddings
-from fmrisynth.evaluate.jackknife import Evidence, Standing, gather, judge, standings
+from fmrisynth.evaluate.jackknife import MIN_SUBJECTS, Evidence, Standing, gather, jackknife_variance, judge, standings
 from fmrisynth.evaluate.parts import Parts
 from fmrisynth.evaluate.privacy import Audit, Gallery
 from fmrisynth.evaluate.probes import Probes
+from fmrisynth.evaluate.properties import Properties
 from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres
 from fmrisynth.evaluate.scoring import Comparison, Score, compare_maps, noise_free_ceiling, split_half_ceiling
 from fmrisynth.evaluate.summary import Blocks, Reference, Summary
 from fmrisynth.evaluate.truth import Ceiling, truth_correlations
 from fmrisynth.evaluate.utility import Cell, utility_check, utility_grid
-from fmrisynth.evaluate.variance import explained_variance
+from fmrisynth.evaluate.variance import explained_variance, intraclass_correlation
 from fmrisynth.glm.windows import iterate_windows
 from fmrisynth.progress import log, track
 from fmrisynth.stage import Stage
@@ -69,6 +71,7 @@ class Analysis:
     roi_note: str
     utility: list[Cell]
     variance: dict[str, dict[str, float | None]]
+    reliability: dict[str, Score]
     truth: dict[str, Ceiling] = field(default_factory=dict)
     embedding: Embedding | None = None
     notes: list[str] = field(default_factory=list)
@@ -164,6 +167,32 @@ def add_intervals(comparison: Comparison, evidence: Evidence) -> None:
         score.low, score.high = float(np.tanh(centre - reach)), float(np.tanh(centre + reach))
 
 
+def reliability(properties: Properties, conditions: list[str]) -> Score:
+    """How alike a person's blocks of a condition are: the intraclass correlation of effects on cells, with a 95 % jackknife interval."""
+    kept = properties.rows.only(np.isin(properties.rows.conditions_N, conditions))
+
+    def without(*groups: int) -> float:
+        rows = kept.only(~np.isin(kept.group_N, groups))
+        return intraclass_correlation(rows.effect_NC, rows.people_N, rows.conditions_N)
+
+    value, people = without(), len(set(kept.people_N))
+    if not np.isfinite(value):
+        return Score(None, people, "people", note="no person has two blocks of a condition")
+    n = properties.n_groups
+    left_out_G, pairs_G = (
+        np.array([without(g, *((g + i) % n for i in more)) for g in range(n)]) for more in ((), (1,))
+    )
+    if properties.fewest(conditions) < MIN_SUBJECTS or not (np.isfinite(left_out_G) & np.isfinite(pairs_G)).all():
+        return Score(
+            value,
+            people,
+            "people",
+            note=f"no interval: it needs {MIN_SUBJECTS} people with two blocks in each condition",
+        )
+    reach = float(stdtrit(n - 1, 0.975) * np.sqrt(jackknife_variance(left_out_G, pairs_G)))
+    return Score(value, people, "people", value - reach, value + reach)
+
+
 def _fisher_z(r: float) -> float:
     return float(np.arctanh(np.clip(r, -0.999999, 0.999999)))
 
@@ -210,7 +239,11 @@ def analyse(cohorts: Cohorts, config: EvaluateConfig, stage: Stage) -> Analysis:
         noise_free_corr=noise_free_ceiling(corr.value) if corr is not None and corr.value is not None else None,
         tokenizer_ceiling=parts.tokenizer_ceiling(),
         baselines=found, rois=rois, roi_note=roi_note, utility=cells,
-        variance={"real": explained_variance(real), "synthetic": explained_variance(synthetic)}, truth=truth,
+        variance={"real": explained_variance(real), "synthetic": explained_variance(synthetic)},
+        reliability={
+            name: reliability(summary.properties, cohorts.conditions)
+            for name, summary in (("real", real), ("synthetic", synthetic), ("control", control)) if summary is not None
+        }, truth=truth,
         embedding=compare_embeddings(cohorts, config, parts), notes=notes,
     )  # fmt: skip
 

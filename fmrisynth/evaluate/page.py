@@ -16,7 +16,7 @@ from fmrisynth.evaluate.checks import ANSWERS
 from fmrisynth.evaluate.checks import show as show_numbers
 from fmrisynth.evaluate.courses import roi_course
 from fmrisynth.evaluate.variance import principal_components
-from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, show
+from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, reliability_sentence, show
 from fmrisynth.glm.map_scores import map_correlations
 from fmrisynth.glm.maps import to_volume
 from fmrisynth.progress import count
@@ -352,7 +352,8 @@ def _variance(analysis: Analysis) -> list[Element]:
     shares_of = analysis.variance
     keys = list(dict.fromkeys([*shares_of["real"], *shares_of["synthetic"]]))
     table = [[key, shares_of["real"].get(key), shares_of["synthetic"].get(key)] for key in keys]
-    return [*elements, Table(("Share of variance explained", "Real", "Synthetic"), table)]
+    said = Text(reliability_sentence(analysis))
+    return [*elements, Table(("Share of variance explained", "Real", "Synthetic"), table), said]
 
 
 def _privacy(analysis: Analysis) -> list[Element]:

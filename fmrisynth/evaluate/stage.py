@@ -27,8 +27,8 @@ from fmrisynth.progress import StageSummary
 from fmrisynth.report import write_page
 from fmrisynth.stage import Stage, Unit
 
-SCHEMA_VERSION = "2.1"
-METHOD = 3
+SCHEMA_VERSION = "2.2"
+METHOD = 4
 """Of the numbers: evaluations by an earlier method are made again."""
 
 METRICS = Path("metrics.json")
@@ -179,6 +179,7 @@ def metrics_of(
         },
         "truth": analysis.truth,
         "variance_explained": analysis.variance,
+        "reliability": _scores_json(analysis.reliability),
         "embedding": None if analysis.embedding is None else analysis.embedding.to_json(),
         "utility": analysis.utility,
         "rois": {

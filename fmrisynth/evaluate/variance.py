@@ -59,3 +59,40 @@ def explained_variance(summary: Summary) -> dict[str, float | None]:
     if all(encodings):
         shares["volumes by phase encoding"] = variance_shares(rows.volume_NC, encodings)
     return shares
+
+
+def intraclass_correlation(features_NC: np.ndarray, people: np.ndarray, conditions: np.ndarray) -> float:
+    """How much of the variance between blocks of a condition is the person's: ICC(1,1), all features pooled.
+
+    One-way random effects of Shrout and Fleiss (1979) within conditions, ``s / (s + w)`` with w the mean square between blocks of a person
+    and condition and ``s = (mean square between people - w) / k``, k the blocks a person (where these differ, the mean of Searle et al.
+    1992). Mean squares are summed over features, as Shou et al. (2013) do for images. Blocks have no order, so that ICC(3,1), which removes
+    what all second blocks have in common, has no meaning here.
+
+    Parameters
+    ----------
+    features_NC : array of shape (N, C)
+    people, conditions : arrays of N labels
+
+    Returns
+    -------
+    float
+        0 on average where blocks of a person are no more alike than those of others, and then often below; NaN where nobody has two blocks
+        of a condition, or a condition one person.
+    """
+    between, within, between_dof, within_dof, each = 0.0, 0.0, 0, 0, 0.0
+    for condition in np.unique(conditions):
+        own_NC = np.asarray(features_NC[conditions == condition], np.float64)
+        _, person_N, count_P = np.unique(people[conditions == condition], return_inverse=True, return_counts=True)
+        sums_PC = np.zeros((len(count_P), own_NC.shape[1]))
+        np.add.at(sums_PC, person_N, own_NC)
+        mean_PC = sums_PC / count_P[:, None]
+        between += float((count_P @ np.square(mean_PC - own_NC.mean(axis=0))).sum())
+        within += float(np.square(own_NC - mean_PC[person_N]).sum())
+        between_dof, within_dof = between_dof + len(count_P) - 1, within_dof + len(own_NC) - len(count_P)
+        each += count_P.sum() - np.square(count_P).sum() / count_P.sum()
+    if not (between_dof and within_dof):
+        return float("nan")
+    noise = within / within_dof
+    person = (between / between_dof - noise) * between_dof / each
+    return person / (person + noise) if person + noise > 0 else float("nan")

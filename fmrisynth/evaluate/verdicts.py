@@ -45,10 +45,26 @@ def judge(analysis: Analysis) -> list[Judgement]:
         Judgement(v.check.key, v.answer, v.check.title, v.detail, control.get(v.check.key))
         for v in analysis.own.verdicts
     ]
+    if analysis.reliability["synthetic"].value is not None:
+        title = "Effects of a person in two blocks (intraclass correlation)"
+        lines.append(Judgement("reliability", "info", title, reliability_sentence(analysis), counted=False))
     if analysis.embedding is not None:
         title = "Distance in the features of an encoder of flat maps"
         lines.append(Judgement("embedding", "info", title, analysis.embedding.sentence, counted=False))
     return lines + (_against_baselines(analysis) if analysis.baselines else [])
+
+
+def reliability_sentence(analysis: Analysis) -> str:
+    """How alike the effects of a person's blocks are, in real people, samples and other real people, in words."""
+    names = {"real": "real people", "synthetic": "samples", "control": "as many real blocks of other people"}
+    found = "; ".join(
+        f"{names[name]} {show(score)}" + (f" ({score.note})" if score.note else "")
+        for name, score in analysis.reliability.items()
+    )
+    return (
+        f"ICC(1,1) of effects on cells, between blocks of one person and condition: {found}. At 0 a person's blocks are no more alike than "
+        "those of different people."
+    )
 
 
 def _against_baselines(analysis: Analysis) -> list[Judgement]:

@@ -28,7 +28,8 @@ class SampleRequest:
     index : int
         Number of the sample within its condition or, with `block`, of the person; from 0.
     seed : int
-        Seed of its random generator, a function of the user's seed, the condition's label, `index` and `block` only.
+        Seed of its random generator, a function of the user's seed, the condition's label, `index` and `block` only (with the same noise
+        for all samples not of `index`).
     block : int, optional
         Number of the block among those of its condition that the person does, from 1. None: the sample is a subject of its own.
     attributes : tuple of (name, value)
@@ -107,7 +108,12 @@ def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequ
             for block in range(1, config.blocks + 1)
         ]
     requests = [
-        SampleRequest(one, index, sample_seed(config.seed, one.label, index), attributes=attributes(index))
+        SampleRequest(
+            one,
+            index,
+            sample_seed(config.seed, one.label, 0 if config.same_noise else index),
+            attributes=attributes(index),
+        )
         for one in conditions
         for index in range(config.start_index, config.start_index + config.n)
     ]

@@ -185,6 +185,7 @@ def _begin(out: Path, drawer: Drawer, n_frames: int, *, force: bool, write: bool
         for name in ("anatomy", "participants")
         if (path := getattr(config, name)) is not None
     }
+    fixed |= {"SameNoise": True} if config.same_noise else {}
     if not out.exists():  # a model that needs more than there is must not leave a folder
         _check_space(out, n_frames, drawer.tokenizer)
     info = drawer.tokenizer.info
@@ -199,7 +200,7 @@ def _finish(out: Path, drawer: Drawer, asked: Sequence[SampleRequest]) -> None:
     config = drawer.config
     write_participants(out)
     if config.preview and drawer.makes_anatomies:
-        write_gallery([block_of(out, request) for request in asked[:SHOWN]])
+        write_gallery([block_of(out, request) for request in asked[:SHOWN]], differences=config.same_noise)
     elif config.preview:
         for request in asked:
             if request.index == config.start_index and request.block in (None, 1):

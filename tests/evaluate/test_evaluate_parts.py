@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,15 +12,23 @@ from scipy.ndimage import gaussian_filter
 
 from fmrisynth.data.grid import MNI_3MM, make_grid
 from fmrisynth.errors import FmrisynthError
+from fmrisynth.evaluate.analysis import reliability
 from fmrisynth.evaluate.cohorts import choose_cohorts
 from fmrisynth.evaluate.courses import course_pairs, mean_agreement
 from fmrisynth.evaluate.privacy import Gallery, distance_from_others, nearest_two
 from fmrisynth.evaluate.probes import cell_matrix, neighbour_pairs
-from fmrisynth.evaluate.properties import autocorrelation, power_spectrum, smoothness_fwhm_mm
+from fmrisynth.evaluate.properties import (
+    BlockRows,
+    Properties,
+    Sums,
+    autocorrelation,
+    power_spectrum,
+    smoothness_fwhm_mm,
+)
 from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres, sphere
 from fmrisynth.evaluate.stage import without_nan
 from fmrisynth.evaluate.utility import classify
-from fmrisynth.evaluate.variance import principal_components, variance_shares
+from fmrisynth.evaluate.variance import intraclass_correlation, principal_components, variance_shares
 from tests.evaluate.conftest import CONDITIONS
 
 
@@ -276,3 +284,43 @@ def test_mean_courses_of_one_population_agree_within_sampling_error(courses_of, 
 
 def test_one_subject_has_no_sampling_error(courses_of, regions):
     assert np.isnan(mean_agreement(course_pairs(courses_of(1, 4), courses_of(50, 1), ["motor_rh"], regions)))
+
+
+RATINGS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
+"""Six targets by four judges: Shrout and Fleiss 1979, Table 2, whose ICC(1,1) is .17 (Table 4)."""
+
+
+def test_the_intraclass_correlation_of_shrout_and_fleiss():
+    values, people = RATINGS.reshape(-1, 1), np.repeat(list("abcdef"), 4)
+    one = intraclass_correlation(values, people, np.repeat("x", 24))
+    assert one == pytest.approx(0.17, abs=0.005)
+    assert one == pytest.approx((11.242 - 6.264) / (11.242 + 3 * 6.264), abs=1e-3)  # mean squares of their Table 3
+    both = np.concatenate([values, values + 100])  # what conditions have in common is nobody's
+    labels = np.repeat(["x", "y"], 24)
+    assert intraclass_correlation(both, np.tile(people, 2), labels) == pytest.approx(one)
+    assert np.isnan(intraclass_correlation(values, np.arange(24).astype(str), np.repeat("x", 24)))
+    assert np.isnan(intraclass_correlation(values, np.repeat("a", 24), np.repeat("x", 24)))
+
+
+def people_with_blocks(rng, share, n_people=20, n_cells=30):
+    """Effects whose variance is a person's to this share; one to four blocks of two conditions a person."""
+    rows = []
+    for person in range(n_people):
+        for condition in ("x", "y"):
+            own = np.sqrt(share) * rng.standard_normal(n_cells)
+            rows += [
+                (f"p{person}", condition, person, own + np.sqrt(1 - share) * rng.standard_normal(n_cells))
+                for _ in range(rng.integers(1, 5))
+            ]
+    people, conditions, groups, effects = map(np.array, zip(*rows, strict=True))
+    empty = {entry.name: np.zeros(len(people)) for entry in fields(BlockRows)}
+    own = {"people_N": people, "conditions_N": conditions, "group_N": groups, "effect_NC": effects}
+    return Properties(BlockRows(**(empty | own)), Sums(), [Sums() for _ in range(n_people)], np.arange(1), 1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_reliability_is_unbiased_whatever_the_numbers_of_blocks_and_its_interval_covers(rng, share):
+    found = [reliability(people_with_blocks(rng, share), ["x", "y"]) for _ in range(60)]
+    values = np.array([score.value for score in found])
+    assert abs(values.mean() - share) < 3.5 * values.std() / np.sqrt(len(values))
+    assert np.mean([score.low < share < score.high for score in found]) > 0.85

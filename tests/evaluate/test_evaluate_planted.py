@@ -171,7 +171,7 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     summary = evaluate_datasets(tmp_path / "out", real=real_cohort, synthetic=good_samples, config=quick)
     assert any("as many real blocks of other people pass" in line for line in summary.lines)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["schema_version"] == "2.1"
+    assert metrics["schema_version"] == "2.2"
     assert metrics["synthetic"]["scores"]["corr"]["n"] == 4
     assert set(metrics["baselines"]) == set(GENERATORS)
     assert metrics["baselines"]["class mean + residuals"]["scores"]["corr"]["value"] > 0.5
@@ -182,6 +182,8 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
         name in line["detail"].split("not counted as rivals")[1] for name, answer in audits.items() if answer == "fail"
     )
     assert not line["counted"]
+    assert metrics["reliability"]["synthetic"]["value"] is None  # every sample is a person
+    assert "reliability" not in [line["key"] for line in metrics["summary"]]
     assert "NaN" not in (tmp_path / "out/metrics.json").read_text()
     text = (tmp_path / "out/report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:|#|figures/)", text)
@@ -323,3 +325,19 @@ def test_single_samples_are_held_against_single_real_blocks(maker, quick, tmp_pa
     assert own.value < 0.9  # a single block is hard to name
     assert ceiling.low < own.value < ceiling.high
     assert outcomes["top1_per_sample"] != "fail"
+
+
+def test_people_who_respond_as_themselves_only_in_one_block_are_told(maker, real_cohort, quick, tmp_path):
+    """As many people with two blocks as real ones; their blocks differ as much, but not by person."""
+    rng, root = np.random.default_rng(31), tmp_path / "people"
+    for index in range(8):
+        own = {c: [maker.truth[c] + maker.subject_sd * smooth_map(rng) for _ in range(2)] for c in CONDITIONS}
+        windows = {c: [maker.window(rng, effect) for effect in effects] for c, effects in own.items()}
+        maker.write(root, f"synth{index:04d}", CONDITIONS, rng, windows=windows)
+    analysis, _ = run(real_cohort, root, quick.model_copy(update={"baselines": False}), tmp_path)
+    real, samples, others = (analysis.reliability[name] for name in ("real", "synthetic", "control"))
+    assert samples.low < 0 < samples.high < real.low
+    assert others.value > samples.high
+    line = next(line for line in judge(analysis) if line.key == "reliability")
+    assert (line.answer, line.counted) == ("info", False)
+    assert "as many real blocks of other people" in line.detail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -92,6 +93,21 @@ def test_everybody_is_asked_for_as_in_the_table(drawn):
     assert not np.allclose(volumes[0], volumes[1])
     assert (drawn / "figures" / "anatomies.png").stat().st_size > 10_000
     assert validator_errors(drawn) == []
+
+
+def test_from_the_same_noise_people_differ_by_what_was_asked_alone(world, drawn, tmp_path):
+    table = tmp_path / "asked.tsv"
+    table.write_text("participant_id\tsex\tage\nsub-1\tF\t30\nsub-2\tF\t30\nsub-3\tM\t70\n")
+    ask = ["sample", str(tmp_path / "out"), "--checkpoint", str(world / "model"), "--all-conditions", "--n", "3"]
+    ask += ["--participants", str(table), "--steps", "4"]
+    assert run([*ask, "--set", "same_noise=true"]) == 0
+    first, second, other = (block.load().reference_XYZ for block in read_blocks(tmp_path / "out"))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, read_blocks(drawn)[0].load().reference_XYZ)  # the first of any call
+    assert not np.allclose(first, other)
+    pictures = [plt.imread(root / "figures" / "anatomies.png") for root in (tmp_path / "out", drawn)]
+    assert pictures[0].shape[0] > 1.7 * pictures[1].shape[0]  # with differences below
+    assert run(ask) != 0  # other noise does not go into the same folder
 
 
 def test_too_few_rows_are_refused(world, drawn, tmp_path, capsys):

@@ -51,3 +51,13 @@ def test_spellings_of_the_field_and_all_wrong_ones_at_once():
     assert [r.condition.label for r in make_requests(config, KNOWN)] == ["motor_rh", "wm_2bk_places"]
     with pytest.raises(UsageError, match=r"'MOTOR:rx': did you mean.*'loss': .*'REASONING:rel'"):
         make_requests(SampleConfig(conditions=("MOTOR:rx", "MOTOR:rh", "loss", "REASONING:rel"), n=1), KNOWN)
+
+
+def test_samples_from_the_same_noise_share_their_seed_with_the_first_of_their_condition():
+    apart = make_requests(SampleConfig(all_conditions=True, n=3), KNOWN)
+    same = make_requests(SampleConfig(all_conditions=True, n=3, same_noise=True), KNOWN)
+    assert [r.subject for r in same] == [r.subject for r in apart]
+    first = {r.condition.label: r.seed for r in apart if r.index == 0}
+    assert [r.seed for r in same] == [first[r.condition.label] for r in same]
+    with pytest.raises(ValueError, match="same_noise goes with n samples"):
+        SampleConfig(all_conditions=True, subjects=3, same_noise=True)
