@@ -173,7 +173,7 @@ class SliceDistances:
     def sentence(self) -> str:
         """The Fréchet distances in words."""
         said = "; ".join(
-            f"{name} {d.frechet:.1f} [{d.frechet_low:.1f}, {d.frechet_high:.1f}]" for name, d in self.distances.items()
+            f"{name} {_interval(d.frechet, d.frechet_low, d.frechet_high)}" for name, d in self.distances.items()
         )
         of = f"{3 * PER_VIEW} slices of each of {self.n_volumes} volumes"
         return f"Fréchet distance of {self.network} features, {of}: {said}"
@@ -273,6 +273,10 @@ _METHODS = (
 )
 
 
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
 def slices_section(found: SliceDistances | None) -> list[Element]:
     """What `compare_slices` found, for the page."""
     if found is None:
@@ -280,8 +284,8 @@ def slices_section(found: SliceDistances | None) -> list[Element]:
     rows = [
         [
             name,
-            f"{d.frechet:.1f} [{d.frechet_low:.1f}, {d.frechet_high:.1f}]",
-            f"{d.kernel:.4f} [{d.kernel_low:.4f}, {d.kernel_high:.4f}]",
+            _interval(d.frechet, d.frechet_low, d.frechet_high),
+            _interval(d.kernel, d.kernel_low, d.kernel_high),
             d.n_people,
         ]
         for name, d in found.distances.items()
