@@ -55,7 +55,10 @@ def write_gallery(blocks: Sequence[Block], *, differences: bool = False) -> None
         axis.set_axis_off()
     said = "Synthetic anatomies"
     if differences:
-        said += f" from the same noise, and their differences to the first (red more, at most ±{limit:.2f} of the brain's mean)"
+        said += " from the same noise"
+        axes[3, 0].set_title(" ", fontsize=9, loc="center")  # keeps the room
+        below = f"Differences to the first: red brighter, colours to ±{limit:.2f} of the brain's mean"
+        axes[3, 0].text(0, 1.03, below, fontsize=9, transform=axes[3, 0].transAxes, in_layout=False)
     figure.suptitle(said, x=0.01, ha="left", fontsize=10.5, fontweight="bold", color=INK)
     with atomic_path(blocks[0].root / GALLERY) as temporary:
         figure.savefig(temporary, dpi=DPI, metadata={"Software": None})

@@ -101,10 +101,12 @@ def test_from_the_same_noise_people_differ_by_what_was_asked_alone(world, drawn,
     ask = ["sample", str(tmp_path / "out"), "--checkpoint", str(world / "model"), "--all-conditions", "--n", "3"]
     ask += ["--participants", str(table), "--steps", "4"]
     assert run([*ask, "--set", "same_noise=true"]) == 0
-    first, second, other = (block.load().reference_XYZ for block in read_blocks(tmp_path / "out"))
+    blocks = read_blocks(tmp_path / "out")
+    first, second, _ = (block.load().reference_XYZ for block in blocks)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, read_blocks(drawn)[0].load().reference_XYZ)  # the first of any call
-    assert not np.allclose(first, other)
+    assert not np.allclose(first, read_blocks(drawn)[1].load().reference_XYZ)
+    assert [block.attributes["age"] for block in blocks] == ["30", "30", "70"]
     pictures = [plt.imread(root / "figures" / "anatomies.png") for root in (tmp_path / "out", drawn)]
     assert pictures[0].shape[0] > 1.7 * pictures[1].shape[0]  # with differences below
     assert run(ask) != 0  # other noise does not go into the same folder
