@@ -38,16 +38,17 @@ def tokenizer_of(folder: Path, grid: Grid) -> Tokenizer:
     return tokenizer
 
 
-def reconstructed_anatomy(volume_XYZ: np.ndarray, tokenizer: Tokenizer, seed: int) -> np.ndarray:
-    """An anatomy that went through a tokenizer of anatomies, as drawn ones come out of it: with its observation noise and with the brain
-    where it is bright; both in units of the brain's mean, 0 outside, float32.
+def reconstructed_anatomy(volume_XYZ: np.ndarray, tokenizer: Tokenizer, noise_seed: int | None = None) -> np.ndarray:
+    """An anatomy that went through a tokenizer of anatomies, as drawn ones come out of it: with brain where it is bright, and with the
+    tokenizer's observation noise if a seed is given. Both volumes are in units of the brain's mean, 0 outside, float32.
     """
     import torch
 
     frame_NCXYZ = torch.from_numpy(np.ascontiguousarray(volume_XYZ[None, None]))
     with torch.no_grad():
         latent_1CTxyz = tokenizer.encode(frame_NCXYZ).transpose(0, 1)[None]
-        back_XYZ = next(tokenizer.decode_blocks(latent_1CTxyz, noise_seeds=[seed]))[..., 0]
+        noise_seeds = None if noise_seed is None else [noise_seed]
+        back_XYZ = next(tokenizer.decode_blocks(latent_1CTxyz, noise_seeds=noise_seeds))[..., 0]
     reference_XYZ, mask_XYZ = tokenizer.info.reference_XYZ, tokenizer.info.mask_XYZ
     brain_XYZ = brain_of(back_XYZ / reference_XYZ[mask_XYZ].mean())
     return normalise(back_XYZ[..., None], back_XYZ, brain_XYZ, "relative")[..., 0]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmrisynth.bids import naming
+from fmrisynth.bids.sources import read_json
 from fmrisynth.data.blocks import Block
 from fmrisynth.data.grid import Grid
 from fmrisynth.embed.distance import Distance, Rows, measure
@@ -244,9 +246,10 @@ def compare_slices(
 
     distances = {DRAWN_REAL: distance(real_rows, drawn_rows)}
     if tokenizer is not None:
-        numbers = {block.path: k for k, block in enumerate(compared)}
+        noisy = read_json(naming.image_sidecar(synthetic[0].path)).get("ObservationNoise", False)
+        seeds = {block.path: k if noisy else None for k, block in enumerate(compared)}
         back_rows = rows(
-            compared, "Slices, reconstructed", lambda b: reconstructed_anatomy(read(b), tokenizer, numbers[b.path])
+            compared, "Slices, reconstructed", lambda b: reconstructed_anatomy(read(b), tokenizer, seeds[b.path])
         )
         distances |= {
             DRAWN_BACK: distance(back_rows, drawn_rows),

@@ -14,7 +14,9 @@ from fmrisynth.data.blocks import read_blocks
 from fmrisynth.embed.distance import Rows, measure
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate import slices
+from fmrisynth.evaluate.reconstruct import reconstructed_anatomy
 from fmrisynth.evaluate.slices import FeatureNetwork, compare_slices, feature_network, middle_of, slices_of
+from fmrisynth.models.tokenizers import load_tokenizer
 from tests.evaluate.test_anatomies import CENTRE, GRID, write_people
 
 BRAIN = np.linalg.norm(CENTRE, axis=0) < 7.2
@@ -102,6 +104,10 @@ def test_reconstructions_are_of_the_same_people_and_nearer_than_strangers(real, 
     assert {(d["n"], d["people"]) for d in found["distances"].values()} == {(405, 54), (405, 27)}
     distance = {name: d["frechet"] for name, d in found["distances"].items()}
     assert distance[slices.BACK_REAL] < 0.5 * distance[slices.DRAWN_REAL]
+    volume, tokenizer = read(read_blocks(real)[0]), load_tokenizer(tmp_path / "latents" / "tokenizer")
+    clean, noisy, again = (reconstructed_anatomy(volume, tokenizer, seed) for seed in (None, 3, 3))
+    np.testing.assert_array_equal(noisy, again)
+    assert np.abs(clean - volume)[BRAIN].mean() < np.abs(noisy - volume)[BRAIN].mean() < 0.2
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(name in page for name in distance)
 
