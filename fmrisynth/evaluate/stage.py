@@ -112,6 +112,7 @@ def _evaluate(stage: Stage, real: Path, synthetic: Path, config: EvaluateConfig)
         score = analysis.comparison.scores.get(name)
         if score is not None:
             told.append(f"{title}: {show(score) if score.value is not None else score.note}")
+    told += [line.detail for line in lines if line.key == "reliability"]
     told += [f"Note: {note}" for note in [*analysis.notes, *analysis.comparison.notes]]
     return told
 
