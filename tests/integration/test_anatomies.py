@@ -153,7 +153,7 @@ def test_people_whose_anatomy_is_drawn(world, tmp_path):
     ("more", "said"),
     [
         (["--condition", "motor_rh", "--anatomy", "BUNDLED"], "does not draw how people look"),
-        (["--condition", "motor_rh", "--set", "age=70"], "no attribute 'age'"),
+        (["--condition", "motor_rh", "--anatomy", "mean", "--set", "age=70"], "no attribute 'age'"),
         (["--checkpoint", "MODEL", "--all-conditions", "--set", "age=old"], "expected a number"),
         (["--condition", "motor_rh", "--anatomy", "MODEL", "--set", "age=old"], "expected a number"),
         (["--checkpoint", "MODEL", "--all-conditions", "--report"], "makes anatomies"),
