@@ -31,7 +31,6 @@ from fmrisynth.evaluate.summary import (
     save_arrays,
 )
 from fmrisynth.glm.windows import Window, iterate_windows
-from fmrisynth.models.bundled import tokenizer_dir
 from fmrisynth.progress import track
 from fmrisynth.stage import Stage, Unit, content_digest
 
@@ -180,7 +179,7 @@ class Parts:
             return None
         known = {(b.subject, b.condition): b for b in reversed(cohorts.real) if b.condition in cohorts.conditions}
         own = list(reversed(known.values()))
-        folder = tokenizer_dir(config.tokenizer)
+        folder = config.tokenizer
         about = {"tokenizer": sorted(p for p in folder.rglob("*") if p.is_file()), "blocks": digest_of(own)}
         windows = reconstructed_windows(own, cohorts.mask_XYZ, cohorts.grid, config.glm, folder)
         windows = track(windows, "tokenizer ceiling", total=len(own))

@@ -23,6 +23,7 @@ from fmrisynth.evaluate.cohorts import choose_blocks, choose_cohorts
 from fmrisynth.evaluate.runs import RunCohort
 from fmrisynth.evaluate.scoring import Comparison, Score
 from fmrisynth.evaluate.verdicts import SCORE_TITLES, Judgement, headline, judge, show
+from fmrisynth.models.bundled import tokenizer_dir
 from fmrisynth.progress import StageSummary
 from fmrisynth.report import write_page
 from fmrisynth.stage import Stage, Unit
@@ -44,6 +45,8 @@ def run_stage(out: Path, real: Path, synthetic: Path, config: EvaluateConfig, *,
 
     Other settings than those of an earlier call are no reason to refuse: summaries that do not depend on them are kept.
     """
+    if config.tokenizer is not None:  # the word bundled, too
+        config = config.model_copy(update={"tokenizer": tokenizer_dir(config.tokenizer)})
     about: dict[str, Any] = {key: value for key, value in config if key not in OPTIONAL_INPUTS}
     inputs = {name: getattr(config, name) for name in OPTIONAL_INPUTS if getattr(config, name) is not None}
     for name, path in inputs.items():

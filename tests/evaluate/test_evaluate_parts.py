@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.grid import MNI_3MM, make_grid
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.analysis import reliability
@@ -26,7 +28,7 @@ from fmrisynth.evaluate.properties import (
     smoothness_fwhm_mm,
 )
 from fmrisynth.evaluate.rois import Roi, peak_rois, read_atlas, read_spheres, sphere
-from fmrisynth.evaluate.stage import without_nan
+from fmrisynth.evaluate.stage import run_stage, without_nan
 from fmrisynth.evaluate.utility import classify
 from fmrisynth.evaluate.variance import intraclass_correlation, principal_components, variance_shares
 from tests.evaluate.conftest import CONDITIONS
@@ -324,3 +326,12 @@ def test_reliability_is_unbiased_whatever_the_numbers_of_blocks_and_its_interval
     values = np.array([score.value for score in found])
     assert abs(values.mean() - share) < 3.5 * values.std() / np.sqrt(len(values))
     assert np.mean([score.low < share < score.high for score in found]) > 0.85
+
+
+def test_the_word_bundled_names_a_tokenizer(tmp_path):
+    """What is missing is the dataset, not a folder called bundled."""
+    with pytest.raises(FmrisynthError, match="nothing"):
+        run_stage(
+            tmp_path / "out", tmp_path / "nothing", tmp_path / "nothing", EvaluateConfig(tokenizer=Path("bundled"))
+        )
+    assert not (tmp_path / "out").exists()
