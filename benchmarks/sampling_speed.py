@@ -87,7 +87,7 @@ def time_samples(
                 latents_BCTXYZ = make.drawer.latents(requests, device)
             for request, latent_CTXYZ in zip(requests, latents_BCTXYZ, strict=True):
                 with decode_and_write.running():
-                    make._write(request, latent_CTXYZ, make.drawer.volumes(request, latent_CTXYZ))
+                    make._write([request], [latent_CTXYZ], [])
     return make.drawer.settings["SamplerSteps"], denoise, decode, decode_and_write - decode
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     print("Processor seconds per sample (wall seconds in brackets), one thread\n")
-    print("| sampler | steps | denoise | decode | write | together |\n|---|---|---|---|---|---|")
+    print("| sampler | steps | denoise | decode | anatomy, write | together |\n|---|---|---|---|---|---|")
     denoising = []
     for sampler, steps in (("ab2", None), ("ddpm", arguments.full_steps)):
         n_steps, denoise, decode, write = time_samples(
