@@ -5,7 +5,8 @@
 Two models hear descriptors of the twelve or thirteen working-memory and motor conditions: one was trained on runs
 without 2-back faces, the other on as many runs with them. Both make runs of 2-back faces; their group maps stand beside
 those of as many real people, of the mean of the other conditions' maps, of the nearest conditions and of a linear fit
-of the training maps to the descriptors. Correlations with the real group's map, intervals by leaving out people.
+of the training maps to the descriptors. Correlations with the real group's map, and of what is left of both maps when the mean of the
+other conditions is taken out; intervals by leaving out people.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fmrisynth.data.occupancy import read_descriptors
 from fmrisynth.evaluate.runs import Plan, RunCohort, RunNumbers, measure
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
 
+Pair = tuple[np.ndarray, np.ndarray]
 LEFT_OUT = "wm_2bk_faces"
 CONDITIONS = [*CONDITIONS_BY_TASK["WM"], *CONDITIONS_BY_TASK["MOTOR"]]
 COLUMNS = ("wm", "load", "body", "faces", "places", "tools", "hand", "foot", "tongue", "left", "right")
@@ -118,24 +120,34 @@ def report(root: Path, table: Path) -> str:
         return np.mean([p.effects_KV[0] for p in people], axis=0)
 
     people = {name: measure(cohort, plan, None, f"Synthetic people ({name})") for name, cohort in own.items()}
-    found: list[tuple[str, Callable[[Sequence[RunNumbers]], float]]] = [
-        ("asked for by descriptors, never trained", lambda real: _r(group(people["without"]), group(real))),
-        ("trained", lambda real: _r(group(people["with"]), group(real))),
-        ("mean of the other conditions' training maps", lambda real: _r(trained_KV.mean(axis=0), group(real))),
-        ("nearest conditions' training maps", lambda real: _r(trained_KV[distance_K == distance_K.min()].mean(axis=0), group(real))),
-        ("linear fit of the training maps to the descriptors", lambda real: _r(linear_V, group(real))),
-        ("half of the real people against the other half", lambda real: _r(group(real[:half]), group(real[half:]))),
+    mean_V = trained_KV.mean(axis=0)
+    found: list[tuple[str, Callable[[Sequence[RunNumbers]], Pair]]] = [
+        ("asked for by descriptors, never trained", lambda real: (group(people["without"]), group(real))),
+        ("trained", lambda real: (group(people["with"]), group(real))),
+        ("mean of the other conditions' training maps", lambda real: (mean_V, group(real))),
+        ("nearest conditions' training maps", lambda real: (trained_KV[distance_K == distance_K.min()].mean(axis=0), group(real))),
+        ("linear fit of the training maps to the descriptors", lambda real: (linear_V, group(real))),
+        ("half of the real people against the other half", lambda real: (group(real[:half]), group(real[half:]))),
     ]  # fmt: skip
-    lines = ["| map of 2-back faces | r with real people |", "| --- | --- |"]
-    for name, score in found:
-        value = score(real_people)
-        parts = [score([*real_people[:i], *real_people[i + 1 :]]) for i in range(len(real_people))]
-        error = np.sqrt((len(parts) - 1) * np.var(parts))
-        lines.append(f"| {name} | {value:.3f} [{value - 2.13 * error:.3f}, {value + 2.13 * error:.3f}] |")
+    lines = ["| map of 2-back faces | r with real people | r of what is its own |", "| --- | --- | --- |"]
+    for name, maps in found:
+        cells = []
+        for common_V in (np.zeros_like(mean_V), mean_V):
+            if np.array_equal(maps(real_people)[0], common_V):
+                cells.append("")
+                continue
+            value = _r(*maps(real_people), common_V)
+            parts = [_r(*maps([*real_people[:i], *real_people[i + 1 :]]), common_V) for i in range(len(real_people))]
+            error = np.sqrt((len(parts) - 1) * np.var(parts))
+            cells.append(f"{value:.3f} [{value - 2.13 * error:.3f}, {value + 2.13 * error:.3f}]")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _r(one_V: np.ndarray, other_V: np.ndarray) -> float:
+def _r(one_V: np.ndarray, other_V: np.ndarray, common_V: np.ndarray) -> float:
+    """Correlation of what two maps have beside a common one, which is taken out of each by least squares."""
+    if common_V.any():
+        one_V, other_V = (m_V - (m_V @ common_V) / (common_V @ common_V) * common_V for m_V in (one_V, other_V))
     return float(np.corrcoef(one_V, other_V)[0, 1])
 
 
