@@ -34,7 +34,14 @@ def test_effects_of_samples_equal_those_of_written_samples(tmp_path):
     from score import sample_effects
 
     ask = SampleConfig(
-        conditions=("motor_rh",), n=2, seed=5, steps=2, observation_noise=False, preview=False, device="cpu"
+        conditions=("motor_rh",),
+        n=2,
+        seed=5,
+        steps=2,
+        observation_noise=False,
+        preview=False,
+        device="cpu",
+        anatomy=Path("mean"),
     )
     sample_dataset(tmp_path / "out", ask)
     blocks = read_blocks(tmp_path / "out")
