@@ -28,7 +28,7 @@ def past_channels(
     """What the network is shown of the frames before a window, (G, X, Y, Z); zeros where there are none.
 
     The frames carry noise, in training and in sampling alike. A network that is shown clean frames takes every small error of its
-    own window for the past, adds to it, and a run drifts (Sanchez-Gonzalez et al. 2020; Valevski et al. 2024).
+    own window for the past and may add to it until a run is far from all others (Sanchez-Gonzalez et al. 2020; Valevski et al. 2024).
 
     Parameters
     ----------

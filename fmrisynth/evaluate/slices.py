@@ -19,7 +19,6 @@ from fmrisynth.data.grid import Grid
 from fmrisynth.embed.distance import Distance, Rows, measure
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.reconstruct import reconstructed_anatomy, tokenizer_of
-from fmrisynth.models.bundled import tokenizer_dir
 from fmrisynth.models.weights import read_state_dict
 from fmrisynth.progress import track
 from fmrisynth.report import Element, Table, Text
@@ -213,7 +212,7 @@ def compare_slices(
     network = feature_network(inception)
     if network is None:
         return None
-    tokenizer = None if tokenizer_folder is None else tokenizer_of(tokenizer_dir(tokenizer_folder), grid)
+    tokenizer = None if tokenizer_folder is None else tokenizer_of(tokenizer_folder, grid)
     if tokenizer is not None and tokenizer.info.normalisation != "relative":
         raise FmrisynthError(
             f"{tokenizer_folder}: expected a tokenizer of anatomies (relative normalisation), found {tokenizer.info.normalisation}; "
