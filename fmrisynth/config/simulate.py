@@ -24,6 +24,12 @@ class AnatomyConfig(Config):
     texture_sd: float = Field(0.07, ge=0, le=0.3, description="SD of local intensity (vessels, iron), relative.")
     distortion_mm: float = Field(1.2, ge=0, le=5, description="Residual LR/RL displacement at the sinuses, mm.")
     phase_encoding_gain: float = Field(0.04, ge=0, le=0.2, description="SD of the LR/RL gain difference, relative.")
+    patients: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of people with a disorder: less grey matter at the hippocampi. 0 names no diagnosis.",
+    )
 
 
 class ResponseConfig(Config):
@@ -137,6 +143,8 @@ class SimulateConfig(StageConfig):
             raise ValueError("sessions are for the layout anatomy")
         if self.modality != "epi" and self.layout != "anatomy":
             raise ValueError("modality is for the layout anatomy; trees hold T1w beside the runs")
+        if self.anatomy.patients and self.layout == "hcp":
+            raise ValueError("anatomy.patients is not for the layout hcp, whose table of people has no diagnosis")
         if len(set(self.tasks)) < len(self.tasks) or len(set(self.directions)) < len(self.directions):
             raise ValueError("a task or direction is named twice")
         return self

@@ -18,10 +18,11 @@ from fmrisynth.simulate.people import (
     SITE_NOISE,
     Person,
     ageing_mm,
+    illness_share,
     maleness_mm,
 )
 from fmrisynth.simulate.randomness import NoTraits, Traits, stream
-from fmrisynth.simulate.space import FWHM_TO_SD, RIM_MM, CoarseFields, Space, load_templates, sample_template
+from fmrisynth.simulate.space import RIM_MM, CoarseFields, Space, blob, load_templates, sample_template
 
 TISSUE_INTENSITY = {"gm": 1.0, "wm": 0.8, "csf": 1.35}
 """Relative EPI intensities at 3 T and TE 33 ms (grey matter 1)."""
@@ -85,8 +86,7 @@ def make_anatomy(space: Space, traits: Traits | NoTraits, person: Person, config
 
     displacement_V3 = _displacement_mm(space, traits, person, config)
     site = stream(seed, "site", person.site)  # the same scanner for all its subjects
-    cavities = np.stack([_blob(points, centre, fwhm) for centre, fwhm in SINUSES])
-    templates = load_templates()
+    cavities = np.stack([blob(points, centre, fwhm) for centre, fwhm in SINUSES])
     contrast = {
         name: level
         * float(
@@ -111,15 +111,14 @@ def make_anatomy(space: Space, traits: Traits | NoTraits, person: Person, config
     pile_up_V = np.clip(_derivative_along_x(space, shift_V), -0.3, 0.3)
     ramp_V = 0.8 * points[:, 0] / 40.0 + 0.6 * own_shift[1]
 
-    undistorted = {name: sample_template(templates[name], points + displacement_V3) for name in templates}
+    undistorted = _shares(points + displacement_V3, person)
     baseline = {}
     for direction, sign in SIGN.items():
         moved = displacement_V3.copy()
         moved[:, 0] += sign * shift_V
         where = points + moved
-        image = sum(contrast[name] * sample_template(templates[name], where) for name in contrast)
-        rim = 1.0 - sample_template(templates["brain"], where)
-        image = image + _rim(space, rim)
+        shares = _shares(where, person)
+        image = sum(contrast[name] * shares[name] for name in contrast) + _rim(space, 1.0 - shares["brain"])
         pe_gain = np.clip(1.0 + sign * (config.phase_encoding_gain * ramp_V + 0.5 * pile_up_V), 0.5, 1.5)
         baseline[direction] = np.maximum(image * signal_gain * pe_gain, 0.02).astype(np.float32)
     return Anatomy(baseline, undistorted["brain"] > 0.5, undistorted["gm"], undistorted["csf"], dephasing_V)
@@ -137,7 +136,7 @@ def make_t1w(
     where = space.coordinates_V3 + _displacement_mm(space, traits, person, config)
     site = stream(seed, "site T1w", person.site)
     gain, texture = CoarseFields(space, GAIN_MM), CoarseFields(space, TEXTURE_MM)
-    shares = {name: sample_template(template, where) for name, template in load_templates().items()}
+    shares = _shares(where, person)
     lightness = {"gm": AGE_GREY * person.decades, "wm": MALE_WHITE * person.maleness, "csf": 0.0}
     image_V = np.zeros(len(where), np.float32)
     for name, level in T1W_INTENSITY.items():
@@ -165,13 +164,17 @@ def _displacement_mm(space: Space, traits: Traits | NoTraits, person: Person, co
     return displacement_V3
 
 
+def _shares(where_V3: np.ndarray, person: Person) -> dict[str, np.ndarray]:
+    """Shares of brain and tissues (V,) at points of the templates."""
+    shares = {name: sample_template(template, where_V3) for name, template in load_templates().items()}
+    if person.diagnosis == "patient":
+        lost_V = illness_share(where_V3) * shares["gm"]
+        shares |= {"gm": shares["gm"] - lost_V, "csf": shares["csf"] + lost_V}
+    return shares
+
+
 def _rim(space: Space, outside_V: np.ndarray) -> np.ndarray:
     return RIM_INTENSITY * outside_V * np.clip(1.0 + space.depth_mm / RIM_MM, 0.05, 1.0)
-
-
-def _blob(points_V3: np.ndarray, centre, fwhm_mm: float) -> np.ndarray:
-    squared = ((points_V3 - np.asarray(centre, np.float32)) ** 2).sum(axis=1)
-    return np.exp(-0.5 * squared / (fwhm_mm * FWHM_TO_SD) ** 2).astype(np.float32)
 
 
 def gradients(space: Space, values_V: np.ndarray) -> np.ndarray:

@@ -203,7 +203,7 @@ def _write_anatomies(out: Path, subject: PhantomSubject, config: SimulateConfig)
             write_block(
                 out, entities, condition_from_label(condition).camel, data, grid, condition=condition, onset_s=0.0,
                 duration_s=BLOCK_TR_S, tr_s=BLOCK_TR_S, split=_split(subject),
-                attributes={"sex": person.sex, "age": f"{person.age:g}"}, sidecar={"Synthetic": True} | units, origin=PHANTOM,
+                attributes=person.attributes, sidecar={"Synthetic": True} | units, origin=PHANTOM,
                 reference_is=T1W_ITSELF if config.modality == "T1w" else RUN_MEAN,
             )
         )  # fmt: skip
@@ -279,13 +279,16 @@ def _families_csv(subjects: list[PhantomSubject]) -> str:
 
 def _write_participants(out: Path, subjects: list[PhantomSubject]) -> None:
     rows = [
-        {
-            "participant_id": f"sub-{subject.label}", "sex": subject.person.sex, "age": subject.person.age,
-            "site": subject.person.site, "family_id": f"family{subject.traits.family:05d}",
-            "zygosity": subject.traits.zygosity,
-        }
+        {"participant_id": f"sub-{subject.label}", **subject.person.attributes}
+        | {"family_id": f"family{subject.traits.family:05d}", "zygosity": subject.traits.zygosity}
         for subject in subjects
-    ]  # fmt: skip
+    ]
+    ill = {
+        "diagnosis": {
+            "Description": "With an effect on anatomy",
+            "Levels": {"control": "healthy", "patient": "a disorder"},
+        }
+    }
     write_tsv(out / "participants.tsv", tuple(rows[0]), rows)
     write_json(
         out / "participants.json",
@@ -293,6 +296,7 @@ def _write_participants(out: Path, subjects: list[PhantomSubject]) -> None:
             "sex": {"Description": "With an effect on anatomy", "Levels": {"F": "female", "M": "male"}},
             "age": {"Description": "With an effect on anatomy", "Units": "year"},
             "site": {"Description": "Simulated scanner, with an effect on intensities and noise"},
+            **(ill if "diagnosis" in rows[0] else {}),
             "family_id": {"Description": "Relatives share part of anatomy and responses"},
             "zygosity": {"Description": "MZ, DZ or NotTwin"},
         },

@@ -180,8 +180,8 @@ class PhantomSubject:
 
     @cached_property
     def person(self) -> Person:
-        """Age, sex and site."""
-        return draw_person(self.traits)
+        """Age, sex, site and diagnosis."""
+        return draw_person(self.traits, self.phantom.config.anatomy.patients)
 
     def at_session(self, session: int) -> Person:
         """The subject in a session, from 0: older by `years_between` from one to the next."""

@@ -9,6 +9,7 @@ Axis legend: X, Y, Z axes of the box; V support voxels; T frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -234,3 +235,9 @@ class CoarseFields:
         """Fields at the support voxels, (n, V) float32, from lattice values (n, *sizes) or (n, size)."""
         fields = _separable(self._matrices, lattice.reshape(-1, *self.sizes).astype(np.float32, copy=False))
         return fields.reshape(len(fields), -1)[:, self._support]
+
+
+def blob(points_V3: np.ndarray, centre: Sequence[float], fwhm_mm: float) -> np.ndarray:
+    """A Gaussian of height one at points (V, 3), mm; (V,) float32."""
+    squared = ((points_V3 - np.asarray(centre, np.float32)) ** 2).sum(axis=1)
+    return np.exp(-0.5 * squared / (fwhm_mm * FWHM_TO_SD) ** 2).astype(np.float32)

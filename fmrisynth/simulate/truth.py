@@ -33,22 +33,26 @@ def group_maps(phantom: Phantom, labels: list[str]) -> np.ndarray:
 
 
 def anatomy_effects(phantom: Phantom) -> dict[str, np.ndarray]:
-    """What age, sex and site do to the typical brain, each (V,) float32, percent of the image's grand mean.
+    """What age, sex, site and a diagnosis do to the typical brain, each (V,) float32, percent of the image's grand mean.
 
     Returns
     -------
     dict
-        ``age`` per decade (around `MIDDLE_AGE`), ``sex`` men minus women, ``site_A``, ``site_B``, ... minus the mean of sites.
+        ``age`` per decade (around `MIDDLE_AGE`), ``sex`` men minus women, ``diagnosis`` patients minus controls,
+        ``site_A``, ``site_B``, ... minus the mean of sites.
     """
 
-    def image(age: int = MIDDLE_AGE, sex: str = "F", site: str = SITES[0]) -> np.ndarray:
-        config = phantom.config
-        brain = make_anatomy(phantom.space, NoTraits(), Person(age, sex, site), config.anatomy, config.seed)
+    def image(age: int = MIDDLE_AGE, sex: str = "F", site: str = SITES[0], diagnosis: str = "control") -> np.ndarray:
+        config, person = phantom.config, Person(age, sex, site, diagnosis)
+        brain = make_anatomy(phantom.space, NoTraits(), person, config.anatomy, config.seed)
         mean_V = np.mean(list(brain.baseline.values()), axis=0)
         return 100.0 * mean_V / mean_V[brain.mask_V].mean()
 
     sites = [image(site=site) for site in SITES]
-    effects = {"age": image(MIDDLE_AGE + 5) - image(MIDDLE_AGE - 5), "sex": image(sex="M") - image(sex="F")}
+    effects = {
+        "age": image(MIDDLE_AGE + 5) - image(MIDDLE_AGE - 5), "sex": image(sex="M") - image(sex="F"),
+        "diagnosis": image(diagnosis="patient") - image(),
+    }  # fmt: skip
     return effects | {f"site_{site}": own - np.mean(sites, axis=0) for site, own in zip(SITES, sites, strict=True)}
 
 
@@ -105,6 +109,7 @@ def write_subject(out: Path, subject: PhantomSubject, labels: list[str]) -> None
             "Age": person.age,
             "Sex": person.sex,
             "Site": person.site,
+            **({"Diagnosis": person.diagnosis} if person.diagnosis else {}),
             "Restlessness": subject.restlessness,
             "Family": subject.traits.family,
             "Zygosity": subject.traits.zygosity,

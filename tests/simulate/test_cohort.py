@@ -60,7 +60,7 @@ def test_t1w_of_either_tree_is_that_of_the_anatomies(trees, tmp_path):
     expected = direct.load()
     for layout in ("hcp", "bids"):
         out = tmp_path / layout
-        ask = ["--set", "split.all=train"]
+        ask = ["--set", "split.all=train", "--set", "anatomy.attributes=[sex,age,site]"]
         if layout == "hcp":
             ask += ["--set", f"anatomy.tables=[{trees / 'hcp' / 'families.csv'}]"]
         assert run(["prepare", str(trees / layout), str(out), "--unit", "anatomy", *ask]) == 0

@@ -1,4 +1,4 @@
-"""Age, sex and site: who people are, and that the data have the planted effects."""
+"""Age, sex, site and diagnosis: who people are, and that the data have the planted effects."""
 
 from dataclasses import replace
 
@@ -21,6 +21,13 @@ def test_people_cover_ages_sexes_and_sites():
         assert np.mean([p.site == site for p in people]) == pytest.approx(1 / len(SITES), abs=0.07)
 
 
+def test_only_where_it_is_asked_for_are_people_ill():
+    well, some = ([draw_person(Traits(1, i, FamilyConfig()), share) for i in range(600)] for share in (0.0, 0.3))
+    assert {p.diagnosis for p in well} == {None}
+    assert np.mean([p.diagnosis == "patient" for p in some]) == pytest.approx(0.3, abs=0.06)
+    assert [replace(p, diagnosis=None) for p in some] == well  # nothing else about them changes
+
+
 def test_twins_are_of_one_age():
     families = FamilyConfig(size=2)
     pairs = [[draw_person(Traits(1, 2 * f + b, families)) for b in (0, 1)] for f in range(40)]
@@ -30,7 +37,7 @@ def test_twins_are_of_one_age():
 
 
 def as_if(phantom, index, **changes):
-    """A subject's image (percent of the grand mean) if age, sex or site were other ones."""
+    """A subject's image (percent of the grand mean) if its age, sex, site or diagnosis were another."""
     subject = phantom.subject(index)
     subject.person = replace(subject.person, **changes)
     mean_V = np.mean(list(subject.anatomy.baseline.values()), axis=0)
@@ -43,6 +50,7 @@ def as_if(phantom, index, **changes):
         ("age", {"age": 45}, {"age": 55}, 0.7),
         ("sex", {"sex": "F"}, {"sex": "M"}, 0.3),  # dipoles at edges, which lie elsewhere in everyone
         ("site_C", {"site": "A"}, {"site": "C"}, 0.9),
+        ("diagnosis", {"diagnosis": "control"}, {"diagnosis": "patient"}, 0.7),
     ],
 )
 def test_the_images_have_the_planted_effects(phantom, effect, low, high, least_r):
