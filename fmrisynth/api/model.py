@@ -28,7 +28,7 @@ from fmrisynth.models.tokenizers import Tokenizer
 from fmrisynth.progress import count, progress_bar
 from fmrisynth.report.landing import write_index
 from fmrisynth.sample.drawer import Drawer, check_kind, load_model
-from fmrisynth.sample.plan import SampleRequest, make_requests
+from fmrisynth.sample.plan import SampleRequest
 from fmrisynth.sample.preview import make_scene, preview_figure, title_of
 from fmrisynth.sample.run import save_samples
 
@@ -121,8 +121,8 @@ class Model:
         conditions = [condition] if isinstance(condition, str) else list(condition)
         config = settings_of(SampleConfig, "sample", {**settings, "conditions": conditions, "n": n, "seed": seed})
         check_kind(config, self.denoiser)
-        requests = make_requests(config, self.conditions)
         drawer = Drawer(config, self.denoiser, self.tokenizer)
+        requests = drawer.requests(config)
         info = self.tokenizer.info
         device = pick_device(config.device)
         self.tokenizer.to(device)

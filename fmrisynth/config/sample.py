@@ -43,7 +43,7 @@ class SampleConfig(StageConfig):
     )
     participants: Path | None = Field(
         None,
-        description="participants.tsv: the k-th synthetic person is asked for with the attributes (age, sex) of its k-th row.",
+        description="participants.tsv: the k-th synthetic person is asked for with what the model knows (age, sex, ...) of its k-th row.",
     )
     baselines: Path | None = Field(
         None,

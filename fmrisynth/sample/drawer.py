@@ -29,7 +29,7 @@ from fmrisynth.models.checkpoint import CARD_NAME, LoadedDenoiser, load_denoiser
 from fmrisynth.models.device import usable_cores
 from fmrisynth.models.tokenizers import Tokenizer, TokenizerInfo, load_tokenizer
 from fmrisynth.sample.anatomy import MEAN, Anatomies, AnatomiesOfPeople, Anatomy, DrawnAnatomies
-from fmrisynth.sample.plan import SampleRequest
+from fmrisynth.sample.plan import SampleRequest, make_requests
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -218,6 +218,12 @@ class Drawer:
         for attributes in dict.fromkeys(request.attributes for request in requests):
             encode_labels(self.model.labels, self.model.conditions[0], self.told(attributes), self.model.always)
             self.anatomies.check(dict(attributes))
+
+    def requests(self, config: SampleConfig) -> list[SampleRequest]:
+        """As `make_requests`, for this model and these anatomies."""
+        return make_requests(
+            config, self.model.conditions, [n for n in (*self.model.labels, *self.anatomies.known) if n != "condition"]
+        )
 
     def told(self, attributes: Sequence[tuple[str, str]]) -> dict[str, str]:
         """Those attributes that the model is told: all but what the anatomies alone depend on."""

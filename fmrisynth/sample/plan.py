@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
@@ -15,6 +15,7 @@ from fmrisynth.conditions import Condition, ConditionTable, load_table
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.data.blocks import ATTRIBUTES, Block, read_subject
 from fmrisynth.errors import FmrisynthError, UsageError, must_exist
+from fmrisynth.progress import log
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def sample_seed(seed: int, condition: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequest]:
+def make_requests(config: SampleConfig, known: Sequence[str], attributes: Collection[str] = ()) -> list[SampleRequest]:
     """All blocks of this call, in order, after sharding; those of one person stand together.
 
     Parameters
@@ -74,6 +75,8 @@ def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequ
         What the user asked for.
     known : sequence of str
         Conditions of the model.
+    attributes : collection of str
+        What can be asked of a person beside `ATTRIBUTES`: further columns of the table of participants that count.
 
     Raises
     ------
@@ -95,13 +98,13 @@ def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequ
     if wrong:
         raise UsageError(" ".join(wrong))
     conditions = [table.get(label) for label in dict.fromkeys(labels)]
-    attributes = _attributes(config)
+    asked_of = _attributes(config, attributes)
     k, n = config.shard
     if config.subjects is not None:
         people = range(config.start_index, config.start_index + config.subjects)[k - 1 :: n]
         return [
             SampleRequest(
-                one, index, sample_seed(config.seed, f"{one.label} block {block}", index), block, attributes(index)
+                one, index, sample_seed(config.seed, f"{one.label} block {block}", index), block, asked_of(index)
             )
             for index in people
             for one in conditions
@@ -112,7 +115,7 @@ def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequ
             one,
             index,
             sample_seed(config.seed, one.label, 0 if config.same_noise else index),
-            attributes=attributes(index),
+            attributes=asked_of(index),
         )
         for one in conditions
         for index in range(config.start_index, config.start_index + config.n)
@@ -120,8 +123,8 @@ def make_requests(config: SampleConfig, known: Sequence[str]) -> list[SampleRequ
     return requests[k - 1 :: n]
 
 
-def _attributes(config: SampleConfig) -> Callable[[int], tuple[tuple[str, str], ...]]:
-    """What is asked for of the person with a number, beside the condition.
+def _attributes(config: SampleConfig, further: Collection[str]) -> Callable[[int], tuple[tuple[str, str], ...]]:
+    """What is asked for of the person with a number, beside the condition: `ATTRIBUTES` and further ones.
 
     Raises
     ------
@@ -132,13 +135,17 @@ def _attributes(config: SampleConfig) -> Callable[[int], tuple[tuple[str, str], 
     if config.participants is None:
         return lambda index: common
     rows = read_tsv(must_exist(config.participants, "a table of participants"), ("participant_id",))
-    names = [name for name in ATTRIBUTES if rows and name in rows[0]]
+    wanted = list(dict.fromkeys([*ATTRIBUTES, *further]))
+    names = [name for name in wanted if rows and name in rows[0]]
     n_people = config.start_index + (config.subjects or config.n)
     if not names or len(rows) < n_people:
         raise FmrisynthError(
-            f"{config.participants}: expected {n_people} rows with {', '.join(ATTRIBUTES[:-1])} or {ATTRIBUTES[-1]}, found {len(rows)} "
+            f"{config.participants}: expected {n_people} rows with {', '.join(wanted[:-1])} or {wanted[-1]}, found {len(rows)} "
             f"with {', '.join(names) or 'none of them'}; ask for fewer people, or add what is missing."
         )
+
+    if left_out := [name for name in rows[0] if name not in ("participant_id", *names)]:
+        log.warning("%s: %s: not known to the model, and not asked for.", config.participants, ", ".join(left_out))
 
     def of_row(index: int) -> tuple[tuple[str, str], ...]:
         own = {name: value for name in names if (value := rows[index][name]) not in ("", "n/a", None)}

@@ -32,7 +32,7 @@ from fmrisynth.sample.anatomy import drawn_anatomy
 from fmrisynth.sample.drawer import Drawer, in_order, make_drawer
 from fmrisynth.sample.forecast import Forecast, ForecastMaker, begin_forecasts, plan_forecasts
 from fmrisynth.sample.gallery import SHOWN, write_gallery
-from fmrisynth.sample.plan import SampleRequest, block_of, by_subject, make_requests
+from fmrisynth.sample.plan import SampleRequest, block_of, by_subject
 from fmrisynth.sample.preview import write_preview
 from fmrisynth.sample.report import write_report
 from fmrisynth.sample.runs import PersonRequest, RunMaker, make_people
@@ -209,7 +209,7 @@ def _finish(out: Path, drawer: Drawer, asked: Sequence[SampleRequest]) -> None:
 
 def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force: bool) -> StageSummary:
     model, tokenizer = drawer.model, drawer.tokenizer
-    asked = make_requests(config, model.conditions)
+    asked = drawer.requests(config)
     drawer.check_attributes(asked)
     stage = _begin(out, drawer, len(asked) * drawer.tokenizer.info.n_frames, force=force, write=world.is_main)
     world.barrier()  # the folder is begun
@@ -236,7 +236,7 @@ def _sample(out: Path, config: SampleConfig, drawer: Drawer, world: World, force
         what = f"{count(len(asked), 'block')} of {_people(len(subjects))}"
     lines = [f"{what} in {out} ({len(asked) - n_todo} there already)."]
     if config.report:
-        whole = make_requests(config.model_copy(update={"shard": (1, 1)}), model.conditions)
+        whole = asked if config.shard == (1, 1) else drawer.requests(config.model_copy(update={"shard": (1, 1)}))
         write_report(out, whole, config, drawer)
     lines.append(model.card.origin.statement)
     if model.path == bundled_model_dir():
@@ -265,7 +265,7 @@ def plan_samples(out: Path, config: SampleConfig, *, checkpoint: Path | None = N
         make = SampleMaker(stage, drawer)
         units = [
             (f"sub-{request.subject}  {request.condition.label}  seed {request.seed}", is_done)
-            for own in by_subject(make_requests(config, drawer.model.conditions))
+            for own in by_subject(drawer.requests(config))
             for is_done in [stage.is_finished(make.unit(own))]
             for request in own
         ]

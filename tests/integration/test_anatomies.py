@@ -22,10 +22,12 @@ def world(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("anatomies")
     common = ["--seed", "3"]
     people = ["--layout", "anatomy", "--n-subjects", "5", "--set", "sessions=2", "--set", "years_between=10"]
+    people += ["--set", "anatomy.patients=0.5"]
     assert run(["simulate", str(root / "people"), *people, "--set", "split.all=train", *common]) == 0
     assert run(["tokenize", str(root / "people"), str(root / "latents"), "--preset", "anatomy", *common]) == 0
     few = ["--steps", "2", "--set", "batch_size=2", "--set", "val_every=2", "--set", "checkpoint_every=2"]
-    assert run(["train", str(root / "latents"), str(root / "model"), "--preset", "anatomy", *few, *common]) == 0
+    assert run(["train", str(root / "latents"), str(root / "model"), "--preset", "anatomy", *few, *common, "--set",
+                "conditioning.attributes={sex: 0.1, diagnosis: 0.1}"]) == 0  # fmt: skip
     return root
 
 
@@ -71,7 +73,13 @@ def test_the_card_knows_ages_as_a_number(world):
 @pytest.fixture(scope="module")
 def drawn(world) -> Path:
     table = world / "asked.tsv"
-    table.write_text("participant_id\tsex\tage\tsite\nsub-1\tF\t30\tA\nsub-2\tM\t70\tB\nsub-3\tn/a\t50\tA\n")
+    rows = [
+        "participant_id sex age site diagnosis",
+        "sub-1 F 30 A patient",
+        "sub-2 M 70 B n/a",
+        "sub-3 n/a 50 A control",
+    ]
+    table.write_text("\n".join(row.replace(" ", "\t") for row in rows) + "\n")
     ask = ["sample", str(world / "drawn"), "--checkpoint", str(world / "model"), "--all-conditions", "--n", "3"]
     assert run([*ask, "--participants", str(table), "--steps", "4"]) == 0
     return world / "drawn"
@@ -79,7 +87,9 @@ def drawn(world) -> Path:
 
 def test_everybody_is_asked_for_as_in_the_table(drawn):
     blocks = read_blocks(drawn)
-    assert [(b.attributes.get("sex"), b.attributes["age"]) for b in blocks] == [("F", "30"), ("M", "70"), (None, "50")]
+    asked = [tuple(b.attributes.get(name) for name in ("sex", "age", "diagnosis")) for b in blocks]
+    assert asked == [("F", "30", "patient"), ("M", "70", None), (None, "50", "control")]
+    assert not any("site" in b.attributes for b in blocks)  # the model does not know it
     volumes = []
     for block in blocks:
         sidecar = json.loads(block.path.with_name(block.path.name.replace(".nii.gz", ".json")).read_text())
@@ -97,7 +107,8 @@ def test_everybody_is_asked_for_as_in_the_table(drawn):
 
 def test_from_the_same_noise_people_differ_by_what_was_asked_alone(world, drawn, tmp_path):
     table = tmp_path / "asked.tsv"
-    table.write_text("participant_id\tsex\tage\nsub-1\tF\t30\nsub-2\tF\t30\nsub-3\tM\t70\n")
+    rows = ["participant_id sex age diagnosis", "sub-1 F 30 patient", "sub-2 F 30 patient", "sub-3 M 70 control"]
+    table.write_text("\n".join(row.replace(" ", "\t") for row in rows) + "\n")
     ask = ["sample", str(tmp_path / "out"), "--checkpoint", str(world / "model"), "--all-conditions", "--n", "3"]
     ask += ["--participants", str(table), "--steps", "4"]
     assert run([*ask, "--set", "same_noise=true"]) == 0

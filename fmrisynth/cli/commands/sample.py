@@ -84,7 +84,7 @@ def sample(
             "--participants",
             metavar="TSV",
             default="attributes as in --set",
-            help="Age and sex of each person.",
+            help="Age, sex, ... of each person.",
         ),
     ] = None,
     baselines: Annotated[
