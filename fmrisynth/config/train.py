@@ -273,6 +273,9 @@ class TrainConfig(RunConfig):
         description="Whiten the C*T numbers of each latent cell by statistics of the training split, as `objective.precondition` assumes.",
     )
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig)
+    leave_out: tuple[str, ...] = Field(
+        (), description="People, as sub-LABEL, of whom nothing is learnt, for example because they moved too much."
+    )
     prefetch: int = Field(2, ge=0, description="Batches prepared ahead by a background thread.")
     sample_every: int = Field(
         0, ge=0, description="Draw a small fixed grid of samples every so many steps; 0 is never."

@@ -50,9 +50,16 @@ class TrainingLatents:
 
     telling: EventTelling | None = None
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, leave_out: Sequence[str] = ()) -> None:
         self.root = Path(root)
         self.dataset = LatentDataset.open(self.root)
+        if leave_out:
+            everybody, out = self.dataset.subjects, {label.removeprefix("sub-") for label in leave_out}
+            if unknown := sorted(out.difference(everybody)):
+                raise FmrisynthError(
+                    f"{self.root}: leave_out names sub-{unknown[0]}, of whom there are no latents; check its spelling."
+                )
+            self.dataset = LatentDataset.open(self.root, subjects=[label for label in everybody if label not in out])
         description = (self.dataset.tokenizer_dir / "tokenizer.json").read_bytes()
         self.tokenizer_digest = hashlib.sha256(description).hexdigest()
         total = hashlib.sha256(description)

@@ -76,11 +76,11 @@ class DenoiserLearning:
         self.objective = Objective(**config.objective.model_dump())
         bridge = self.objective.is_bridge
         self.latents = (
-            TrainingWindows(latents, config.conditioning)
+            TrainingWindows(latents, config.conditioning, config.leave_out)
             if events
-            else TrainingPairs(latents)
+            else TrainingPairs(latents, config.leave_out)
             if bridge
-            else TrainingLatents(latents)
+            else TrainingLatents(latents, config.leave_out)
         )
         if bridge:
             self.best_by = "has the lowest validation loss"

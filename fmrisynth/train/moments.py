@@ -15,9 +15,11 @@ from fmrisynth.data.attributes import Vocabulary, n_labels
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.distributed import World
 from fmrisynth.models.whitening import LEAST_SCALE, Whitening, whitening_map
-from fmrisynth.progress import progress_bar
+from fmrisynth.progress import log, progress_bar
 from fmrisynth.train.dataset import TrainingLatents
 
+LOUD = 10
+"""Times the median person's mean square of latents, from which on a person is named in a warning."""
 MAX_INSTANCES = 4096
 """At most so many training instances, evenly spread, are read for the moments."""
 
@@ -95,12 +97,21 @@ def fit_whitening(latents: TrainingLatents, instances: Sequence[int], world: Wor
     chosen = _spread(instances)
     own = chosen[world.rank :: world.size]
     power_CXYZ = torch.zeros(n_channels, *grid, dtype=torch.float64)
+    people = {subject: number for number, subject in enumerate(latents.dataset.subjects)}
+    power_S, count_S = torch.zeros(2, len(people), dtype=torch.float64)
     products_FF = torch.zeros(n_channels * n_frames, n_channels * n_frames, dtype=torch.float64)
     with progress_bar("whitening", 2 * len(chosen)) as bar:
         for instance in own:
-            power_CXYZ += latents.read(instance).unflatten(0, (n_channels, n_frames)).double().square().mean(1)
+            own_CXYZ = latents.read(instance).unflatten(0, (n_channels, n_frames)).double().square().mean(1)
+            power_CXYZ += own_CXYZ
+            person = people[latents.row(instance).subject]
+            power_S[person] += own_CXYZ.mean()
+            count_S[person] += 1
             bar.update(world.size)
-        world.sum(power_CXYZ)
+        for total in (power_CXYZ, power_S, count_S):
+            world.sum(total)
+        if world.is_main:
+            _warn_of_loud_people(latents, list(people), power_S / count_S)
         scale_CXYZ = (power_CXYZ / len(chosen)).sqrt().clamp_min(LEAST_SCALE).float()
         scale_CXYZ[:, ~brain_XYZ] = 1
         scale_FXYZ = scale_CXYZ.repeat_interleave(n_frames, dim=0)
@@ -110,6 +121,19 @@ def fit_whitening(latents: TrainingLatents, instances: Sequence[int], world: Wor
             bar.update(world.size)
         world.sum(products_FF)
     return Whitening(scale_CXYZ, whitening_map(products_FF / (len(chosen) * int(brain_XYZ.sum()))))
+
+
+def _warn_of_loud_people(latents: TrainingLatents, people: Sequence[str], power_S: Tensor) -> None:
+    """Name those whose latents vary much more than the median person's; NaN where none were read."""
+    ratio_S = power_S / power_S.nanmedian()
+    loud = [(label, float(ratio)) for label, ratio in zip(people, ratio_S, strict=True) if ratio > LOUD]
+    if loud:
+        log.warning(
+            "%s: %s as much as the median person, perhaps by head motion, and count that much more in the training; look at them, and "
+            "leave them out with --set leave_out=[%s].",
+            latents.root, ", ".join(f"sub-{label} varies {ratio:.0f} times" for label, ratio in loud),
+            ",".join(f"sub-{label}" for label, _ in loud),
+        )  # fmt: skip
 
 
 def _spread(instances: Sequence[int]) -> list[int]:

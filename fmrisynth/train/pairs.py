@@ -36,8 +36,8 @@ class TrainingPairs(TrainingLatents):
         Nobody has two sessions at different, known ages.
     """
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, leave_out: Sequence[str] = ()) -> None:
+        super().__init__(root, leave_out)
         self._ages = {i: age for i, row in enumerate(self.dataset.rows) if (age := age_of(row)) is not None}
         sessions: dict[tuple[str, str, str | None], list[int]] = {}
         for i in self._ages:

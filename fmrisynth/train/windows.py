@@ -35,12 +35,14 @@ class TrainingWindows(TrainingLatents):
         Output of `tokenize`, from a dataset of whole runs.
     config : ConditioningConfig
         How far back events are told, and how many frames are seen.
+    leave_out : sequence of str
+        People who are not read.
     """
 
     telling: EventTelling
 
-    def __init__(self, root: Path, config: ConditioningConfig) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, config: ConditioningConfig, leave_out: Sequence[str] = ()) -> None:
+        super().__init__(root, leave_out)
         rows = self.dataset.rows
         if not all(row.n_frames for row in rows):
             raise FmrisynthError(

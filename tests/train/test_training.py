@@ -324,6 +324,22 @@ def test_the_best_model_is_the_one_that_hears_the_condition(make_latents, tmp_pa
     assert best["condition_gain_share"] > 0
 
 
+def test_a_restless_person_is_named_and_can_be_left_out(latents, tmp_path, make_config, caplog):
+    shard = latents / "sub-02_latents.safetensors"
+    save_file({"latents": 5 * load_file(shard)["latents"]}, shard)
+    train_denoiser(latents, tmp_path / "all", make_config("whiten=true"))
+    (warning,) = [message for message in caplog.messages if "median person" in message]
+    assert "sub-02 varies" in warning
+    assert "sub-01" not in warning
+    caplog.clear()
+    train_denoiser(latents, tmp_path / "few", make_config("whiten=true", "leave_out=[sub-02]"))
+    assert not any("median person" in message for message in caplog.messages)
+    trained = [load_denoiser(tmp_path / name).card.trained_on["n_subjects"] for name in ("all", "few")]
+    assert trained == [4, 3]
+    with pytest.raises(FmrisynthError, match="sub-77, of whom there are no latents"):
+        train_denoiser(latents, tmp_path / "none", make_config("leave_out=[sub-77]"))
+
+
 def test_gain_from_the_label_that_is_attainable(latents):
     """Against the exact posterior mean of independent Gaussians, for every objective."""
     source = TrainingLatents(latents)
