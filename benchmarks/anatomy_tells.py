@@ -4,11 +4,12 @@
     fmrisynth tokenize BLOCKS anatomy-latents/ --preset anatomy
     python benchmarks/anatomy_tells.py latents/ anatomy-latents/
 
-Kernel ridge regression from the latents of a person's anatomy to two things of the latents of the same person's blocks, for people whom the fit
-has not seen: how they differ from the mean block of their condition (all conditions together, and the response to each), and the logarithm
-of how strongly they fluctuate, for each channel and cell. R2 is 1 - squared error / squared error of the mean of the other people, over all values; strength by
-leave-one-out within the people of the fit; 95 % intervals over people. Beside it the same with the anatomies of other people, and the share of
-the variance of blocks that the thing has at all: what could be told times what is told is what a network would gain.
+Kernel ridge regression from the latents of a person's anatomy to two things of the latents of the same person's blocks, for
+people whom the fit has not seen: how they differ from the mean block of their condition (all conditions together, and the
+response to each), and the logarithm of how strongly they fluctuate, for each channel and cell. R2 is 1 - squared error / squared
+error of the mean of the other people, over all values; strength by leave-one-out within the people of the fit; 95 % intervals
+over people. Beside it the same with the anatomies of other people, and the share of the variance of blocks that the thing has at
+all: what there is to tell, times what is told, is what a network would gain.
 """
 
 from __future__ import annotations
