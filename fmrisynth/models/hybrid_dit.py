@@ -27,6 +27,7 @@ from fmrisynth.models.blocks import (
     FilmConvBlock,
     TransformerBlock,
     group_norm,
+    kept_cells,
     sincos_positions,
     zero_init,
 )
@@ -44,8 +45,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         cond_width = config.conditioning_width
-        kept_N = None if brain_XYZ is None else brain_XYZ.flatten().nonzero()[:, 0]
-        self.register_buffer("kept_N", kept_N, persistent=False)
+        self.register_buffer("kept_N", kept_cells(brain_XYZ), persistent=False)
         self.is_transformer = kind == "transformer"
         self.checkpoint = config.checkpoint_activations
         if self.is_transformer:
