@@ -89,15 +89,13 @@ def training(latents: Path, out: Path, config: TrainConfig) -> Iterator[str]:
     from fmrisynth.data.latents import LatentDataset
     from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
     from fmrisynth.models.checkpoint import list_checkpoints
-    from fmrisynth.models.tokenizers.base import read_latent_mask
 
     dataset = LatentDataset.open(latents)
     channels, n_frames, *cells = dataset.shape
     check_grid(config.model, tuple(cells))
     splits = Counter(row.split for row in dataset.rows)
-    brain_XYZ = read_latent_mask(dataset.tokenizer_dir)
     with torch.device("meta"):
-        network = build_denoiser(config.model, channels * n_frames, [len(dataset.conditions)], brain_XYZ)
+        network = build_denoiser(config.model, channels * n_frames, [len(dataset.conditions)])
     saved = list_checkpoints(out)
     start = f"goes on from {saved[-1].name}" if saved else "starts anew"
     yield f"{start}; {config.steps} steps of {count(config.batch_size, 'instance')}, a checkpoint every {config.checkpoint_every} steps"

@@ -50,11 +50,6 @@ class HybridConfig(Config):
     )
     context_tokens: int = Field(8, ge=1, le=4096, description="Learned context tokens per condition.")
     mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the feed-forward layers in units of the level.")
-    positions: bool = Field(
-        False,
-        description="Convolutional stages add a learned value to each cell, as transformer stages add sines and cosines: brains are "
-        "registered, so a cell is a place in the brain, and convolutions alone cannot tell where they are.",
-    )
     checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
 
     @model_validator(mode="after")

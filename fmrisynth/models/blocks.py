@@ -110,11 +110,6 @@ def zero_init(layer: nn.Linear | nn.Conv3d) -> nn.Linear | nn.Conv3d:
     return layer
 
 
-def kept_cells(brain_XYZ: Tensor | None) -> Tensor | None:
-    """Flat indices of the cells that hold brain, (N,); None for all, and on the meta device, which knows shapes alone."""
-    return None if brain_XYZ is None or brain_XYZ.is_meta else brain_XYZ.flatten().nonzero()[:, 0]
-
-
 class FilmConvBlock(nn.Module):
     """Convolutional residual block with FiLM conditioning (paper, Fig. 4b).
 

@@ -97,7 +97,7 @@ class ModelCard:
         amount = {"Subjects": self.trained_on.get("n_subjects"), instances: self.trained_on.get("n_instances")}
         return parse_origin(said | amount).sampled()
 
-    def build(self, brain_XYZ: Tensor) -> nn.Module:
+    def build(self, brain_XYZ: Tensor | None = None) -> nn.Module:
         """The network, freshly initialised."""
         config = TypeAdapter(ModelConfig).validate_python(self.model)
         channels = self.latent_shape[0] * self.latent_shape[1]
@@ -242,8 +242,7 @@ def _check_weights(path: Path, card: ModelCard) -> None:
     """
     try:
         with torch.device("meta"):
-            network = card.build(torch.ones(card.latent_shape[2:], dtype=torch.bool))
-            wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+            wanted = {name: tuple(tensor.shape) for name, tensor in card.build().state_dict().items()}
     except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError) as error:
         raise FmrisynthError(
             f"{path.with_name(CARD_NAME)}: there is no network with this architecture ({error}); use the fmrisynth version "
@@ -252,7 +251,7 @@ def _check_weights(path: Path, card: ModelCard) -> None:
     found, whitening = stored_shapes(path), Whitening.shapes(tuple(card.latent_shape))
     if not found.keys().isdisjoint(whitening):
         wanted |= whitening
-    compare_shapes(path, wanted, found)
+    compare_shapes(path, wanted | {BRAIN: tuple(card.latent_shape[2:])}, found)
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:

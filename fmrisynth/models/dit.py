@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fmrisynth.config.train import DiTConfig
-from fmrisynth.models.blocks import TransformerBlock, kept_cells, sincos_positions, zero_init
+from fmrisynth.models.blocks import TransformerBlock, sincos_positions, zero_init
 from fmrisynth.models.conditions import ConditionEmbedding
 
 
@@ -38,8 +38,9 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        kept_N = None if brain_XYZ is None else brain_XYZ.flatten().nonzero()[:, 0]
         self.register_buffer("brain_XYZ", None if brain_XYZ is None else brain_XYZ.to(torch.bool))
-        self.register_buffer("kept_N", kept_cells(brain_XYZ), persistent=False)
+        self.register_buffer("kept_N", kept_N, persistent=False)
         width = config.width
         self.condition = ConditionEmbedding(width, width, n_labels, None)
         self.embed = nn.Linear(channels, width)

@@ -27,7 +27,6 @@ from fmrisynth.models.blocks import (
     FilmConvBlock,
     TransformerBlock,
     group_norm,
-    kept_cells,
     sincos_positions,
     zero_init,
 )
@@ -35,17 +34,17 @@ from fmrisynth.models.conditions import ConditionEmbedding, EventEmbedding
 
 
 class Stage(nn.Module):
-    """A run of blocks of one kind at one level; transformer stages work on position-coded tokens, convolutional ones may."""
+    """A run of blocks of one kind at one level; transformer stages work on position-coded tokens."""
 
     kept_N: Tensor | None
-    position_DXYZ: Tensor | None
 
     def __init__(
         self, kind: str, n_blocks: int, width: int, config: HybridConfig, brain_XYZ: Tensor | None = None
     ) -> None:
         super().__init__()
         cond_width = config.conditioning_width
-        self.register_buffer("kept_N", kept_cells(brain_XYZ), persistent=False)
+        kept_N = None if brain_XYZ is None else brain_XYZ.flatten().nonzero()[:, 0]
+        self.register_buffer("kept_N", kept_N, persistent=False)
         self.is_transformer = kind == "transformer"
         self.checkpoint = config.checkpoint_activations
         if self.is_transformer:
@@ -62,17 +61,9 @@ class Stage(nn.Module):
             )
         else:
             self.blocks = nn.ModuleList(FilmConvBlock(width, cond_width) for _ in range(n_blocks))
-        places = None
-        if config.positions and not self.is_transformer:
-            if brain_XYZ is None:
-                raise ValueError("positions belong to cells: the network has to know the latents' grid (brain_XYZ)")
-            places = nn.Parameter(torch.zeros(width, *brain_XYZ.shape))
-        self.register_parameter("position_DXYZ", places)
 
     def forward(self, x_BDXYZ: Tensor, cond_BE: Tensor, context_BME: Tensor | None) -> Tensor:
         if not self.is_transformer:
-            if self.position_DXYZ is not None:
-                x_BDXYZ = x_BDXYZ + self.position_DXYZ
             for block in self.blocks:
                 x_BDXYZ = self._run(block, x_BDXYZ, cond_BE)
             return x_BDXYZ
@@ -108,7 +99,7 @@ class HybridDiT(nn.Module):
         As in `ConditionEmbedding`.
     brain_XYZ : Tensor of shape (X, Y, Z), bool, optional
         Latent cells that hold brain; default all. The answer is 0 elsewhere, and transformer stages work on the tokens that
-        hold brain alone. With ``config.positions`` it has to be given.
+        hold brain alone.
     events : EventTelling, optional
         For models of runs: what `forward` is told of a window beside labels.
     """

@@ -82,26 +82,6 @@ def test_checkpointed_activations_give_the_same_gradients():
         assert torch.equal(p.grad, q.grad)
 
 
-def test_convolutions_know_places_only_with_positions():
-    """Deep inside, a shifted image is a shifted answer, until cells have values of their own."""
-    conv = TINY.model_copy(update={"stages": ("conv",) * 3})
-    torch.manual_seed(0)
-    brain_XYZ = torch.ones(80, 4, 4, dtype=torch.bool)
-    noise = torch.zeros(1, 6, 80, 4, 4)
-    noise[:, :, 36:40] = torch.randn(1, 6, 4, 4, 4)
-    moved = noise.roll(4, dims=2)  # one cell of the coarsest level
-    for positions in (False, True):
-        network = build_denoiser(conv.model_copy(update={"positions": positions}), 6, [3], brain_XYZ)
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        with torch.no_grad():
-            one, other = (network(x, torch.tensor([500.0]), torch.tensor([[0]])) for x in (noise, moved))
-        close = torch.allclose(one[:, :, 36:40], other[:, :, 40:44], atol=1e-4)
-        assert close != positions
-    with pytest.raises(ValueError, match="latents' grid"):
-        build_denoiser(conv.model_copy(update={"positions": True}), 6, [3])
-
-
 def test_unet_baseline_answers_through_the_same_interface():
     config = UNetConfig(
         num_channels=(8, 8), num_head_channels=(0, 8), attention_levels=(False, True), norm_num_groups=4
