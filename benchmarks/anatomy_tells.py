@@ -23,6 +23,8 @@ from fmrisynth.data.latents import LatentDataset
 from fmrisynth.models.tokenizers import load_tokenizer
 
 STRENGTHS = 10.0 ** np.arange(-2, 5)
+LEAST_SHARE = 0.01
+"""Fluctuations are compared where nobody's variance is below this share of the typical one: within everybody's brain."""
 
 
 def blocks_of(latents: LatentDataset, subjects: list[str]) -> tuple[np.ndarray, np.ndarray, float]:
@@ -126,7 +128,8 @@ def main() -> None:
     for name, y_PD in (("mean over conditions", overall_PD), ("response to each condition", own_PD)):
         share = float(y_PD.var(axis=0, ddof=1).mean()) / total
         print(f"| {name} | {share:.3f} | {told(kernel_PP, y_PD, arguments.seed)} |", flush=True)
-    y_PD = fluctuation_PCM.reshape(len(subjects), -1)
+    present_CM = (fluctuation_PCM > np.median(fluctuation_PCM) + np.log(LEAST_SHARE)).all(axis=0)
+    y_PD = fluctuation_PCM[:, present_CM]
     sd = float(np.sqrt(y_PD.var(axis=0, ddof=1).mean()))
     print(f"| log variance of fluctuations | SD {sd:.2f} | {told(kernel_PP, y_PD, arguments.seed)} |")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +12,14 @@ from fmrisynth.config.base import StageConfig
 from fmrisynth.config.train import DELTA_T
 
 SamplerName = Literal["ab2", "ddpm", "ddim", "euler"]
+Scale = Annotated[float, Field(ge=0.0, le=50.0)]
+
+
+def guidance_in_words(guidance: float | Mapping[str, float]) -> str:
+    """``2``, or ``age 4, sex 2``."""
+    if isinstance(guidance, Mapping):
+        return ", ".join(f"{name} {scale:g}" for name, scale in guidance.items())
+    return f"{guidance:g}"
 
 
 class SampleConfig(StageConfig):
@@ -74,8 +83,10 @@ class SampleConfig(StageConfig):
         description="Solver steps; default 20 (every step of the schedule for ddpm, 100 with baselines).",
     )
     eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM stochasticity: 0 deterministic, 1 ancestral.")
-    guidance: float = Field(
-        1.0, ge=0.0, le=50.0, description="Classifier-free guidance: 0 unconditional, 1 conditional, above 1 sharper."
+    guidance: Scale | dict[str, Scale] = Field(
+        1.0,
+        description="Classifier-free guidance: 0 unconditional, 1 conditional, above 1 sharper; or by attribute, as {age: 4, sex: 2}, "
+        "the others at 1.",
     )
     guidance_interval: tuple[float, float] | None = Field(
         None, description="Guide only between these noise levels, in diffusion steps (0 clean to 1000 noise)."

@@ -16,6 +16,7 @@ from fmrisynth import __version__
 from fmrisynth.bids import naming
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.glm import FDR, SMALLEST_CLUSTER, GlmConfig
+from fmrisynth.config.sample import guidance_in_words
 from fmrisynth.config.train import network_name
 from fmrisynth.data.blocks import read_blocks
 from fmrisynth.errors import FmrisynthError
@@ -226,7 +227,7 @@ def _sample(s: Mapping[str, Any], out: Path) -> str:
             f"{_SAMPLERS[s['Sampler']]} in {s['SamplerSteps']} steps; the decoded change was added to the earlier scan."
         )
     guidance = (
-        f"classifier-free guidance {s['GuidanceScale']:g} [@hosalimans2022]"
+        f"classifier-free guidance {guidance_in_words(s['GuidanceScale'])} [@hosalimans2022]"
         if s["GuidanceScale"] != 1
         else "no guidance"
     )

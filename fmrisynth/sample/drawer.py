@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from fmrisynth.config.sample import SampleConfig
 from fmrisynth.config.train import network_name
 from fmrisynth.data.occupancy import read_descriptors
-from fmrisynth.diffusion.generate import encode_labels, generate_latents
+from fmrisynth.diffusion.generate import encode_labels, generate_latents, guidance_scales
 from fmrisynth.errors import FmrisynthError, UsageError, must_exist
 from fmrisynth.models.bundled import model_dir
 from fmrisynth.models.checkpoint import CARD_NAME, LoadedDenoiser, load_denoiser
@@ -61,13 +61,14 @@ def make_drawer(config: SampleConfig, checkpoint: Path | None) -> Drawer:
 
 
 def check_kind(config: SampleConfig, model: LoadedDenoiser) -> None:
-    """Refuse to ask a model of blocks for runs, or a model of runs for blocks.
+    """Refuse to ask a model of blocks for runs, a model of runs for blocks, or for guidance by what it does not know.
 
     Raises
     ------
     UsageError
         With what to ask for instead.
     """
+    guidance_scales(model.labels, config.guidance)
     for path in config.events:
         must_exist(path, "an events.tsv, or a folder of them")
     if config.events and model.event_telling is None:

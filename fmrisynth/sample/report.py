@@ -17,7 +17,7 @@ import numpy as np
 
 from fmrisynth.bids import naming
 from fmrisynth.config.glm import GlmConfig
-from fmrisynth.config.sample import SampleConfig
+from fmrisynth.config.sample import SampleConfig, guidance_in_words
 from fmrisynth.data.blocks import Block, common_grid, is_finished
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.nifti import read_image
@@ -118,7 +118,7 @@ def write_report(out: Path, asked: Sequence[SampleRequest], config: SampleConfig
         + (f" {total - n} of the {total} samples asked for are not there yet." if n < total else ""),
         facts=(
             ("sampler", f"{settings['Sampler']}, {settings['SamplerSteps']} steps"),
-            ("guidance", f"{config.guidance:g}"),
+            ("guidance", guidance_in_words(config.guidance)),
             ("seed", str(config.seed)),
             ("space", grid.space),
             ("image", f"{' x '.join(map(str, grid.shape))} voxels of {grid.voxel_mm[0]:g} mm"),

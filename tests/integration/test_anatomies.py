@@ -13,6 +13,7 @@ from fmrisynth.bids.sidecars import read_tsv
 from fmrisynth.cli.main import run
 from fmrisynth.data.blocks import read_blocks
 from fmrisynth.models.checkpoint import read_card
+from fmrisynth.report.methods import methods_of
 from tests.sample.test_run import digest_tree, validator_errors
 
 
@@ -121,6 +122,20 @@ def test_from_the_same_noise_people_differ_by_what_was_asked_alone(world, drawn,
     pictures = [plt.imread(root / "figures" / "anatomies.png") for root in (tmp_path / "out", drawn)]
     assert pictures[0].shape[0] > 1.7 * pictures[1].shape[0]  # with differences below
     assert run(ask) != 0  # other noise does not go into the same folder
+
+
+def test_each_attribute_has_a_guidance_of_its_own(world, drawn, tmp_path, capsys):
+    ask = ["--checkpoint", str(world / "model"), "--all-conditions", "--n", "1", "--steps", "4"]
+    ask += ["--participants", str(world / "asked.tsv")]
+    assert run(["sample", str(tmp_path / "same"), *ask, "--set", "guidance={age: 1, sex: 1}"]) == 0
+    assert run(["sample", str(tmp_path / "more"), *ask, "--set", "guidance={age: 50}"]) == 0
+    same, more = (read_blocks(tmp_path / name)[0].load().reference_XYZ for name in ("same", "more"))
+    np.testing.assert_array_equal(same, read_blocks(drawn)[0].load().reference_XYZ)
+    assert not np.array_equal(more, same)
+    assert any("guidance age 50" in paragraph for paragraph in methods_of(tmp_path / "more"))
+    assert run(["sample", str(tmp_path / "none"), *ask, "--set", "guidance={weight: 2}"]) != 0
+    assert "Guidance for 'weight'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_too_few_rows_are_refused(world, drawn, tmp_path, capsys):
