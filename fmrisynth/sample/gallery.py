@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fmrisynth.bids.atomic import atomic_path
-from fmrisynth.data.blocks import Block
+from fmrisynth.data.blocks import Block, further_attributes
 from fmrisynth.data.normalisation import normalise
 from fmrisynth.report.brain import upright
 from fmrisynth.report.style import INK, new_figure, styled
@@ -30,6 +30,7 @@ def write_gallery(blocks: Sequence[Block], *, differences: bool = False) -> None
     n_rows = 6 if differences else 3
     figure = new_figure(1.5 * len(blocks) + 0.4, 0.4 + 1.5 * n_rows)
     axes = figure.subplots(n_rows, len(blocks), squeeze=False)
+    names = ("sex", "age", *further_attributes(blocks))
     volumes = []
     for block in blocks:
         data, grid = block.load(), block.load_grid()
@@ -48,7 +49,7 @@ def write_gallery(blocks: Sequence[Block], *, differences: bool = False) -> None
             for row, (picture_XYZ, colours, low, high) in zip((normal, normal + 3), pictures, strict=False):
                 slice_XY = np.take(picture_XYZ, middle, axis=normal)
                 axes[row, column].imshow(slice_XY.T, origin="lower", cmap=colours, vmin=low, vmax=high)
-        known = ", ".join(block.attributes[name] for name in ("sex", "age") if name in block.attributes)
+        known = ", ".join(block.attributes[name] for name in names if name in block.attributes)
         title = known or ("not asked" if differences else block.subject[-4:])
         axes[0, column].set_title(title, fontsize=9, fontweight="normal", loc="center")
     for axis in axes.flat:
