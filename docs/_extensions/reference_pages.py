@@ -10,7 +10,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,12 +131,15 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _type(field: Any) -> str:
+    return _limited(_type_name(field.annotation), field.metadata)
+
+
+def _limited(text: str, metadata: Iterable[Any]) -> str:
     limits = []
-    for item in field.metadata:
+    for item in metadata:
         for name, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
             if getattr(item, name, None) is not None:
                 limits.append(f"{sign} {getattr(item, name):g}")
-    text = _type_name(field.annotation)
     return f"{text}, {' and '.join(limits)}" if limits else text
 
 
@@ -147,7 +150,9 @@ def _type_name(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return ", or ".join("empty" if part is type(None) else _type_name(part) for part in arguments)
     if origin is typing.Annotated:
-        return _type_name(arguments[0])
+        return _limited(
+            _type_name(arguments[0]), (m for extra in arguments[1:] for m in getattr(extra, "metadata", ()))
+        )
     if origin is tuple:
         inner = [_type_name(part) for part in arguments if part is not Ellipsis]
         return f"list of {inner[0]}" if Ellipsis in arguments else f"[{', '.join(inner)}]"

@@ -55,7 +55,10 @@ def test_settings_page_has_every_setting_with_its_default(reference):
         own = section(text, stage)
         for name in model.model_fields:
             assert f"`{name}`" in own, (stage, name)
-    assert "| `guidance` | number, ≥ 0 and ≤ 50 (`1.0`) | Classifier-free guidance" in text
+    assert (
+        "| `guidance` | number, ≥ 0 and ≤ 50, or mapping of text to number, ≥ 0 and ≤ 50 (`1.0`) | Classifier-free"
+        in text
+    )
     assert "`optimiser.learning_rate` | number, > 0 (`0.0001`)" in text
     assert "`model.kind: unet`" in text
     for stage in ("tokenize", "train"):
