@@ -97,7 +97,7 @@ def fit_whitening(latents: TrainingLatents, instances: Sequence[int], world: Wor
     chosen = _spread(instances)
     own = chosen[world.rank :: world.size]
     power_CXYZ = torch.zeros(n_channels, *grid, dtype=torch.float64)
-    people = {subject: number for number, subject in enumerate(latents.dataset.subjects)}
+    people = {subject: number for number, subject in enumerate(sorted({latents.row(i).subject for i in chosen}))}
     power_S, count_S = torch.zeros(2, len(people), dtype=torch.float64)
     products_FF = torch.zeros(n_channels * n_frames, n_channels * n_frames, dtype=torch.float64)
     with progress_bar("whitening", 2 * len(chosen)) as bar:
@@ -124,8 +124,8 @@ def fit_whitening(latents: TrainingLatents, instances: Sequence[int], world: Wor
 
 
 def _warn_of_loud_people(latents: TrainingLatents, people: Sequence[str], power_S: Tensor) -> None:
-    """Name those whose latents vary much more than the median person's; NaN where none were read."""
-    ratio_S = power_S / power_S.nanmedian()
+    """Name those whose latents vary much more than the median person's."""
+    ratio_S = power_S / power_S.median()
     loud = [(label, float(ratio)) for label, ratio in zip(people, ratio_S, strict=True) if ratio > LOUD]
     if loud:
         log.warning(

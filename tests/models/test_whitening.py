@@ -1,5 +1,7 @@
 """Whitening: unit variance, no correlation between a cell's numbers, and the way back."""
 
+from types import SimpleNamespace
+
 import torch
 
 from fmrisynth.models.distributed import World
@@ -25,6 +27,9 @@ class Latents:
 
     def read(self, instance):
         return self.stacks_NFXYZ[instance]
+
+    def row(self, instance):
+        return SimpleNamespace(subject=f"{instance % 20:02d}")
 
 
 def test_whitened_latents_have_unit_covariance_and_come_back():
