@@ -230,7 +230,8 @@ def _write_instance(
         ),
         desc, data, grid, tr_s=BLOCK_TR_S, split=_split(subject),
         source=f"{subject.label}/{run.name}",
-        attributes={"phase_encoding": run.direction, "sex": person.sex, "age": str(person.age)},
+        attributes={"phase_encoding": run.direction, "sex": person.sex, "age": str(person.age)}
+        | ({"diagnosis": person.diagnosis} if person.diagnosis else {}),
         sidecar={"SourceRepetitionTime": run.tr_s, "PhaseEncoding": run.direction, "Synthetic": True} | (extra or {}),
         origin=PHANTOM, **about,
     )  # fmt: skip
