@@ -144,3 +144,13 @@ def test_hcps_own_grid_is_as_noisy_as_the_direct_blocks_once_prepared(tmp_path):
             np.median((d.bold_XYZT[inside] / d.reference_XYZ[inside][:, None]).std(axis=1)) for d in (found, data)
         ]
         assert spread[0] == pytest.approx(spread[1], rel=0.05)
+
+
+def test_blocks_of_a_cohort_with_a_disorder_say_who_is_ill(tmp_path):
+    config = SimulateConfig(
+        layout="blocks", n_subjects=2, seed=1, tasks=("MOTOR",), directions=("LR",), anatomy={"patients": 1.0}
+    )
+    simulate_cohort(tmp_path / "ill", config)
+    assert {block.attributes["diagnosis"] for block in read_blocks(tmp_path / "ill")} == {"patient"}
+    with pytest.raises(ValueError, match="not for the layout hcp"):
+        SimulateConfig(layout="hcp", anatomy={"patients": 0.5})
