@@ -1,0 +1,38 @@
+"""What a denoiser is told of the events of a run."""
+
+from __future__ import annotations
+
+import torch
+
+from fmrisynth.config.train import EventTelling
+from fmrisynth.models.conditions import CHANGE_SCALE, EventEmbedding
+
+FRAMES, HISTORY = 3, 2
+NULL = 2
+
+
+def embedding() -> EventEmbedding:
+    torch.manual_seed(0)
+    return EventEmbedding(8, 16, [NULL], EventTelling(window_frames=FRAMES, history_frames=HISTORY), with_tokens=True)
+
+
+def test_a_frame_tells_what_is_on_and_how_it_changes():
+    told = embedding()
+    on_BSK = torch.rand(1, HISTORY + FRAMES, 2)
+    with torch.no_grad():
+        told.frame.weight.copy_(torch.eye(16)[:, :5])
+        told.frame.bias.zero_()
+        told.slot_SE.zero_()
+        _, tokens_BME = told(torch.zeros(1), torch.zeros(1, 1).long(), on_BSK)
+    assert torch.equal(tokens_BME[..., :2], on_BSK)
+    assert torch.allclose(tokens_BME[:, 1:, 2:4], CHANGE_SCALE * (on_BSK[:, 1:] - on_BSK[:, :-1]))
+    assert tokens_BME[:, 0, 2:4].eq(0).all()  # what was before the first frame is not known
+    assert tokens_BME[..., 4].eq(1).all()
+
+
+def test_withheld_events_are_not_heard():
+    told, time_B, null_BA = embedding(), torch.zeros(1), torch.full((1, 1), NULL)
+    one, other = (told(time_B, null_BA, torch.rand(1, HISTORY + FRAMES, 2)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    heard = told(time_B, torch.zeros(1, 1).long(), torch.zeros(1, HISTORY + FRAMES, 2))
+    assert not torch.allclose(heard[0], one[0])  # nothing happens is not the same as not told
