@@ -239,6 +239,10 @@ class TokenizeConfig(StageConfig):
     statistics_blocks: int = Field(
         1000, ge=1, description="Training blocks from which latent statistics and observation noise are measured."
     )
+    leave_out: tuple[str, ...] = Field(
+        (),
+        description="People, as sub-LABEL, to whom nothing is fitted, for example because they moved too much; they are encoded.",
+    )
     init: Path | None = Field(
         None, description="Start a vqgan from this tokenizer directory, or from an ALDM-layout state dict."
     )

@@ -69,7 +69,7 @@ def tokenize_dataset(
     tokenizer : Path, optional
         Use this tokenizer's folder (or ``bundled``) instead of fitting one.
     participant_labels : sequence of str, optional
-        Encode these subjects only. The fit always takes the whole training split.
+        Encode these subjects only. The fit always takes the whole training split, but for `config.leave_out`.
     force : bool
         Fit and encode anew, also with other settings than the folder was begun with.
 
@@ -85,6 +85,8 @@ def tokenize_dataset(
     """
     known = subjects_of(prepared)
     subjects = choose_subjects(prepared, known, participant_labels)
+    left_out = set(choose_subjects(prepared, known, config.leave_out)) if config.leave_out else set()
+    fitted_to = [subject for subject in known if subject not in left_out]
     given = None if tokenizer is None else tokenizer_dir(tokenizer)
     pick_device(config.device)
     if config.init is not None:
@@ -97,7 +99,7 @@ def tokenize_dataset(
         title=f"Latents of {prepared.resolve().name}", readme=README, origin=read_origin(prepared), force=force,
     )  # fmt: skip
     try:
-        found = stage.do(_given(stage, given) if given is not None else _fitted(stage, prepared, known, config))
+        found = stage.do(_given(stage, given) if given is not None else _fitted(stage, prepared, fitted_to, config))
     except FmrisynthError:
         stage.withdraw()
         raise
@@ -349,4 +351,6 @@ def _fit_settings(config: TokenizeConfig) -> dict[str, Any]:
     settings["fit"] = {k: v for k, v in content["fit"].items() if k not in OPERATIONAL_KEYS}
     if config.model.kind not in NETWORKS:
         del settings["fit"]
+    if config.leave_out:
+        settings["leave_out"] = content["leave_out"]
     return settings

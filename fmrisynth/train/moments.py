@@ -129,8 +129,8 @@ def _warn_of_loud_people(latents: TrainingLatents, people: Sequence[str], power_
     loud = [(label, float(ratio)) for label, ratio in zip(people, ratio_S, strict=True) if ratio > LOUD]
     if loud:
         log.warning(
-            "%s: %s as much as the median person, perhaps by head motion, and count that much more in the training; look at them, and "
-            "leave them out with --set leave_out=[%s].",
+            "%s: %s as much as the median person, perhaps by head motion, and count that much more in what is learnt; look at them, and "
+            "leave them out with --set leave_out=[%s], of `tokenize` too.",
             latents.root, ", ".join(f"sub-{label} varies {ratio:.0f} times" for label, ratio in loud),
             ",".join(f"sub-{label}" for label, _ in loud),
         )  # fmt: skip

@@ -144,6 +144,24 @@ def test_a_dataset_without_training_split_is_fitted_whole(dataset_maker, tmp_pat
     assert load_tokenizer(tmp_path / "out" / "tokenizer").info.provenance["split"] == "all"
 
 
+def test_a_person_left_out_is_encoded_but_not_learnt_from(prepared, dataset_maker, tmp_path):
+    """The same tokenizer as of a dataset in which that person never was in training."""
+    tokenize_dataset(prepared, tmp_path / "all", FAST)
+    tokenize_dataset(prepared, tmp_path / "few", FAST.model_copy(update={"leave_out": ("sub-02",)}))
+    tokenize_dataset(
+        dataset_maker(tmp_path / "apart", splits=("train", "val", "train", "val", "test", "test")),
+        tmp_path / "same",
+        FAST,
+    )
+    weights = [(tmp_path / name / "tokenizer" / "weights.safetensors").read_bytes() for name in ("all", "few", "same")]
+    assert weights[1] == weights[2] != weights[0]
+    assert "02" in LatentDataset.open(tmp_path / "few").subjects
+    with pytest.raises(FmrisynthError, match="other settings"):
+        tokenize_dataset(prepared, tmp_path / "all", FAST.model_copy(update={"leave_out": ("sub-02",)}))
+    with pytest.raises(UsageError, match="there is no sub-77"):
+        tokenize_dataset(prepared, tmp_path / "none", FAST.model_copy(update={"leave_out": ("sub-77",)}))
+
+
 def test_unknown_subject(prepared, tmp_path):
     with pytest.raises(UsageError, match="there is no sub-99"):
         tokenize_dataset(prepared, tmp_path, FAST, participant_labels=["99"])
