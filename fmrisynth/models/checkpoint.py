@@ -278,8 +278,8 @@ def compare_shapes(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Map
     odd = next((name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)), None)
     if odd is not None:
         raise FmrisynthError(
-            f"{path}: the weights do not fit {CARD_NAME} ({odd}: expected {wanted.get(odd)}, found {found.get(odd)}); the two "
-            "files must come from one checkpoint."
+            f"{path}: the weights do not fit {CARD_NAME} ({odd}: expected {wanted.get(odd)}, found {found.get(odd)}); take "
+            "both files from one checkpoint, or train again where they are of an earlier version."
         )
 
 
