@@ -1,10 +1,12 @@
 """How much of the response to an event a model of runs knows, by how long the event lasts: a minute's check of a training.
 
-    python benchmarks/events_heard.py MODEL... --latents LATENTS
+    python benchmarks/events_heard.py MODEL... --latents LATENTS [--drawn]
 
 Asked of pure noise, with nothing shown of the past, a network answers with the mean of what may come. The difference between its answers to
 an event and to none stands beside the response in the latents of the training people, by least squares on the events of the last 35 s (a
 finite impulse response model). That is fitted to two halves of the people: the products of the two are free of its noise.
+With `--drawn` also of windows that are drawn, an event and none from the same noise: with nothing shown of the past, and with the
+past of real people, who did something else.
 
 Amplitude is the slope of the answer on the response, r the correlation over cells, channels and frames; all conditions together.
 """
@@ -12,6 +14,8 @@ Amplitude is the slope of the answer on the response, r the correlation over cel
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ from torch import Tensor
 from fmrisynth.bids.events import Event
 from fmrisynth.config.train import ConditioningConfig
 from fmrisynth.data.occupancy import occupancy
+from fmrisynth.diffusion.generate import Drawing
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
 from fmrisynth.train.windows import TrainingWindows
@@ -29,6 +34,7 @@ N_LAGS = 24
 BEFORE_S = 2.0
 """How long before the window an event of up to 8 s begins; a longer one is in full course at its start."""
 DURATIONS_S = (2.0, 8.0, 16.0, 40.0)
+N_DRAWN = 3
 
 
 def lagged(on_TK: Tensor) -> Tensor:
@@ -55,8 +61,8 @@ def responses(windows: TrainingWindows) -> list[Tensor]:
     return [torch.linalg.lstsq(sum(xx), sum(xy)).solution for xx, xy in zip(sums, products, strict=True)]  # type: ignore[call-overload]
 
 
-def answer(model: LoadedDenoiser, on_SK: Tensor, noises: Tensor) -> Tensor:
-    """The network's mean of what may come, (T, cells), standardised latents."""
+def answer(model: LoadedDenoiser, noises: Tensor, on_SK: Tensor) -> Tensor:
+    """The network's mean of what may come, (T, cells) standardised latents."""
     telling, objective, whitening = model.event_telling, Objective(**model.objective), model.whitening
     assert telling is not None
     assert whitening is not None
@@ -69,7 +75,21 @@ def answer(model: LoadedDenoiser, on_SK: Tensor, noises: Tensor) -> Tensor:
         output = model.network(noises, objective.path.network_time(time_B).float(), *told)
         clean, _ = objective.clean_and_noise(objective.answer(output, noises, time_B), noises, time_B)
         stack_FXYZ = whitening.undo(clean.mean(dim=0))
-    latent_CTXYZ = stack_FXYZ.unflatten(0, model.latent_shape[:2])
+    return frames_of(stack_FXYZ.unflatten(0, model.latent_shape[:2]), model)
+
+
+def drawn(model: LoadedDenoiser, pasts: Sequence[Tensor], on_SK: Tensor) -> Tensor:
+    """Mean of windows drawn from noise of their own, one after each past, (T, cells) standardised latents."""
+    labels_A = torch.zeros(len(model.labels), dtype=torch.long)
+    drawing = Drawing(
+        model, labels_A, sampler="ab2", n_steps=20, guidance=1.0, guidance_interval=None, eta=0.0, device=torch.device("cpu")
+    )  # fmt: skip
+    stacks = [drawing.draw([seed], [on_SK[None], past[None]], fill=1) for seed, past in enumerate(pasts)]
+    return frames_of(drawing.standardised(torch.cat(stacks)).mean(dim=0), model)
+
+
+def frames_of(latent_CTXYZ: Tensor, model: LoadedDenoiser) -> Tensor:
+    """The cells that hold brain, (T, cells)."""
     return latent_CTXYZ[:, :, model.network.brain_XYZ].permute(1, 0, 2).flatten(1).double()
 
 
@@ -79,9 +99,10 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--latents", type=Path, required=True, help="that the models were trained on")
     parser.add_argument("--leave-out", nargs="*", default=[], help="people, as in their training")
+    parser.add_argument("--drawn", action="store_true", help="also draw windows, for another minute or two")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    windows = TrainingWindows(arguments.latents, ConditioningConfig(kind="events"), arguments.leave_out)
+    windows = TrainingWindows(arguments.latents, ConditioningConfig(kind="events", past_dropout=0), arguments.leave_out)
     one_PV, other_PV = responses(windows)
     shape = (3, windows.channels, *windows.latent_shape[2:])
     noises = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * windows.brain_XYZ
@@ -92,22 +113,40 @@ def main() -> None:
         telling = model.event_telling
         if telling is None or telling.descriptors is not None or model.whitening is None:
             raise SystemExit(f"{path}: expected a model of whole runs that knows conditions by name, found another.")
-        n_told, tr_s = telling.history_frames + telling.window_frames, windows.tr_s
-        rest = answer(model, torch.zeros(n_told, len(model.conditions)), noises)
-        cells = []
-        for duration_s in DURATIONS_S:
-            onset_s = max(0.0, telling.history_frames * tr_s - max(BEFORE_S, duration_s - 4.0))
-            sums = torch.zeros(3, dtype=torch.float64)
-            for condition in model.conditions:
-                on_SK = torch.from_numpy(
-                    occupancy([Event(onset_s, duration_s, condition)], model.conditions, n_told, tr_s)
-                )
-                own = answer(model, on_SK, noises) - rest
-                one, other = ((lagged(on_SK) @ fit)[-telling.window_frames :] for fit in (one_PV, other_PV))
-                sums += torch.stack([(own * (one + other) / 2).sum(), (one * other).sum(), own.square().sum()])
-            between, true, power = sums.tolist()
-            cells.append(f"{between / true:.2f} ({between / np.sqrt(true * power):.2f})")
-        print(f"| {path.name} | " + " | ".join(cells) + " |", flush=True)
+        ways: dict[str, Callable[[Tensor], Tensor]] = {"": partial(answer, model, noises)}
+        if arguments.drawn:
+            held_out, windows.whitening = windows.select("test"), model.whitening
+            held_out = [place for place in held_out if windows.place(place)[1] >= telling.past_frames]
+            places = [held_out[i] for i in np.random.default_rng(0).permutation(len(held_out))[:N_DRAWN]]
+            pasts = [windows.told(place, torch.Generator().manual_seed(place))[1] for place in places]
+            ways[", drawn, no past"] = partial(drawn, model, [torch.zeros_like(past) for past in pasts])
+            ways[", drawn, real past"] = partial(drawn, model, pasts)
+        for way, window in ways.items():
+            cells = [compare(model, duration_s, window, (one_PV, other_PV), windows.tr_s) for duration_s in DURATIONS_S]
+            print(f"| {path.name}{way} | " + " | ".join(cells) + " |", flush=True)
+
+
+def compare(
+    model: LoadedDenoiser,
+    duration_s: float,
+    window: Callable[[Tensor], Tensor],
+    fits: tuple[Tensor, Tensor],
+    tr_s: float,
+) -> str:
+    """Amplitude and r for events of one duration."""
+    telling = model.event_telling
+    assert telling is not None
+    n_told = telling.history_frames + telling.window_frames
+    onset_s = max(0.0, telling.history_frames * tr_s - max(BEFORE_S, duration_s - 4.0))
+    rest = window(torch.zeros(n_told, len(model.conditions)))
+    sums = torch.zeros(3, dtype=torch.float64)
+    for condition in model.conditions:
+        on_SK = torch.from_numpy(occupancy([Event(onset_s, duration_s, condition)], model.conditions, n_told, tr_s))
+        own = window(on_SK) - rest
+        one, other = ((lagged(on_SK) @ fit)[-telling.window_frames :] for fit in fits)
+        sums += torch.stack([(own * (one + other) / 2).sum(), (one * other).sum(), own.square().sum()])
+    between, true, power = sums.tolist()
+    return f"{between / true:.2f} ({between / np.sqrt(true * power):.2f})"
 
 
 if __name__ == "__main__":
