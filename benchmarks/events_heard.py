@@ -1,4 +1,4 @@
-"""How much of the response to an event a model of runs knows, by how long the event lasts: a minute's check of a training.
+"""How much of the response to an event a model of runs knows, by how long it lasts and when it began: a minute's check of a training.
 
     python benchmarks/events_heard.py MODEL... --latents LATENTS [--drawn]
 
@@ -31,9 +31,8 @@ from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
 from fmrisynth.train.windows import TrainingWindows
 
 N_LAGS = 24
-BEFORE_S = 2.0
-"""How long before the window an event of up to 8 s begins; a longer one is in full course at its start."""
-DURATIONS_S = (2.0, 8.0, 16.0, 40.0)
+EVENTS_S = ((2.0, 2.0), (8.0, 2.0), (8.0, 8.0), (8.0, 14.0), (40.0, 20.0))
+"""How long an event lasts, and how long before the window it begins."""
 N_DRAWN = 3
 
 
@@ -106,8 +105,8 @@ def main() -> None:
     one_PV, other_PV = responses(windows)
     shape = (3, windows.channels, *windows.latent_shape[2:])
     noises = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * windows.brain_XYZ
-    print("| amplitude (r) | " + " | ".join(f"{duration:g} s" for duration in DURATIONS_S) + " |")
-    print("| --- |" + " --- |" * len(DURATIONS_S))
+    print("| amplitude (r) | " + " | ".join(f"{lasts:g} s, {before:g} s before" for lasts, before in EVENTS_S) + " |")
+    print("| --- |" + " --- |" * len(EVENTS_S))
     for path in arguments.models:
         model = load_denoiser(path)
         telling = model.event_telling
@@ -122,22 +121,23 @@ def main() -> None:
             ways[", drawn, no past"] = partial(drawn, model, [torch.zeros_like(past) for past in pasts])
             ways[", drawn, real past"] = partial(drawn, model, pasts)
         for way, window in ways.items():
-            cells = [compare(model, duration_s, window, (one_PV, other_PV), windows.tr_s) for duration_s in DURATIONS_S]
+            cells = [compare(model, *event, window, (one_PV, other_PV), windows.tr_s) for event in EVENTS_S]
             print(f"| {path.name}{way} | " + " | ".join(cells) + " |", flush=True)
 
 
 def compare(
     model: LoadedDenoiser,
     duration_s: float,
+    before_s: float,
     window: Callable[[Tensor], Tensor],
     fits: tuple[Tensor, Tensor],
     tr_s: float,
 ) -> str:
-    """Amplitude and r for events of one duration."""
+    """Amplitude and r for one event."""
     telling = model.event_telling
     assert telling is not None
     n_told = telling.history_frames + telling.window_frames
-    onset_s = max(0.0, telling.history_frames * tr_s - max(BEFORE_S, duration_s - 4.0))
+    onset_s = max(0.0, telling.history_frames * tr_s - before_s)
     rest = window(torch.zeros(n_told, len(model.conditions)))
     sums = torch.zeros(3, dtype=torch.float64)
     for condition in model.conditions:

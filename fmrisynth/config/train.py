@@ -209,7 +209,7 @@ class ConditioningConfig(Config):
         0.1, ge=0, lt=1, description="Events only: rate at which they are withheld, as at the start of a run."
     )
     past_noise: float = Field(
-        0.25,
+        0.5,
         ge=0,
         le=10,
         description="Events only: standard deviation of the noise on those frames, in training and in sampling, in units of the whitened "

@@ -16,8 +16,6 @@ from fmrisynth.models.blocks import sinusoidal_embedding
 
 NUMBER_SCALE = 10.0
 """Standard deviations are multiplied by this before they become sines: the finest has a period of 0.6 of them."""
-CHANGE_SCALE = 2.0
-"""Changes from frame to frame are multiplied by this: they are rarer than what lasts."""
 
 
 class NumberEmbedding(nn.Module):
@@ -91,11 +89,9 @@ class ConditionEmbedding(nn.Module):
 class EventEmbedding(nn.Module):
     """Turn diffusion time and what happens in and before a window into one vector and a context token for every frame.
 
-    A frame's events are numbers, one per condition, or mixtures of the conditions' descriptors, and their changes from the frame before.
-    Numbers alone say the same, but those of neighbouring frames are nearly equal, and gradient descent is slow to learn what
-    tells them apart: how short events differ from long ones. The response to events is left to the network. The first
-    attribute's label says whether the events are told (0) or withheld (the null row); further attributes are as in
-    `ConditionEmbedding`.
+    A frame's events are numbers, one per condition, or mixtures of the conditions' descriptors; the response to them is left to the
+    network. The first attribute's label says whether the events are told (0) or withheld (the null row); further attributes
+    are as in `ConditionEmbedding`.
 
     Parameters
     ----------
@@ -121,7 +117,7 @@ class EventEmbedding(nn.Module):
         n_slots = config.history_frames + config.window_frames
         descriptors_KD = torch.eye(n_labels[0]) if config.descriptors is None else torch.tensor(config.descriptors)
         self.register_buffer("descriptors_KD", descriptors_KD, persistent=False)
-        n_features = 2 * descriptors_KD.shape[1] + 1  # numbers, changes, and one that says that events are told
+        n_features = descriptors_KD.shape[1] + 1  # the last one says that events are told
         self.time = nn.Sequential(nn.Linear(width, cond_width), nn.SiLU(), nn.Linear(cond_width, cond_width))
         self.vectors = _tables(n_labels[1:], width, cond_width)
         self.course = nn.Linear(n_slots * n_features, cond_width)
@@ -133,9 +129,9 @@ class EventEmbedding(nn.Module):
 
     def forward(self, time_B: Tensor, labels_BA: Tensor, events_BSK: Tensor) -> tuple[Tensor, Tensor | None]:
         told_B11 = (labels_BA[:, 0] != self.null).to(events_BSK.dtype)[:, None, None]
-        on_BSD = events_BSK @ self.descriptors_KD
-        changes_BSD = CHANGE_SCALE * torch.diff(on_BSD, dim=1, prepend=on_BSD[:, :1])
-        features_BSD = torch.cat([on_BSD, changes_BSD, torch.ones_like(on_BSD[..., :1])], dim=2) * told_B11
+        features_BSD = (
+            torch.cat([events_BSK @ self.descriptors_KD, torch.ones_like(events_BSK[..., :1])], dim=2) * told_B11
+        )
         cond_BE = self.time(sinusoidal_embedding(time_B, self.width)) + self.course(features_BSD.flatten(1))
         vectors = _look_up(self.vectors, labels_BA[:, 1:])
         for vector_BE in vectors:
