@@ -1,39 +1,30 @@
-"""How much of the response to an event a model of runs knows, by how long it lasts and when it began: a minute's check of a training.
+"""How much of the response to an experiment a model of runs knows: a minute's check of a training.
 
-    python benchmarks/events_heard.py MODEL... --latents LATENTS [--drawn]
+    python benchmarks/events_heard.py MODEL... --latents LATENTS --events EVENTS... [--leave-out sub-X]
 
-Asked of pure noise, with nothing shown of the past, a network answers with the mean of what may come. The difference between its answers to
-an event and to none stands beside the response in the latents of the training people, by least squares on the events of the last 35 s (a
-finite impulse response model). That is fitted to two halves of the people: the products of the two are free of its noise.
-With `--drawn` also of windows that are drawn, an event and none from the same noise: with nothing shown of the past, and with the
-past of real people, who did something else.
-
-Amplitude is the slope of the answer on the response, r the correlation over cells, channels and frames; all conditions together.
+Asked of pure noise, with nothing shown of the past, a network answers with the mean of what may come. Its answers along each experiment
+stand beside the response in the latents of the training people, by least squares on the events of the last 35 s (a finite impulse
+response model). That is fitted to two halves of the people: the products of the two are free of its noise. Amplitude is the slope of the
+answers on the response, r the correlation over frames, cells and channels, about the mean over the experiment.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fmrisynth.bids.events import Event
+from fmrisynth.bids.events import read_events
 from fmrisynth.config.train import ConditioningConfig
-from fmrisynth.data.occupancy import occupancy
-from fmrisynth.diffusion.generate import Drawing
+from fmrisynth.data.occupancy import occupancy, window_occupancy
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
 from fmrisynth.train.windows import TrainingWindows
 
-N_LAGS = 24
-EVENTS_S = ((2.0, 2.0), (8.0, 2.0), (8.0, 8.0), (8.0, 14.0), (40.0, 20.0))
-"""How long an event lasts, and how long before the window it begins."""
-N_DRAWN = 3
+N_LAGS, N_FRAMES, STEP = 24, 240, 5
 
 
 def lagged(on_TK: Tensor) -> Tensor:
@@ -60,36 +51,37 @@ def responses(windows: TrainingWindows) -> list[Tensor]:
     return [torch.linalg.lstsq(sum(xx), sum(xy)).solution for xx, xy in zip(sums, products, strict=True)]  # type: ignore[call-overload]
 
 
-def answer(model: LoadedDenoiser, noises: Tensor, on_SK: Tensor) -> Tensor:
-    """The network's mean of what may come, (T, cells) standardised latents."""
+def answer(model: LoadedDenoiser, noise_1FXYZ: Tensor, on_SK: Tensor) -> Tensor:
+    """The network's mean of what may come in a window, (T, cells) standardised latents."""
     telling, objective, whitening = model.event_telling, Objective(**model.objective), model.whitening
     assert telling is not None
     assert whitening is not None
-    n = len(noises)
-    past = torch.zeros(n, telling.past_channels, *noises.shape[2:])
-    time_B = torch.ones(n, dtype=torch.float64)
-    labels_BA = torch.zeros(n, len(model.labels), dtype=torch.long)
-    told = (labels_BA, on_SK.expand(n, -1, -1), *([past] if telling.past_frames else []))
+    past = torch.zeros(1, telling.past_channels, *noise_1FXYZ.shape[2:])
+    time_B = torch.ones(1, dtype=torch.float64)
+    told = (torch.zeros(1, len(model.labels), dtype=torch.long), on_SK[None], *([past] if telling.past_frames else []))
     with torch.inference_mode():
-        output = model.network(noises, objective.path.network_time(time_B).float(), *told)
-        clean, _ = objective.clean_and_noise(objective.answer(output, noises, time_B), noises, time_B)
-        stack_FXYZ = whitening.undo(clean.mean(dim=0))
-    return frames_of(stack_FXYZ.unflatten(0, model.latent_shape[:2]), model)
-
-
-def drawn(model: LoadedDenoiser, pasts: Sequence[Tensor], on_SK: Tensor) -> Tensor:
-    """Mean of windows drawn from noise of their own, one after each past, (T, cells) standardised latents."""
-    labels_A = torch.zeros(len(model.labels), dtype=torch.long)
-    drawing = Drawing(
-        model, labels_A, sampler="ab2", n_steps=20, guidance=1.0, guidance_interval=None, eta=0.0, device=torch.device("cpu")
-    )  # fmt: skip
-    stacks = [drawing.draw([seed], [on_SK[None], past[None]], fill=1) for seed, past in enumerate(pasts)]
-    return frames_of(drawing.standardised(torch.cat(stacks)).mean(dim=0), model)
-
-
-def frames_of(latent_CTXYZ: Tensor, model: LoadedDenoiser) -> Tensor:
-    """The cells that hold brain, (T, cells)."""
+        output = model.network(noise_1FXYZ, objective.path.network_time(time_B).float(), *told)
+        clean, _ = objective.clean_and_noise(objective.answer(output, noise_1FXYZ, time_B), noise_1FXYZ, time_B)
+        latent_CTXYZ = whitening.undo(clean[0]).unflatten(0, model.latent_shape[:2])
     return latent_CTXYZ[:, :, model.network.brain_XYZ].permute(1, 0, 2).flatten(1).double()
+
+
+def compare(model: LoadedDenoiser, on_TK: np.ndarray, noise_1FXYZ: Tensor, fits: list[Tensor]) -> str:
+    """Amplitude and r along one experiment."""
+    telling = model.event_telling
+    if telling is None or telling.descriptors is not None or model.whitening is None:
+        raise SystemExit(
+            f"{model.path}: expected a model of whole runs that knows conditions by name, with whitened latents."
+        )
+    n = telling.window_frames
+    firsts = range(telling.history_frames, len(on_TK) - n, STEP)
+    told = [torch.from_numpy(window_occupancy(on_TK, first, n, telling.history_frames)) for first in firsts]
+    own = torch.stack([answer(model, noise_1FXYZ, on_SK) for on_SK in told])
+    courses = [lagged(torch.from_numpy(on_TK)) @ fit for fit in fits]
+    one, other = (torch.stack([course[first : first + n] for first in firsts]) for course in courses)
+    own, one, other = (part - part.mean(dim=(0, 1)) for part in (own, one, other))
+    true, between = float((one * other).sum()), float((own * (one + other)).sum() / 2)
+    return f"{between / true:.2f} ({between / np.sqrt(true * float(own.square().sum())):.2f})"
 
 
 def main() -> None:
@@ -97,56 +89,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--latents", type=Path, required=True, help="that the models were trained on")
+    parser.add_argument("--events", type=Path, required=True, nargs="+", help="experiments")
     parser.add_argument("--leave-out", nargs="*", default=[], help="people, as in their training")
-    parser.add_argument("--drawn", action="store_true", help="also draw windows, for another minute or two")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    windows = TrainingWindows(arguments.latents, ConditioningConfig(kind="events", past_dropout=0), arguments.leave_out)
-    one_PV, other_PV = responses(windows)
-    shape = (3, windows.channels, *windows.latent_shape[2:])
-    noises = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * windows.brain_XYZ
-    print("| amplitude (r) | " + " | ".join(f"{lasts:g} s, {before:g} s before" for lasts, before in EVENTS_S) + " |")
-    print("| --- |" + " --- |" * len(EVENTS_S))
+    windows = TrainingWindows(arguments.latents, ConditioningConfig(kind="events"), arguments.leave_out)
+    fits = responses(windows)
+    shape = (1, windows.channels, *windows.latent_shape[2:])
+    noise_1FXYZ = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * windows.brain_XYZ
+    on = [occupancy(read_events(path).events, windows.conditions, N_FRAMES, windows.tr_s) for path in arguments.events]
+    print("| amplitude (r) | " + " | ".join(path.stem.removesuffix("_events") for path in arguments.events) + " |")
+    print("| --- |" + " --- |" * len(on))
     for path in arguments.models:
         model = load_denoiser(path)
-        telling = model.event_telling
-        if telling is None or telling.descriptors is not None or model.whitening is None:
-            raise SystemExit(f"{path}: expected a model of whole runs that knows conditions by name, found another.")
-        ways: dict[str, Callable[[Tensor], Tensor]] = {"": partial(answer, model, noises)}
-        if arguments.drawn:
-            held_out, windows.whitening = windows.select("test"), model.whitening
-            held_out = [place for place in held_out if windows.place(place)[1] >= telling.past_frames]
-            places = [held_out[i] for i in np.random.default_rng(0).permutation(len(held_out))[:N_DRAWN]]
-            pasts = [windows.told(place, torch.Generator().manual_seed(place))[1] for place in places]
-            ways[", drawn, no past"] = partial(drawn, model, [torch.zeros_like(past) for past in pasts])
-            ways[", drawn, real past"] = partial(drawn, model, pasts)
-        for way, window in ways.items():
-            cells = [compare(model, *event, window, (one_PV, other_PV), windows.tr_s) for event in EVENTS_S]
-            print(f"| {path.name}{way} | " + " | ".join(cells) + " |", flush=True)
-
-
-def compare(
-    model: LoadedDenoiser,
-    duration_s: float,
-    before_s: float,
-    window: Callable[[Tensor], Tensor],
-    fits: tuple[Tensor, Tensor],
-    tr_s: float,
-) -> str:
-    """Amplitude and r for one event."""
-    telling = model.event_telling
-    assert telling is not None
-    n_told = telling.history_frames + telling.window_frames
-    onset_s = max(0.0, telling.history_frames * tr_s - before_s)
-    rest = window(torch.zeros(n_told, len(model.conditions)))
-    sums = torch.zeros(3, dtype=torch.float64)
-    for condition in model.conditions:
-        on_SK = torch.from_numpy(occupancy([Event(onset_s, duration_s, condition)], model.conditions, n_told, tr_s))
-        own = window(on_SK) - rest
-        one, other = ((lagged(on_SK) @ fit)[-telling.window_frames :] for fit in fits)
-        sums += torch.stack([(own * (one + other) / 2).sum(), (one * other).sum(), own.square().sum()])
-    between, true, power = sums.tolist()
-    return f"{between / true:.2f} ({between / np.sqrt(true * power):.2f})"
+        cells = [compare(model, on_TK, noise_1FXYZ, fits) for on_TK in on]
+        print(f"| {path.name} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
