@@ -167,7 +167,7 @@ def test_identical_samples_are_compared_by_effects_and_say_so(real_cohort, maker
     assert analysis.comparison.scores["corr"].value is not None
 
 
-def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path):
+def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path, monkeypatch):
     summary = evaluate_datasets(tmp_path / "out", real=real_cohort, synthetic=good_samples, config=quick)
     assert any("as many real blocks of other people pass" in line for line in summary.lines)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -192,6 +192,7 @@ def test_report_and_metrics_are_whole(real_cohort, good_samples, quick, tmp_path
     for heading in ("Summary", "Activation maps", "Checks", "Privacy", "Time courses"):
         assert f">{heading}</h2>" in text
 
+    monkeypatch.setattr("fmrisynth.evaluate.page.write_report", lambda path, *_: write_text(path, ""))
     again = evaluate_datasets(tmp_path / "again", real=real_cohort, synthetic=good_samples, config=quick)
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
     assert again.lines[:-1] == summary.lines[:-1]
