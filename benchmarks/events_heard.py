@@ -20,6 +20,7 @@ from torch import Tensor
 from fmrisynth.bids.events import read_events
 from fmrisynth.config.train import ConditioningConfig
 from fmrisynth.data.occupancy import occupancy, window_occupancy
+from fmrisynth.diffusion.generate import encode_labels
 from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.checkpoint import LoadedDenoiser, load_denoiser
 from fmrisynth.train.windows import TrainingWindows
@@ -43,12 +44,15 @@ def responses(windows: TrainingWindows) -> list[Tensor]:
             continue
         frames = windows.dataset.standardise(windows.dataset.load_frames(number, 0, row.n_frames))
         y_TV = frames[:, :, windows.brain_XYZ].permute(1, 0, 2).flatten(1).double()
-        x_TP = lagged(windows.events_of(number))
+        x_TP = lagged(windows.occupancy_of(number))
         x_TP, y_TV = x_TP - x_TP.mean(dim=0), y_TV - y_TV.mean(dim=0)
         half, weight = people.index(row.subject) % 2, 1 / y_TV.square().mean()
         sums[half].append(weight * x_TP.T @ x_TP)
         products[half].append(weight * x_TP.T @ y_TV)
-    return [torch.linalg.lstsq(sum(xx), sum(xy)).solution for xx, xy in zip(sums, products, strict=True)]  # type: ignore[call-overload]
+    return [
+        torch.linalg.lstsq(torch.stack(xx).sum(dim=0), torch.stack(xy).sum(dim=0)).solution
+        for xx, xy in zip(sums, products, strict=True)
+    ]
 
 
 def answer(model: LoadedDenoiser, noise_1FXYZ: Tensor, on_SK: Tensor) -> Tensor:
@@ -58,7 +62,9 @@ def answer(model: LoadedDenoiser, noise_1FXYZ: Tensor, on_SK: Tensor) -> Tensor:
     assert whitening is not None
     past = torch.zeros(1, telling.past_channels, *noise_1FXYZ.shape[2:])
     time_B = torch.ones(1, dtype=torch.float64)
-    told = (torch.zeros(1, len(model.labels), dtype=torch.long), on_SK[None], *([past] if telling.past_frames else []))
+    labels_A = encode_labels(model.labels, model.conditions[0], None, model.always)
+    labels_A[0] = 0  # events are told
+    told = (labels_A[None], on_SK[None], *([past] if telling.past_frames else []))
     with torch.inference_mode():
         output = model.network(noise_1FXYZ, objective.path.network_time(time_B).float(), *told)
         clean, _ = objective.clean_and_noise(objective.answer(output, noise_1FXYZ, time_B), noise_1FXYZ, time_B)

@@ -284,6 +284,10 @@ def _fitted(stage: Stage, prepared: Path, subjects: Sequence[str], config: Token
     Blocks that came after the fit do not make it stale; blocks it was fitted to and that changed or went do.
     """
     training, split = _training_blocks(prepared, subjects, config.normalisation)
+    if config.leave_out and split != "train":
+        raise FmrisynthError(
+            f"{prepared}: expected people of the training split whom leave_out does not name, found none; leave out fewer people."
+        )
     before = stage.result("tokenizer")
     blocks = [block for block in training if before and block.bold.as_posix() in set(before["blocks"])]
     if before is None or len(blocks) < len(before["blocks"]):

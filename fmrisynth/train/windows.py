@@ -100,7 +100,7 @@ class TrainingWindows(TrainingLatents):
             for row, events in zip(self.dataset.rows, self._events, strict=True)
         ]
 
-    def events_of(self, run: int) -> Tensor:
+    def occupancy_of(self, run: int) -> Tensor:
         """Share of each frame of a run during which each condition is on, (frames, K)."""
         return self._occupancy[run]
 
@@ -134,7 +134,7 @@ class TrainingWindows(TrainingLatents):
         """
         run, first = self.place(instance)
         telling = self.telling
-        on_TK = self.events_of(run).numpy()
+        on_TK = self.occupancy_of(run).numpy()
         events_SK = torch.from_numpy(window_occupancy(on_TK, first, self.n_frames, telling.history_frames))
         if not telling.past_frames:
             return (events_SK,)

@@ -158,6 +158,12 @@ def test_a_person_left_out_is_encoded_but_not_learnt_from(prepared, dataset_make
     assert "02" in LatentDataset.open(tmp_path / "few").subjects
     with pytest.raises(FmrisynthError, match="other settings"):
         tokenize_dataset(prepared, tmp_path / "all", FAST.model_copy(update={"leave_out": ("sub-02",)}))
+    tokenize_dataset(prepared, tmp_path / "few", FAST, force=True)  # and back
+    assert (tmp_path / "few" / "tokenizer" / "weights.safetensors").read_bytes() == weights[0]
+    everybody = FAST.model_copy(update={"leave_out": ("sub-01", "sub-02", "sub-03")})
+    with pytest.raises(FmrisynthError, match="leave out fewer people"):
+        tokenize_dataset(prepared, tmp_path / "nobody", everybody)
+    assert not (tmp_path / "nobody").exists()
     with pytest.raises(UsageError, match="there is no sub-77"):
         tokenize_dataset(prepared, tmp_path / "none", FAST.model_copy(update={"leave_out": ("sub-77",)}))
 
