@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fmrisynth.config.train import DiTConfig, EventTelling, HybridConfig, UNetConfig
 from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.models.whitening import Whitening
 
 
 def build_denoiser(
@@ -16,6 +17,7 @@ def build_denoiser(
     n_labels: Sequence[int],
     brain_XYZ: Tensor | None = None,
     events: EventTelling | None = None,
+    whitening: Whitening | None = None,
 ) -> nn.Module:
     """Build the network ``denoiser(stack_BFXYZ, time_B, labels_BA) -> stack_BFXYZ``.
 
@@ -31,11 +33,13 @@ def build_denoiser(
         Latent cells that hold brain; the answer is 0 elsewhere, and tokens without brain are left out. Default: all cells.
     events : EventTelling, optional
         For models of runs.
+    whitening : Whitening, optional
+        For models of runs, whose latents are whitened.
     """
     if isinstance(config, HybridConfig):
         from fmrisynth.models.hybrid_dit import HybridDiT
 
-        return HybridDiT(config, channels, n_labels, brain_XYZ, events)
+        return HybridDiT(config, channels, n_labels, brain_XYZ, events, whitening)
     if isinstance(config, DiTConfig):
         from fmrisynth.models.dit import DiT
 

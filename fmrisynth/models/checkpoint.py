@@ -97,11 +97,11 @@ class ModelCard:
         amount = {"Subjects": self.trained_on.get("n_subjects"), instances: self.trained_on.get("n_instances")}
         return parse_origin(said | amount).sampled()
 
-    def build(self, brain_XYZ: Tensor | None = None) -> nn.Module:
+    def build(self, brain_XYZ: Tensor | None = None, whitening: Whitening | None = None) -> nn.Module:
         """The network, freshly initialised."""
         config = TypeAdapter(ModelConfig).validate_python(self.model)
         channels = self.latent_shape[0] * self.latent_shape[1]
-        return build_denoiser(config, channels, n_labels(self.labels), brain_XYZ, self.event_telling)
+        return build_denoiser(config, channels, n_labels(self.labels), brain_XYZ, self.event_telling, whitening)
 
     @property
     def event_telling(self) -> EventTelling | None:
@@ -225,6 +225,7 @@ def _check_card(card: ModelCard) -> None:
         raise ValueError("it names attributes without values")
     if telling is not None and (
         telling.window_frames != card.latent_shape[1]
+        or list(telling.grid) != list(card.latent_shape[2:])
         or telling.past_channels != (telling.past_frames * channels + 1 if telling.past_frames else 0)
         or (telling.descriptors is not None and len(telling.descriptors) != n_labels(card.labels)[0])
     ):
@@ -317,7 +318,8 @@ def load_denoiser(path: Path) -> LoadedDenoiser:
     weights = load_tensors(folder / EMA_NAME)
     if not bool(weights[BRAIN].any()):
         raise FmrisynthError(f"{folder / EMA_NAME}: no latent cell holds brain; the file is damaged, copy it again.")
-    network, whitening = card.build(weights[BRAIN].bool()), Whitening.taken_from(weights)
+    whitening = Whitening.taken_from(weights)
+    network = card.build(weights[BRAIN].bool(), whitening)
     parts = Whitening.shapes(tuple(card.latent_shape))
     network.load_state_dict({name: tensor for name, tensor in weights.items() if name not in parts}, assign=True)
     network.eval().requires_grad_(False)

@@ -117,7 +117,7 @@ class EventEmbedding(nn.Module):
         n_slots = config.history_frames + config.window_frames
         descriptors_KD = torch.eye(n_labels[0]) if config.descriptors is None else torch.tensor(config.descriptors)
         self.register_buffer("descriptors_KD", descriptors_KD, persistent=False)
-        n_features = descriptors_KD.shape[1] + 1  # the last one says that events are told
+        n_features = self.n_features = descriptors_KD.shape[1] + 1  # the last one says that events are told
         self.time = nn.Sequential(nn.Linear(width, cond_width), nn.SiLU(), nn.Linear(cond_width, cond_width))
         self.vectors = _tables(n_labels[1:], width, cond_width)
         self.course = nn.Linear(n_slots * n_features, cond_width)
@@ -127,11 +127,12 @@ class EventEmbedding(nn.Module):
             self.frame = nn.Linear(n_features, cond_width)
             self.slot_SE = nn.Parameter(torch.randn(n_slots, cond_width))
 
-    def forward(self, time_B: Tensor, labels_BA: Tensor, events_BSK: Tensor) -> tuple[Tensor, Tensor | None]:
+    def features(self, labels_BA: Tensor, events_BSK: Tensor) -> Tensor:
+        """What happens in each frame, and that it is told, (B, S, D + 1); zeros where it is withheld."""
         told_B11 = (labels_BA[:, 0] != self.null).to(events_BSK.dtype)[:, None, None]
-        features_BSD = (
-            torch.cat([events_BSK @ self.descriptors_KD, torch.ones_like(events_BSK[..., :1])], dim=2) * told_B11
-        )
+        return torch.cat([events_BSK @ self.descriptors_KD, torch.ones_like(events_BSK[..., :1])], dim=2) * told_B11
+
+    def forward(self, time_B: Tensor, labels_BA: Tensor, features_BSD: Tensor) -> tuple[Tensor, Tensor | None]:
         cond_BE = self.time(sinusoidal_embedding(time_B, self.width)) + self.course(features_BSD.flatten(1))
         vectors = _look_up(self.vectors, labels_BA[:, 1:])
         for vector_BE in vectors:

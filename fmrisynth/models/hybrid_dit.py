@@ -31,6 +31,8 @@ from fmrisynth.models.blocks import (
     zero_init,
 )
 from fmrisynth.models.conditions import ConditionEmbedding, EventEmbedding
+from fmrisynth.models.response import EventResponse
+from fmrisynth.models.whitening import Whitening
 
 
 class Stage(nn.Module):
@@ -102,6 +104,8 @@ class HybridDiT(nn.Module):
         hold brain alone.
     events : EventTelling, optional
         For models of runs: what `forward` is told of a window beside labels.
+    whitening : Whitening, optional
+        For models of runs, whose latents are whitened.
     """
 
     brain_XYZ: Tensor | None
@@ -113,6 +117,7 @@ class HybridDiT(nn.Module):
         n_labels: Sequence[int],
         brain_XYZ: Tensor | None = None,
         events: EventTelling | None = None,
+        whitening: Whitening | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -121,11 +126,15 @@ class HybridDiT(nn.Module):
         widths = [multiplier * config.base_ch for multiplier in config.width_multipliers]
         has_cross = config.cross_attention and "transformer" in config.stages
         self.condition: ConditionEmbedding | EventEmbedding
+        self.response: EventResponse | None = None
+        cond_width = config.conditioning_width
         if events is None:
             n_tokens = config.context_tokens if has_cross else None
-            self.condition = ConditionEmbedding(config.base_ch, config.conditioning_width, n_labels, n_tokens)
+            self.condition = ConditionEmbedding(config.base_ch, cond_width, n_labels, n_tokens)
         else:
-            self.condition = EventEmbedding(config.base_ch, config.conditioning_width, n_labels, events, has_cross)
+            self.condition = EventEmbedding(config.base_ch, cond_width, n_labels, events, has_cross)
+            n_features, frame_channels = self.condition.n_features, channels // events.window_frames
+            self.response = EventResponse(widths[0], cond_width, frame_channels, n_features, events, whitening)
 
         self.conv_in = Conv3x3(channels, widths[0])
         self.past_in = Conv3x3(events.past_channels, widths[0]) if events is not None and events.past_channels else None
@@ -139,6 +148,7 @@ class HybridDiT(nn.Module):
             self.merge.append(Conv1x1(2 * width, width))
             self.decoder.append(Stage(kind, config.decoder_blocks[level], width, config, brain_of[level]))
         self.bottleneck = Stage(config.stages[-1], config.bottleneck_blocks, widths[-1], config, brain_of[-1])
+        self.skip = zero_init(nn.Linear(cond_width, channels)) if config.skip else None
         self.norm_out = group_norm(widths[0])
         self.conv_out = zero_init(Conv3x3(widths[0], channels))
 
@@ -169,8 +179,13 @@ class HybridDiT(nn.Module):
         -------
         Tensor of shape (B, F, X, Y, Z)
         """
-        told = (labels_BA,) if events_BSK is None else (labels_BA, events_BSK)
-        cond_BE, context_BME = self.condition(time_B, *told)
+        features_BSD = None
+        if isinstance(self.condition, EventEmbedding):
+            assert events_BSK is not None
+            features_BSD = self.condition.features(labels_BA, events_BSK)
+            cond_BE, context_BME = self.condition(time_B, labels_BA, features_BSD)
+        else:
+            cond_BE, context_BME = self.condition(time_B, labels_BA)
         x_BDXYZ = self.conv_in(stack_BFXYZ)  # (B, w, X, Y, Z)
         if self.past_in is not None:
             x_BDXYZ = x_BDXYZ + self.past_in(past_BGXYZ)
@@ -189,7 +204,12 @@ class HybridDiT(nn.Module):
             x_BDXYZ = self.merge[level](torch.cat([x_BDXYZ, skips.pop()], dim=1))
             x_BDXYZ = self.decoder[level](x_BDXYZ, cond_BE, context_BME)
 
-        answer_BFXYZ = self.conv_out(F.silu(self.norm_out(x_BDXYZ)))
+        x_BDXYZ = F.silu(self.norm_out(x_BDXYZ))
+        answer_BFXYZ = self.conv_out(x_BDXYZ)
+        if self.skip is not None:  # fewer channels than the input's cannot hold it, only what they add to it
+            answer_BFXYZ = answer_BFXYZ + self.skip(cond_BE)[:, :, None, None, None] * stack_BFXYZ
+        if self.response is not None:
+            answer_BFXYZ = answer_BFXYZ + self.response(x_BDXYZ, cond_BE, features_BSD)
         return answer_BFXYZ if self.brain_XYZ is None else answer_BFXYZ * self.brain_XYZ
 
 

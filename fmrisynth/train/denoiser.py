@@ -144,6 +144,7 @@ class DenoiserLearning:
             n_labels(self.vocabulary),
             self.latents.brain_XYZ,
             self.latents.telling,
+            self.latents.whitening,
         )
 
     def trial_inputs(self) -> tuple[Tensor, ...]:

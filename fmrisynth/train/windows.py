@@ -71,6 +71,7 @@ class TrainingWindows(TrainingLatents):
             past_frames=config.past_frames,
             past_channels=config.past_frames * n_channels + 1 if config.past_frames else 0,
             past_noise=config.past_noise,
+            grid=self.latent_shape[2:],
             descriptors=None if config.descriptors is None else self._descriptors(config.descriptors),
         )
         if self.telling.descriptors is not None:  # a run that goes on must go on with the same

@@ -14,7 +14,7 @@ from fmrisynth.models.build import build_denoiser
 from .test_generate import make_model
 
 C, T, GRID = 2, 3, (4, 4, 8)
-TELLING = EventTelling(window_frames=T, history_frames=2, past_frames=2, past_channels=2 * C + 1)
+TELLING = EventTelling(window_frames=T, history_frames=2, past_frames=2, past_channels=2 * C + 1, grid=GRID)
 
 
 @pytest.fixture(scope="module")

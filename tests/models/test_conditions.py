@@ -11,9 +11,12 @@ FRAMES, HISTORY = 3, 2
 NULL = 2
 
 
+TELLING = EventTelling(window_frames=FRAMES, history_frames=HISTORY, grid=(2, 3, 4))
+
+
 def embedding() -> EventEmbedding:
     torch.manual_seed(0)
-    return EventEmbedding(8, 16, [NULL], EventTelling(window_frames=FRAMES, history_frames=HISTORY), with_tokens=True)
+    return EventEmbedding(8, 16, [NULL], TELLING, with_tokens=True)
 
 
 def test_a_frame_tells_what_is_on():
@@ -23,14 +26,19 @@ def test_a_frame_tells_what_is_on():
         told.frame.weight.copy_(torch.eye(16)[:, :3])
         told.frame.bias.zero_()
         told.slot_SE.zero_()
-        _, tokens_BME = told(torch.zeros(1), torch.zeros(1, 1).long(), on_BSK)
+        labels_BA = torch.zeros(1, 1).long()
+        _, tokens_BME = told(torch.zeros(1), labels_BA, told.features(labels_BA, on_BSK))
     assert torch.equal(tokens_BME[..., :2], on_BSK)
     assert tokens_BME[..., 2].eq(1).all()
 
 
 def test_withheld_events_are_not_heard():
     told, time_B, null_BA = embedding(), torch.zeros(1), torch.full((1, 1), NULL)
-    one, other = (told(time_B, null_BA, torch.rand(1, HISTORY + FRAMES, 2)) for _ in range(2))
+
+    def hear(labels_BA: torch.Tensor, on_BSK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return told(time_B, labels_BA, told.features(labels_BA, on_BSK))
+
+    one, other = (hear(null_BA, torch.rand(1, HISTORY + FRAMES, 2)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    heard = told(time_B, torch.zeros(1, 1).long(), torch.zeros(1, HISTORY + FRAMES, 2))
+    heard = hear(torch.zeros(1, 1).long(), torch.zeros(1, HISTORY + FRAMES, 2))
     assert not torch.allclose(heard[0], one[0])  # nothing happens is not the same as not told

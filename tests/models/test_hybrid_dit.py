@@ -45,7 +45,8 @@ def test_any_grid_that_divides_by_four(grid, stages):
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"cross_attention": False}, {"adaln": False}, {"cross_attention": False, "adaln": False}]
+    "change",
+    [{}, {"cross_attention": False}, {"adaln": False}, {"cross_attention": False, "adaln": False}, {"skip": True}],
 )
 def test_every_input_reaches_the_output(change):
     network = randomised(TINY.model_copy(update=change), n_labels=(3, 2))
@@ -109,3 +110,12 @@ def test_without_adaln_transformer_blocks_do_not_see_the_conditioning_vector():
     assert not torch.equal(answer, block(tokens, torch.randn(2, 16), context + 1))
     with pytest.raises(ValueError, match="one of the stages has to be conv"):
         HybridConfig(stages=("transformer",) * 3, adaln=False)
+
+
+def test_the_skip_passes_every_channel_on_its_own():
+    network = build_denoiser(TINY.model_copy(update={"skip": True}), 6, [3])
+    with torch.no_grad():
+        network.skip.bias.copy_(torch.arange(6.0))
+        stack = torch.randn(2, 6, 4, 4, 4)
+        answer = network(stack, torch.zeros(2), torch.zeros(2, 1, dtype=torch.long))
+    torch.testing.assert_close(answer, stack * torch.arange(6.0)[:, None, None, None])
