@@ -1,6 +1,6 @@
 """A condition that training never saw, asked for by its descriptors, on a phantom whose conditions share networks.
 
-    python benchmarks/left_out_condition.py FOLDER [--people 32] [--steps 3000] [--simulate-only]
+    python benchmarks/left_out_condition.py FOLDER [--people 32] [--steps 3000] [--first-subject 43000] [--simulate-only]
 
 Two models hear descriptors of the twelve or thirteen working-memory and motor conditions: one was trained on runs
 without 2-back faces, the other on as many runs with them. Both make runs of 2-back faces; their group maps stand beside
@@ -28,7 +28,6 @@ Pair = tuple[np.ndarray, np.ndarray]
 LEFT_OUT = "wm_2bk_faces"
 CONDITIONS = [*CONDITIONS_BY_TASK["WM"], *CONDITIONS_BY_TASK["MOTOR"]]
 COLUMNS = ("wm", "load", "body", "faces", "places", "tools", "hand", "foot", "tongue", "left", "right")
-FRESH = 43_000
 
 
 def descriptors() -> dict[str, list[float]]:
@@ -60,6 +59,7 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=16, help="real and synthetic people who are compared")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=2028)
+    parser.add_argument("--first-subject", type=int, default=43_000, help="take people whom nobody has looked at")
     parser.add_argument("--simulate-only", action="store_true")
     arguments = parser.parse_args()
     root: Path = arguments.root
@@ -77,7 +77,7 @@ def main() -> None:
         run("simulate", root / f"runs-{name}", *common, "--n-subjects", arguments.people, "--set", "mixed=true", "--set", "run_s=600",
             "--set", f"directions=[{direction}]", "--set", f"conditions=[{','.join(known)}]", "--set", "split.train=0.9",
             "--set", "split.val=0.1", "--set", "split.test=0")  # fmt: skip
-    run("simulate", root / "real", *common, "--n-subjects", arguments.fresh, "--set", f"first_subject={FRESH}",
+    run("simulate", root / "real", *common, "--n-subjects", arguments.fresh, "--set", f"first_subject={arguments.first_subject}",
         "--set", f"events=[{events}]", "--set", "directions=[LR]")  # fmt: skip
     if arguments.simulate_only:
         return
@@ -92,7 +92,7 @@ def main() -> None:
             "report=false",
         )
         run("train", root / f"latents-{name}", root / f"model-{name}", "--preset", "runs", "--set", f"steps={arguments.steps}",
-            "--set", f"conditioning.descriptors={table}", "--set", "precision=fp32")  # fmt: skip
+            "--set", f"conditioning.descriptors={table}", "--set", "precision=bf16")  # fmt: skip
         run("sample", root / f"synthetic-{name}", "--events", events, "--n", arguments.fresh, "--checkpoint", root / f"model-{name}",
             "--set", f"descriptors={table}")  # fmt: skip
     print(report(root, table))

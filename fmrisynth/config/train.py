@@ -50,10 +50,7 @@ class HybridConfig(Config):
     )
     context_tokens: int = Field(8, ge=1, le=4096, description="Learned context tokens per condition.")
     mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the feed-forward layers in units of the level.")
-    skip: bool = Field(
-        False,
-        description="Pass the noisy input on to the answer, each channel times a number that the diffusion time sets.",
-    )
+    skip: bool = Field(False, description="A linear path beside the network, for one that is narrower than its input.")
     checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
 
     @model_validator(mode="after")
@@ -213,7 +210,7 @@ class ConditioningConfig(Config):
         0.1, ge=0, lt=1, description="Events only: rate at which they are withheld, as at the start of a run."
     )
     past_noise: float = Field(
-        0.5,
+        0.25,
         ge=0,
         le=10,
         description="Events only: standard deviation of the noise on those frames, in training and in sampling, in units of the whitened "

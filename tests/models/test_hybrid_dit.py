@@ -112,10 +112,10 @@ def test_without_adaln_transformer_blocks_do_not_see_the_conditioning_vector():
         HybridConfig(stages=("transformer",) * 3, adaln=False)
 
 
-def test_the_skip_passes_every_channel_on_its_own():
+def test_the_skip_passes_every_channel_on_its_own_at_first():
     network = build_denoiser(TINY.model_copy(update={"skip": True}), 6, [3])
     with torch.no_grad():
-        network.skip.bias.copy_(torch.arange(6.0))
+        network.skip.gain.bias[:6] = torch.arange(6.0)
         stack = torch.randn(2, 6, 4, 4, 4)
         answer = network(stack, torch.zeros(2), torch.zeros(2, 1, dtype=torch.long))
     torch.testing.assert_close(answer, stack * torch.arange(6.0)[:, None, None, None])
