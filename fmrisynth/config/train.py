@@ -52,7 +52,7 @@ class HybridConfig(Config):
     mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the feed-forward layers in units of the level.")
     skip: bool = Field(
         False,
-        description="Pass the noisy input on to the answer, each channel times a number that the diffusion time sets.",
+        description="Pass the noisy input on to the answer, each channel times a gain that the conditioning vector sets.",
     )
     checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
 
@@ -265,7 +265,7 @@ class EventTelling(Config):
     )
     past_noise: float = Field(0.0, ge=0, le=10, description="Standard deviation of the noise on those, in their units.")
     descriptors: tuple[tuple[float, ...], ...] | None = Field(None, description="A row of numbers per condition.")
-    grid: tuple[Small, Small, Small] = Field(description="Latent grid.")
+    grid: tuple[Width, Width, Width] = Field(description="Latent grid.")
 
 
 class TrainConfig(RunConfig):
