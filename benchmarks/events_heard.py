@@ -81,10 +81,10 @@ def along(on_TK: np.ndarray, fits: list[Tensor], firsts: range, n: int) -> list[
 
 
 def halves(on_TK: np.ndarray, fits: list[Tensor]) -> str:
-    """Amplitude and r of the one fit on the other, along one experiment."""
+    """The r of the two fits, along one experiment."""
     one, other = along(on_TK, fits, range(1), len(on_TK))
     true = float((one * other).sum())
-    return f"1.00 ({true / float(one.square().sum() * other.square().sum()) ** 0.5:.2f})"
+    return f"({true / float(one.square().sum() * other.square().sum()) ** 0.5:.2f})"
 
 
 def compare(model: LoadedDenoiser, on_TK: np.ndarray, noise_1FXYZ: Tensor, fits: list[Tensor]) -> str:

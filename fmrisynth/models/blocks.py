@@ -149,12 +149,14 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor, context_BME: Tensor | None = None) -> Tensor:
         source_BME = x_BND if context_BME is None else context_BME
         key_BMD, value_BMD = self.key_value(source_BME).chunk(2, dim=-1)
-        query_BHNd, key_BHMd, value_BHMd = map(self._split, (self.query(x_BND), key_BMD, value_BMD))
-        if x_BND.device.type != "cpu":
-            mixed_BHNd = F.scaled_dot_product_attention(query_BHNd, key_BHMd, value_BHMd)
-        else:  # the gradient takes seven times as long in bfloat16 as in float32 (PyTorch 2.13)
+        parts = self._split(self.query(x_BND)), self._split(key_BMD), self._split(value_BMD)
+        if torch.is_autocast_enabled(
+            "cpu"
+        ):  # the gradient takes seven times as long in bfloat16 as in float32 (PyTorch 2.13)
             with torch.autocast("cpu", enabled=False):
-                mixed_BHNd = F.scaled_dot_product_attention(query_BHNd.float(), key_BHMd.float(), value_BHMd.float())
+                mixed_BHNd = F.scaled_dot_product_attention(parts[0].float(), parts[1].float(), parts[2].float())
+        else:
+            mixed_BHNd = F.scaled_dot_product_attention(parts[0], parts[1], parts[2])
         return self.out(mixed_BHNd.transpose(1, 2).flatten(2))
 
     def _split(self, x_BND: Tensor) -> Tensor:
