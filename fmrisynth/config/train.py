@@ -52,7 +52,7 @@ class HybridConfig(Config):
     mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the feed-forward layers in units of the level.")
     skip: bool = Field(
         False,
-        description="Pass the noisy input on to the answer, each channel times a gain that the conditioning vector sets.",
+        description="A linear path beside the network, for one that is narrower than its input.",
     )
     checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
 
@@ -213,11 +213,11 @@ class ConditioningConfig(Config):
         0.1, ge=0, lt=1, description="Events only: rate at which they are withheld, as at the start of a run."
     )
     past_noise: float = Field(
-        0.25,
+        0.35,
         ge=0,
         le=10,
-        description="Events only: standard deviation of the noise on those frames, in training and in sampling, in units of the whitened "
-        "latents: the network learns not to take its own small errors for the past.",
+        description="Events only: in training frames of other runs, times this, are added to them: the network learns not to take its own "
+        "errors for the past.",
     )
     descriptors: Path | None = Field(
         None,
@@ -263,7 +263,6 @@ class EventTelling(Config):
     past_channels: int = Field(
         19, ge=0, le=65_536, description="Channels of those: C for each frame, and one that says that they are there."
     )
-    past_noise: float = Field(0.0, ge=0, le=10, description="Standard deviation of the noise on those, in their units.")
     descriptors: tuple[tuple[float, ...], ...] | None = Field(None, description="A row of numbers per condition.")
     grid: tuple[Width, Width, Width] = Field(description="Latent grid.")
 

@@ -19,16 +19,9 @@ from fmrisynth.diffusion.generate import Drawing
 
 
 def past_channels(
-    past_CPXYZ: Tensor | None,
-    telling: EventTelling,
-    brain_XYZ: Tensor,
-    scale_CXYZ: Tensor | None,
-    generator: torch.Generator,
+    past_CPXYZ: Tensor | None, telling: EventTelling, brain_XYZ: Tensor, scale_CXYZ: Tensor | None
 ) -> Tensor:
     """What the network is shown of the frames before a window, (G, X, Y, Z); zeros where there are none.
-
-    The frames carry noise, in training and in sampling alike. A network that is shown clean frames takes every small error of its
-    own window for the past and may add to it until a run is far from all others (Sanchez-Gonzalez et al. 2020; Valevski et al. 2024).
 
     Parameters
     ----------
@@ -38,21 +31,17 @@ def past_channels(
     brain_XYZ : Tensor of shape (X, Y, Z), bool
     scale_CXYZ : Tensor or None
         Standard deviations of a whitening, which make all cells alike; frames are not mixed.
-    generator : torch.Generator
-        Draws the noise.
     """
     if past_CPXYZ is None:
         return torch.zeros(telling.past_channels, *brain_XYZ.shape)
     if scale_CXYZ is not None:
         past_CPXYZ = past_CPXYZ / scale_CXYZ[:, None]
-    if telling.past_noise:
-        past_CPXYZ = past_CPXYZ + telling.past_noise * torch.randn(past_CPXYZ.shape, generator=generator)
     return torch.cat([past_CPXYZ.flatten(0, 1), torch.ones(1, *brain_XYZ.shape)]) * brain_XYZ
 
 
-def window_seed(seed: int, first: int, what: str = "window") -> int:
-    """Seed of the window of a run that begins at a frame, or of the noise on what is shown of the past."""
-    return int.from_bytes(hashlib.sha256(f"fmrisynth {what} {seed} {first}".encode()).digest()[:8], "big") >> 1
+def window_seed(seed: int, first: int) -> int:
+    """Seed of the window of a run that begins at a frame."""
+    return int.from_bytes(hashlib.sha256(f"fmrisynth window {seed} {first}".encode()).digest()[:8], "big") >> 1
 
 
 def roll_out(drawing: Drawing, telling: EventTelling, on_BTK: np.ndarray, seeds: Sequence[int]) -> Iterator[Tensor]:
@@ -84,12 +73,7 @@ def roll_out(drawing: Drawing, telling: EventTelling, on_BTK: np.ndarray, seeds:
         if telling.past_frames:
             enough = before is not None and before.shape[2] >= telling.past_frames
             pasts = before[:, :, -telling.past_frames :] if before is not None and enough else [None] * len(seeds)
-            generators = [torch.Generator().manual_seed(window_seed(seed, first, "past")) for seed in seeds]
-            shown = [
-                past_channels(past, telling, brain_XYZ, scale_CXYZ, generator)
-                for past, generator in zip(pasts, generators, strict=True)
-            ]
-            told.append(torch.stack(shown))
+            told.append(torch.stack([past_channels(past, telling, brain_XYZ, scale_CXYZ) for past in pasts]))
         stack_BFXYZ = drawing.draw([window_seed(seed, first) for seed in seeds], told, fill=len(seeds))
         latent_BCTXYZ = drawing.standardised(stack_BFXYZ)
         kept = latent_BCTXYZ if before is None else torch.cat([before, latent_BCTXYZ], dim=2)

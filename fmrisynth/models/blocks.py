@@ -110,6 +110,36 @@ def zero_init(layer: nn.Linear | nn.Conv3d) -> nn.Linear | nn.Conv3d:
     return layer
 
 
+class LinearSkip(nn.Module):
+    """A linear path beside a network that is narrower than its input: a cell's numbers in some directions, each times a gain.
+
+    For Gaussian data the best answer is of this form: a gain for each direction of their covariance, set by the diffusion time. The
+    first directions are at first the channels of the answer, and all gains are 0.
+
+    Parameters
+    ----------
+    channels_in, channels_out : int
+        The first ``channels_out`` of ``channels_in`` are the noisy data.
+    cond_width : int
+        Width of the conditioning vector (E).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, cond_width: int) -> None:
+        super().__init__()
+        n_directions = 2 * channels_out
+        self.inward, self.outward = Conv1x1(channels_in, n_directions), Conv1x1(n_directions, channels_out)
+        self.gain = zero_init(nn.Linear(cond_width, n_directions))
+        with torch.no_grad():
+            self.inward.weight[:channels_out, :, 0, 0, 0] = torch.eye(channels_out, channels_in)
+            self.outward.weight[:, :channels_out, 0, 0, 0] = torch.eye(channels_out)
+        for layer in (self.inward, self.outward):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x_BGXYZ: Tensor, cond_BE: Tensor) -> Tensor:
+        return self.outward(self.gain(cond_BE)[:, :, None, None, None] * self.inward(x_BGXYZ))
+
+
 class FilmConvBlock(nn.Module):
     """Convolutional residual block with FiLM conditioning (paper, Fig. 4b).
 

@@ -91,7 +91,7 @@ class EventEmbedding(nn.Module):
 
     A frame's events are numbers, one per condition, or mixtures of the conditions' descriptors; the response to them is left to the
     network. The first attribute's label says whether the events are told (0) or withheld (the null row); further attributes
-    are as in `ConditionEmbedding`.
+    are as in `ConditionEmbedding`. ``shown_B`` is 1 where the frames before the window are shown, 0 where they are not.
 
     Parameters
     ----------
@@ -122,6 +122,8 @@ class EventEmbedding(nn.Module):
         self.vectors = _tables(n_labels[1:], width, cond_width)
         self.course = nn.Linear(n_slots * n_features, cond_width)
         nn.init.normal_(self.course.weight, std=n_slots**-0.5)  # a frame in a few is busy: entries of unit size
+        if config.past_channels:
+            self.shown_E = nn.Parameter(torch.randn(cond_width))
         self.frame: nn.Linear | None = None
         if with_tokens:
             self.frame = nn.Linear(n_features, cond_width)
@@ -132,8 +134,12 @@ class EventEmbedding(nn.Module):
         told_B11 = (labels_BA[:, 0] != self.null).to(events_BSK.dtype)[:, None, None]
         return torch.cat([events_BSK @ self.descriptors_KD, torch.ones_like(events_BSK[..., :1])], dim=2) * told_B11
 
-    def forward(self, time_B: Tensor, labels_BA: Tensor, features_BSD: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, time_B: Tensor, labels_BA: Tensor, features_BSD: Tensor, shown_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         cond_BE = self.time(sinusoidal_embedding(time_B, self.width)) + self.course(features_BSD.flatten(1))
+        if shown_B is not None:
+            cond_BE = cond_BE + shown_B[:, None] * self.shown_E
         vectors = _look_up(self.vectors, labels_BA[:, 1:])
         for vector_BE in vectors:
             cond_BE = cond_BE + vector_BE

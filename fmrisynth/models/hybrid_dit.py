@@ -25,6 +25,7 @@ from fmrisynth.models.blocks import (
     Conv1x1,
     Conv3x3,
     FilmConvBlock,
+    LinearSkip,
     TransformerBlock,
     group_norm,
     sincos_positions,
@@ -148,7 +149,10 @@ class HybridDiT(nn.Module):
             self.merge.append(Conv1x1(2 * width, width))
             self.decoder.append(Stage(kind, config.decoder_blocks[level], width, config, brain_of[level]))
         self.bottleneck = Stage(config.stages[-1], config.bottleneck_blocks, widths[-1], config, brain_of[-1])
-        self.skip = zero_init(nn.Linear(cond_width, channels)) if config.skip else None
+        self.skip: LinearSkip | None = None
+        if config.skip:
+            past_channels = 0 if events is None else events.past_channels
+            self.skip = LinearSkip(channels + past_channels, channels, cond_width)
         self.norm_out = group_norm(widths[0])
         self.conv_out = zero_init(Conv3x3(widths[0], channels))
 
@@ -183,7 +187,8 @@ class HybridDiT(nn.Module):
         if isinstance(self.condition, EventEmbedding):
             assert events_BSK is not None
             features_BSD = self.condition.features(labels_BA, events_BSK)
-            cond_BE, context_BME = self.condition(time_B, labels_BA, features_BSD)
+            shown_B = None if past_BGXYZ is None else past_BGXYZ[:, -1].amax(dim=(1, 2, 3))
+            cond_BE, context_BME = self.condition(time_B, labels_BA, features_BSD, shown_B)
         else:
             cond_BE, context_BME = self.condition(time_B, labels_BA)
         x_BDXYZ = self.conv_in(stack_BFXYZ)  # (B, w, X, Y, Z)
@@ -206,8 +211,9 @@ class HybridDiT(nn.Module):
 
         x_BDXYZ = F.silu(self.norm_out(x_BDXYZ))
         answer_BFXYZ = self.conv_out(x_BDXYZ)
-        if self.skip is not None:  # fewer channels than the input's cannot hold it, only what they add to it
-            answer_BFXYZ = answer_BFXYZ + self.skip(cond_BE)[:, :, None, None, None] * stack_BFXYZ
+        if self.skip is not None:
+            given = stack_BFXYZ if past_BGXYZ is None else torch.cat([stack_BFXYZ, past_BGXYZ], dim=1)
+            answer_BFXYZ = answer_BFXYZ + self.skip(given, cond_BE)
         if self.response is not None:
             answer_BFXYZ = answer_BFXYZ + self.response(x_BDXYZ, cond_BE, features_BSD)
         return answer_BFXYZ if self.brain_XYZ is None else answer_BFXYZ * self.brain_XYZ

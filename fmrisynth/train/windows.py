@@ -70,12 +70,12 @@ class TrainingWindows(TrainingLatents):
             history_frames=math.ceil(config.history_s / self.tr_s),
             past_frames=config.past_frames,
             past_channels=config.past_frames * n_channels + 1 if config.past_frames else 0,
-            past_noise=config.past_noise,
             grid=self.latent_shape[2:],
             descriptors=None if config.descriptors is None else self._descriptors(config.descriptors),
         )
         if self.telling.descriptors is not None:  # a run that goes on must go on with the same
             self.digest = hashlib.sha256(f"{self.digest} {self.telling.descriptors}".encode()).hexdigest()
+        self._lenders = [number for number in trained if rows[number].n_frames >= config.past_frames]
         unheard = {event.label for events in self._events for event in events} - set(self.conditions)
         if unheard:
             log.warning(
@@ -130,8 +130,13 @@ class TrainingWindows(TrainingLatents):
     def told(self, instance: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """Events in and before the window (S, K), and the frames before it (G, X, Y, Z).
 
-        Zeros stand at the start of a run, and where the generator withholds them. Without a generator nothing is withheld, and the
-        noise on the frames is the same each time.
+        Zeros stand at the start of a run, and where the generator withholds them. Without a generator, as in validation, nothing is
+        withheld or added.
+
+        In training a part of other people's frames is added to a person's. A network that is shown its own last window takes the errors
+        in it for the past and may add to them until the run is far from all others. White noise (Sanchez-Gonzalez et al. 2020,
+        arXiv:2002.09405; Valevski et al. 2024, arXiv:2408.14837) hides small errors, and not a slow pattern that fills the brain,
+        which a network finds in any white noise. Frames of other people hide all that people differ in, as much as they differ in it.
         """
         run, first = self.place(instance)
         telling = self.telling
@@ -144,9 +149,17 @@ class TrainingWindows(TrainingLatents):
         if first >= telling.past_frames and not withheld:
             frames = self.dataset.load_frames(run, first - telling.past_frames, telling.past_frames)
             past_CPXYZ = self.dataset.standardise(frames)
+            if generator is not None and self.config.past_noise:
+                past_CPXYZ = past_CPXYZ + self.config.past_noise * self._frames_of_anybody(generator)
         scale_CXYZ = None if self.whitening is None else self.whitening.scale_CXYZ
-        draws = torch.Generator().manual_seed(instance) if generator is None else generator
-        return events_SK, past_channels(past_CPXYZ, telling, self.brain_XYZ, scale_CXYZ, draws)
+        return events_SK, past_channels(past_CPXYZ, telling, self.brain_XYZ, scale_CXYZ)
+
+    def _frames_of_anybody(self, generator: torch.Generator) -> Tensor:
+        """As many frames as are shown, from anywhere in the training runs, (C, P, X, Y, Z)."""
+        run = self._lenders[int(torch.randint(len(self._lenders), (), generator=generator))]
+        n_frames = self.telling.past_frames
+        first = int(torch.randint(self.dataset.rows[run].n_frames - n_frames + 1, (), generator=generator))
+        return self.dataset.standardise(self.dataset.load_frames(run, first, n_frames))
 
     def row(self, instance: int) -> LatentRow:
         """The run that a window is of."""

@@ -42,3 +42,13 @@ def test_withheld_events_are_not_heard():
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     heard = hear(torch.zeros(1, 1).long(), torch.zeros(1, HISTORY + FRAMES, 2))
     assert not torch.allclose(heard[0], one[0])  # nothing happens is not the same as not told
+
+
+def test_that_the_past_is_shown_is_heard():
+    told, labels_BA = embedding(), torch.zeros(1, 1).long()
+    features_BSD = told.features(labels_BA, torch.rand(1, HISTORY + FRAMES, 2))
+    untold, hidden, shown = (
+        told(torch.zeros(1), labels_BA, features_BSD, part)[0] for part in (None, torch.zeros(1), torch.ones(1))
+    )
+    assert torch.equal(untold, hidden)
+    assert not torch.allclose(shown, hidden)

@@ -5,7 +5,7 @@ import torch
 
 from fmrisynth.config.train import HybridConfig, UNetConfig
 from fmrisynth.errors import FmrisynthError, UsageError
-from fmrisynth.models.blocks import FilmConvBlock, TransformerBlock
+from fmrisynth.models.blocks import FilmConvBlock, LinearSkip, TransformerBlock
 from fmrisynth.models.build import build_denoiser, check_grid
 
 TINY = HybridConfig(base_ch=8, num_heads=2, encoder_blocks=(1, 1), bottleneck_blocks=1, decoder_blocks=(1, 1))
@@ -112,10 +112,27 @@ def test_without_adaln_transformer_blocks_do_not_see_the_conditioning_vector():
         HybridConfig(stages=("transformer",) * 3, adaln=False)
 
 
-def test_the_skip_passes_every_channel_on_its_own():
+def test_the_skip_passes_every_channel_on_its_own_at_first():
     network = build_denoiser(TINY.model_copy(update={"skip": True}), 6, [3])
     with torch.no_grad():
-        network.skip.bias.copy_(torch.arange(6.0))
+        network.skip.gain.bias[:6] = torch.arange(6.0)
         stack = torch.randn(2, 6, 4, 4, 4)
         answer = network(stack, torch.zeros(2), torch.zeros(2, 1, dtype=torch.long))
     torch.testing.assert_close(answer, stack * torch.arange(6.0)[:, None, None, None])
+
+
+def test_the_skip_can_be_the_best_answer_for_gaussian_data():
+    draws = torch.Generator().manual_seed(0)
+    basis_FF = torch.linalg.qr(torch.randn(6, 6, generator=draws)).Q
+    variance_F, alpha, sigma = torch.linspace(0.1, 2.0, 6), 0.6, 0.8
+    gain_F = alpha * variance_F / (alpha**2 * variance_F + sigma**2)
+    skip = LinearSkip(6, 6, 4)
+    with torch.no_grad():
+        skip.inward.weight[:6, :, 0, 0, 0] = basis_FF.T
+        skip.outward.weight[:, :6, 0, 0, 0] = basis_FF
+        skip.gain.bias[:6] = gain_F
+        x = torch.randn(2, 6, 2, 2, 2, generator=draws)
+        answer = skip(x, torch.randn(2, 4, generator=draws))
+    covariance_FF = basis_FF @ torch.diag(variance_F) @ basis_FF.T
+    wiener_FF = alpha * covariance_FF @ torch.linalg.inv(alpha**2 * covariance_FF + sigma**2 * torch.eye(6))
+    torch.testing.assert_close(answer, torch.einsum("fg,bgxyz->bfxyz", wiener_FF, x))

@@ -63,7 +63,7 @@ def runs(tmp_path, make_latents):
 
 
 def test_every_offset_of_every_run_is_a_window(runs):
-    windows = TrainingWindows(runs, ConditioningConfig(kind="events", past_frames=2, history_s=2.0, past_noise=0.0))
+    windows = TrainingWindows(runs, ConditioningConfig(kind="events", past_frames=2, history_s=2.0))
     train = windows.select("train")
     assert len(train) == 2 * (7 + 5)
     whole = windows.dataset.load(1)  # the second run of the first person
@@ -87,6 +87,26 @@ def test_the_past_is_withheld_at_its_rate(runs):
     generator = torch.Generator().manual_seed(0)
     withheld = [bool(windows.told(instance, generator)[1].eq(0).all()) for _ in range(200)]
     assert 0.2 < sum(withheld) / 200 < 0.4
+
+
+def test_in_training_a_part_of_other_runs_is_added_to_the_past(runs):
+    windows = TrainingWindows(runs, ConditioningConfig(kind="events", past_frames=2, past_dropout=0, past_noise=0.5))
+    whole = [windows.dataset.load(run) for run in range(len(windows.dataset.rows))]
+    lent = {
+        tuple((0.5 * run[:, first : first + 2, :3]).flatten().tolist())
+        for run, row in zip(whole, windows.dataset.rows, strict=True)
+        for first in range(row.n_frames - 1)
+        if row.split == "train"
+    }
+    instance = next(i for i in windows.select("train") if windows.place(i) == (0, 4))
+    generator = torch.Generator().manual_seed(0)
+    added = set()
+    for _ in range(40):
+        noise = windows.told(instance, generator)[1][:-1, :3].unflatten(0, (2, 2)) - whole[0][:, 2:4, :3]
+        added.add(min(lent, key=lambda frames: (torch.tensor(frames) - noise.flatten()).abs().max()))
+        assert torch.tensor([*added]).sub(noise.flatten()).abs().amax(1).min() < 1e-5
+    assert len(added) > 10
+    assert torch.equal(windows.told(instance, None)[1][:-1, :3], whole[0][:, 2:4].flatten(0, 1)[:, :3])  # validation
 
 
 def test_training_on_runs_resumes_exactly_and_says_what_it_knows(runs, tmp_path, make_config):
