@@ -3,8 +3,9 @@
     python benchmarks/modes_denoised.py MODEL LATENTS [--leave-out sub-X] [--windows 32] [--seed 0]
 
 LATENTS are those that the model was trained on. The patterns are principal components over cells of whitened training windows; the
-windows are of the validation split. The linear estimate knows a pattern's own variance and nothing else. The network is told the
-events and shown no past. Above 1: it hears a pattern worse than the best estimate from that pattern alone.
+windows are of the validation split. The linear estimate knows the variance of each of a window's numbers in the pattern and
+nothing else. The network is told the events and shown no past. Above 1: it hears a pattern worse than the best estimate from that
+number alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fmrisynth.diffusion.objectives import Objective
 from fmrisynth.models.checkpoint import load_denoiser
 from fmrisynth.train.windows import TrainingWindows
 
-EDGES = (0, 1, 3, 10, 30, 100, 200)
+EDGES = (0, 3, 10, 30, 100, 200)
 TIMES = (0.9, 0.8, 0.65, 0.5)
 
 
@@ -30,8 +31,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("latents", type=Path)
     parser.add_argument("--leave-out", nargs="*", default=[])
-    parser.add_argument("--fit-windows", type=int, default=160)
-    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--fit-windows", type=int, default=320)
+    parser.add_argument("--windows", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -45,15 +46,17 @@ def main() -> None:
     drawn = {split: windows.select(split) for split in ("train", "val")}
     some = {split: [all_[int(i)] for i in torch.randint(len(all_), (n,))] for (split, all_), n in
             zip(drawn.items(), (arguments.fit_windows, arguments.windows), strict=True)}  # fmt: skip
-    fitted = torch.cat([windows.read(instance)[:, brain_XYZ] for instance in some["train"]])
-    pattern_VK = torch.svd_lowrank(fitted, q=EDGES[-1], niter=3)[2]
+    fitted_BFV = torch.stack([windows.read(instance)[:, brain_XYZ] for instance in some["train"]])
+    patterns_VK = torch.svd_lowrank(fitted_BFV.flatten(0, 1), q=EDGES[-1], niter=3)[2]
+    mean_V1 = torch.full((len(patterns_VK), 1), len(patterns_VK) ** -0.5)
+    pattern_VK = torch.cat([mean_V1, patterns_VK], dim=1)
+    variance_FK = (fitted_BFV @ pattern_VK).square().mean(dim=0)
     clean = torch.stack([windows.read(instance) for instance in some["val"]])
     events = torch.stack([windows.told(instance, None)[0] for instance in some["val"]])
     past = torch.zeros(len(clean), telling.past_channels, *brain_XYZ.shape)
     told = (torch.zeros(len(clean), 1, dtype=torch.long), events, past)
     true_BFK = clean[:, :, brain_XYZ] @ pattern_VK
-    variance_K = true_BFK.square().mean(dim=(0, 1))
-    groups = [f"{a + 1} to {b}" if b > a + 1 else f"{b}" for a, b in pairwise(EDGES)]
+    groups = ["brain's mean", *(f"{a + 1} to {b}" for a, b in pairwise(EDGES))]
     print(f"| noise / signal | {' | '.join(groups)} |\n|{' --- |' * (len(groups) + 1)}")
     for time in TIMES:
         time_B = torch.full((len(clean),), time, dtype=torch.float64)
@@ -70,9 +73,15 @@ def main() -> None:
             float(objective.add_noise(*pair, time_B[:1])) for pair in ((one, none), (none, one))
         )  # fmt: skip
         ratio = sigma / alpha
-        error_K = (true_BFK - estimate[:, :, brain_XYZ] @ pattern_VK).square().mean(dim=(0, 1))
-        linear_K = variance_K * ratio**2 / (variance_K + ratio**2)
-        shares = [float(error_K[a:b].mean() / linear_K[a:b].mean()) for a, b in pairwise(EDGES)]
+        errors_BFK = [
+            true_BFK - estimate[:, :, brain_XYZ] @ pattern_VK,
+            true_BFK - (noisy[:, :, brain_XYZ] @ pattern_VK) / alpha * variance_FK / (variance_FK + ratio**2),
+        ]
+        error_K, linear_K = (errors.square().mean(dim=(0, 1)) for errors in errors_BFK)
+        shares = [
+            float(error_K[a:b].sum() / linear_K[a:b].sum())
+            for a, b in ((0, 1), *((a + 1, b + 1) for a, b in pairwise(EDGES)))
+        ]
         print(f"| {ratio:.1f} | {' | '.join(f'{share:.2f}' for share in shares)} |", flush=True)
 
 

@@ -113,9 +113,8 @@ def zero_init(layer: nn.Linear | nn.Conv3d) -> nn.Linear | nn.Conv3d:
 class LinearSkip(nn.Module):
     """A linear path beside a network that is narrower than its input: a cell's numbers in some directions, each times a gain.
 
-    For Gaussian data the best answer is of this form: a gain for each direction of their covariance, set by the diffusion time. Each
-    direction has a part of the brain's mean, too: group normalisation takes most of a mean over the grid away from the network. The first
-    directions are at first the channels of the answer, and all gains are 0.
+    For Gaussian data the best answer is of this form: a gain for each direction of their covariance, set by the diffusion time. The
+    first directions are at first the channels of the answer, and all gains are 0.
 
     Parameters
     ----------
@@ -123,17 +122,11 @@ class LinearSkip(nn.Module):
         The first ``channels_out`` of ``channels_in`` are the noisy data.
     cond_width : int
         Width of the conditioning vector (E).
-    brain_XYZ : Tensor of shape (X, Y, Z), bool, optional
-        Cells that hold brain; default all.
     """
 
-    brain_XYZ: Tensor | None
-
-    def __init__(self, channels_in: int, channels_out: int, cond_width: int, brain_XYZ: Tensor | None = None) -> None:
+    def __init__(self, channels_in: int, channels_out: int, cond_width: int) -> None:
         super().__init__()
         n_directions = 2 * channels_out
-        self.register_buffer("brain_XYZ", brain_XYZ, persistent=False)
-        self.mean = zero_init(nn.Linear(channels_in, n_directions, bias=False))
         self.inward, self.outward = Conv1x1(channels_in, n_directions), Conv1x1(n_directions, channels_out)
         self.gain = zero_init(nn.Linear(cond_width, n_directions))
         with torch.no_grad():
@@ -144,9 +137,7 @@ class LinearSkip(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x_BGXYZ: Tensor, cond_BE: Tensor) -> Tensor:
-        inside_BGN = x_BGXYZ.flatten(2) if self.brain_XYZ is None else x_BGXYZ[:, :, self.brain_XYZ]
-        directions_BDXYZ = self.inward(x_BGXYZ) + self.mean(inside_BGN.mean(2))[:, :, None, None, None]
-        return self.outward(self.gain(cond_BE)[:, :, None, None, None] * directions_BDXYZ)
+        return self.outward(self.gain(cond_BE)[:, :, None, None, None] * self.inward(x_BGXYZ))
 
 
 class FilmConvBlock(nn.Module):

@@ -152,7 +152,7 @@ class HybridDiT(nn.Module):
         self.skip: LinearSkip | None = None
         if config.skip:
             past_channels = 0 if events is None else events.past_channels
-            self.skip = LinearSkip(channels + past_channels, channels, cond_width, self.brain_XYZ)
+            self.skip = LinearSkip(channels + past_channels, channels, cond_width)
         self.norm_out = group_norm(widths[0])
         self.conv_out = zero_init(Conv3x3(widths[0], channels))
 

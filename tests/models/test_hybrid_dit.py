@@ -136,18 +136,3 @@ def test_the_skip_can_be_the_best_answer_for_gaussian_data():
     covariance_FF = basis_FF @ torch.diag(variance_F) @ basis_FF.T
     wiener_FF = alpha * covariance_FF @ torch.linalg.inv(alpha**2 * covariance_FF + sigma**2 * torch.eye(6))
     torch.testing.assert_close(answer, torch.einsum("fg,bgxyz->bfxyz", wiener_FF, x))
-
-
-def test_the_skip_gives_the_brain_s_mean_a_gain_of_its_own():
-    """What all cells share stands out of the noise of one cell: its best answer is kept where a cell's own is not."""
-    brain = torch.zeros(4, 4, 4, dtype=torch.bool)
-    brain[1:] = True
-    skip = LinearSkip(3, 3, 4, brain)
-    own_gain, mean_gain = 0.25, 0.75
-    with torch.no_grad():
-        skip.gain.bias[:3] = own_gain
-        skip.mean.weight[:3] = (mean_gain - own_gain) / own_gain * torch.eye(3)
-        x = torch.randn(2, 3, 4, 4, 4)
-        answer = skip(x, torch.randn(2, 4))
-    mean = x[:, :, brain].mean(2)[:, :, None, None, None]
-    torch.testing.assert_close(answer, own_gain * (x - mean) + mean_gain * mean)
