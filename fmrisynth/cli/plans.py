@@ -86,21 +86,24 @@ def training(latents: Path, out: Path, config: TrainConfig) -> Iterator[str]:
     """The network, what it sees, and where it goes on."""
     import torch
 
-    from fmrisynth.data.latents import LatentDataset
+    from fmrisynth.data.attributes import Number, n_labels
     from fmrisynth.models.build import build_denoiser, check_grid, count_parameters
     from fmrisynth.models.checkpoint import list_checkpoints
+    from fmrisynth.train.denoiser import open_latents
 
-    dataset = LatentDataset.open(latents)
-    channels, n_frames, *cells = dataset.shape
-    check_grid(config.model, tuple(cells))
-    splits = Counter(row.split for row in dataset.rows)
+    data, numbers = open_latents(latents, config), config.conditioning.numbers
+    check_grid(config.model, data.latent_shape[2:])
+    chosen = {split: data.select(split) for split in ("train", "val")}
+    vocabulary = data.vocabulary(chosen["train"], list(config.conditioning.rates), numbers)
     with torch.device("meta"):
-        network = build_denoiser(config.model, channels * n_frames, [len(dataset.conditions)])
+        network = build_denoiser(config.model, data.channels, n_labels(vocabulary), events=data.telling)
     saved = list_checkpoints(out)
     start = f"goes on from {saved[-1].name}" if saved else "starts anew"
     yield f"{start}; {config.steps} steps of {count(config.batch_size, 'instance')}, a checkpoint every {config.checkpoint_every} steps"
-    yield f"{config.model.kind} network, {count_parameters(network) / 1e6:.1f} M parameters, on {dataset.shape} latents"
-    yield f"{count(splits['train'], 'training instance')}, {splits['val']} for validation; conditions {', '.join(dataset.conditions)}"
+    yield f"{config.model.kind} network, {count_parameters(network) / 1e6:.1f} M parameters, on {data.latent_shape} latents"
+    conditions = vocabulary["condition"]
+    assert not isinstance(conditions, Number)
+    yield f"{count(len(chosen['train']), 'training instance')}, {len(chosen['val'])} for validation; conditions {', '.join(conditions)}"
 
 
 def maps(dataset: Path, out: Path, config: GlmConfig, labels: Sequence[str] | None) -> Iterator[str]:

@@ -62,6 +62,25 @@ def run_training(latents: Path, out: Path, config: TrainConfig) -> StageSummary:
         return summary if world.is_main else StageSummary()
 
 
+def open_latents(root: Path, config: TrainConfig) -> TrainingLatents:
+    """Latents as a configuration reads them: blocks, windows of runs, or pairs of sessions.
+
+    Raises
+    ------
+    FmrisynthError
+        They are not what the configuration learns from.
+    """
+    if config.conditioning.kind == "events":
+        return TrainingWindows(root, config.conditioning, config.leave_out)
+    pairs = config.objective.prediction == "bridge"
+    latents = TrainingPairs(root, config.leave_out) if pairs else TrainingLatents(root, config.leave_out)
+    if any(row.n_frames for row in latents.dataset.rows):
+        raise FmrisynthError(
+            f"{root}: holds whole runs; train a model of them with `--preset runs` or `--set conditioning.kind=events`."
+        )
+    return latents
+
+
 class DenoiserLearning:
     """Latents, network and objective of one run on one rank; see `fmrisynth.train.loop.Learning`."""
 
@@ -75,19 +94,9 @@ class DenoiserLearning:
         events = config.conditioning.kind == "events"
         self.objective = Objective(**config.objective.model_dump())
         bridge = self.objective.is_bridge
-        self.latents = (
-            TrainingWindows(latents, config.conditioning, config.leave_out)
-            if events
-            else TrainingPairs(latents, config.leave_out)
-            if bridge
-            else TrainingLatents(latents, config.leave_out)
-        )
+        self.latents = open_latents(latents, config)
         if bridge:
             self.best_by = "has the lowest validation loss"
-        if not events and any(row.n_frames for row in self.latents.dataset.rows):
-            raise FmrisynthError(
-                f"{latents}: holds whole runs; train a model of them with `--preset runs` or `--set conditioning.kind=events`."
-            )
         self.train_set, self.val_set = self.latents.select("train"), self.latents.select("val")
         if not self.train_set:
             raise FmrisynthError(

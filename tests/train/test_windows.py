@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fmrisynth.cli import plans
 from fmrisynth.config.train import ConditioningConfig
 from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.models.build import build_denoiser, count_parameters
 from fmrisynth.models.checkpoint import find_model_dir, load_denoiser
 from fmrisynth.train import train_denoiser
 from fmrisynth.train.runlog import read_log
@@ -123,6 +125,17 @@ def test_training_on_runs_resumes_exactly_and_says_what_it_knows(runs, tmp_path,
     values = next(r for r in read_log(tmp_path / "whole" / "log.jsonl") if r["kind"] == "val")
     assert values["condition_gain_share"] is None
     assert isinstance(values["condition_gain_noisiest"], float)
+
+
+def test_the_plan_counts_the_network_and_the_windows_that_training_has(runs, tmp_path, make_config):
+    config = make_config(*EVENTS, "model.base_ch=16", "model.cond_width=1024", "conditioning.history_s=100")
+    lines = list(plans.training(runs, tmp_path / "out", config))
+    assert any("24 training instances, 12 for validation; conditions a, b" in line for line in lines)
+    telling = TrainingWindows(runs, config.conditioning).telling
+    with torch.device("meta"):
+        alone, whole = (count_parameters(build_denoiser(config.model, 6, [2], events=e)) for e in (None, telling))
+    assert any(f" {whole / 1e6:.1f} M parameters" in line for line in lines)
+    assert f"{whole / 1e6:.1f}" != f"{alone / 1e6:.1f}"  # the response and what sees the past count
 
 
 def test_descriptors_take_the_place_of_names(runs, tmp_path, make_config):
