@@ -203,7 +203,8 @@ def read_card(model_dir: Path) -> ModelCard:
         raise FmrisynthError(f"{path}: cannot be read ({error.strerror}); check the path and permissions.") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise FmrisynthError(
-            f"{path}: expected a checkpoint description, found something else ({error}); copy the checkpoint again."
+            f"{path}: expected a checkpoint description of this version, found something else ({error}); "
+            "copy the checkpoint again, or train again where it is of an earlier version."
         ) from None
 
 
