@@ -1,6 +1,6 @@
 """Which patterns a model of runs hears: its error in the main spatial patterns of noisy windows, over that of the best linear estimate.
 
-    python benchmarks/modes_denoised.py MODEL LATENTS [--leave-out sub-X] [--windows 32] [--seed 0]
+    python benchmarks/modes_denoised.py MODEL LATENTS [--leave-out sub-X] [--windows 96] [--seed 0]
 
 LATENTS are those that the model was trained on. The patterns are principal components over cells of whitened training windows; the
 windows are of the validation split. The linear estimate knows the variance of each of a window's numbers in the pattern and

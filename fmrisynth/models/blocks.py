@@ -180,9 +180,8 @@ class Attention(nn.Module):
         source_BME = x_BND if context_BME is None else context_BME
         key_BMD, value_BMD = self.key_value(source_BME).chunk(2, dim=-1)
         parts = self._split(self.query(x_BND)), self._split(key_BMD), self._split(value_BMD)
-        if torch.is_autocast_enabled(
-            "cpu"
-        ):  # the gradient takes seven times as long in bfloat16 as in float32 (PyTorch 2.13)
+        if torch.is_autocast_enabled("cpu"):
+            # The gradient takes seven times as long in bfloat16 as in float32 (PyTorch 2.13).
             with torch.autocast("cpu", enabled=False):
                 mixed_BHNd = F.scaled_dot_product_attention(parts[0].float(), parts[1].float(), parts[2].float())
         else:

@@ -155,7 +155,7 @@ class TrainingWindows(TrainingLatents):
         return events_SK, past_channels(past_CPXYZ, telling, self.brain_XYZ, scale_CXYZ)
 
     def _frames_of_anybody(self, generator: torch.Generator) -> Tensor:
-        """As many frames as are shown, from anywhere in the training runs, (C, P, X, Y, Z)."""
+        """As many frames as are shown, from anywhere in all training runs, (C, P, X, Y, Z)."""
         run = self._lenders[int(torch.randint(len(self._lenders), (), generator=generator))]
         n_frames = self.telling.past_frames
         first = int(torch.randint(self.dataset.rows[run].n_frames - n_frames + 1, (), generator=generator))
