@@ -261,6 +261,10 @@ class Drawing:
         mean_C11111, std_C11111 = self._statistics()
         return latent_BCTXYZ * std_C11111 + mean_C11111
 
+    def strength(self, latent_BCTXYZ: Tensor) -> Tensor:
+        """Root mean square of whole windows in the brain, in the units of the network: about 1 over its training data, (B,)."""
+        return self.stack(latent_BCTXYZ)[:, :, self.brain_XYZ.cpu()].square().mean(dim=(1, 2)).sqrt()
+
     def _statistics(self) -> tuple[Tensor, Tensor]:
         mean_C, std_C = self.model.latent_mean_C, self.model.latent_std_C
         return mean_C.reshape(-1, 1, 1, 1, 1), std_C.reshape(-1, 1, 1, 1, 1)

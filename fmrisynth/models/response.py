@@ -60,14 +60,14 @@ class EventResponse(nn.Module):
         nn.init.normal_(self.course.weight, std=self.n_lags**-0.5)
         self.scale = zero_init(nn.Linear(cond_width, N_MAPS))
         self.map_RXYZ = nn.Parameter(torch.zeros(N_MAPS, *telling.grid))
-        self.features = zero_init(nn.Linear(width, N_MAPS))
+        self.map_change = zero_init(nn.Linear(width, N_MAPS))
         self.channels_CR = nn.Parameter(torch.randn(channels, N_MAPS) * N_MAPS**-0.5)
 
     def forward(self, h_BWXYZ: Tensor, cond_BE: Tensor, features_BSD: Tensor) -> Tensor:
         """The response in a window, (B, C * T, X, Y, Z)."""
         recent_BTP = features_BSD.unfold(1, self.n_lags, 1).flatten(2)  # P = D * lags
         course_BTR = self.course(recent_BTP) * (1 + self.scale(cond_BE)[:, None])
-        maps_BXYZR = self.features(h_BWXYZ.movedim(1, -1)) + self.map_RXYZ.movedim(0, -1)
+        maps_BXYZR = self.map_change(h_BWXYZ.movedim(1, -1)) + self.map_RXYZ.movedim(0, -1)
         courses_BFR = (self.channels_CR[None, :, None] * course_BTR[:, None]).flatten(1, 2)
         if self.mix_FF is not None:
             courses_BFR = self.mix_FF @ courses_BFR

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from fmrisynth.data.occupancy import occupancy
 from fmrisynth.diffusion.generate import Drawing, encode_labels
 from fmrisynth.diffusion.rollout import roll_out
 from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.progress import log
 from fmrisynth.sample.anatomy import Anatomy
 from fmrisynth.sample.drawer import Drawer
 from fmrisynth.sample.plan import sample_seed
@@ -35,6 +37,9 @@ AFTER_LAST_EVENT_S = 16.0
 """A run goes on for so long, unless its duration is given: until the last response is over."""
 
 MAX_RUN_S = 4 * 3600.0
+
+TOO_STRONG = 2.0
+"""A run one of whose windows varies so many times as much as training people do has run away."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +188,8 @@ class RunMaker:
             Path(f"sub-{person.subject}"),
         )  # fmt: skip
 
-    def windows(self, design: Design, seed: int) -> Iterator[torch.Tensor]:
-        """Latents of a run, window by window, (C, n, x, y, z)."""
+    def windows(self, design: Design, seed: int, sidecar: dict[str, Any]) -> Iterator[torch.Tensor]:
+        """Latents of a run, window by window, (C, n, x, y, z); the sidecar is told how strong the strongest is."""
         drawer, config, model = self.drawer, self.drawer.config, self.drawer.model
         labels_A = encode_labels(
             model.labels, model.conditions[0], drawer.told(tuple(config.attributes.items())), model.always
@@ -195,13 +200,16 @@ class RunMaker:
             guidance=config.guidance, guidance_interval=config.guidance_interval, eta=config.eta, device=self.device,
         )  # fmt: skip
         for latent_BCTXYZ in roll_out(drawing, self.telling, design.on_TK[None], [seed]):
+            if latent_BCTXYZ.shape[2] == self.telling.window_frames:
+                strength = round(float(drawing.strength(latent_BCTXYZ)), 3)
+                sidecar["StrongestWindow"] = max(strength, sidecar.get("StrongestWindow", 0.0))
             yield latent_BCTXYZ[0]
 
-    def frames(self, design: Design, seed: int, anatomy: Anatomy) -> Iterator[np.ndarray]:
+    def frames(self, design: Design, seed: int, anatomy: Anatomy, sidecar: dict[str, Any]) -> Iterator[np.ndarray]:
         """Volumes of a run one by one, (X, Y, Z) float32."""
         noise_seed = seed if self.drawer.config.observation_noise else None
         return self.drawer.tokenizer.decode_run(
-            self.windows(design, seed), anatomy.reference_XYZ, anatomy.mask_XYZ, noise_seed=noise_seed
+            self.windows(design, seed, sidecar), anatomy.reference_XYZ, anatomy.mask_XYZ, noise_seed=noise_seed
         )
 
     def _write(self, person: PersonRequest) -> None:
@@ -215,16 +223,25 @@ class RunMaker:
                 sub=person.subject, ses=found.get("ses"), task=found["task"], acq=found.get("acq"), dir=found.get("dir"),
                 run=int(found["run"]) if "run" in found else None, space=info.grid.space, res=info.grid.resolution,
             )  # fmt: skip
+            sidecar = {
+                "StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed, "Network": drawer.network,
+                "WindowFrames": self.telling.window_frames, **drawer.settings, **anatomy.sidecar(),
+            }  # fmt: skip
             run = write_block(
                 self.out, entities, naming.RUN_DESC, data, info.grid,
                 condition=RUN, onset_s=-info.tr_s / 2, duration_s=design.n_frames * info.tr_s, tr_s=info.tr_s,
                 attributes=drawer.config.attributes, events=design.events,
-                sidecar={"StartTime": info.tr_s / 2, "Synthetic": True, "Seed": seed, "Network": drawer.network,
-                         "WindowFrames": self.telling.window_frames, **drawer.settings, **anatomy.sidecar()},
+                sidecar=sidecar,  # written after the frames, which add to it
                 origin=drawer.model.card.origin, extension=f".{drawer.config.format}",
-                frames=self.frames(design, seed, anatomy), n_frames=design.n_frames,
+                frames=self.frames(design, seed, anatomy, sidecar), n_frames=design.n_frames,
                 reference_is=anatomy.reference_is,
             )  # fmt: skip
+            strongest = sidecar.get("StrongestWindow", 0.0)
+            if strongest > TOO_STRONG:
+                log.warning(
+                    "%s: one of its windows varies %.1f times as much as people in training do; the run has run away, leave it out.",
+                    run.path, strongest,
+                )  # fmt: skip
             write_bytes(run.events_path, design.path.read_bytes())  # the user's own, with all its columns
             runs.append(run)
         finish_subject(self.out, person.subject, runs)

@@ -56,6 +56,18 @@ def test_events_change_their_window_and_what_follows_only(model, rng):
     assert torch.equal(run_of(model, [on_TK], [7], guidance=0.0), run_of(model, [other_TK], [7], guidance=0.0))
 
 
+def test_strength_is_in_units_of_the_training_data(model):
+    drawing = Drawing(
+        model, torch.tensor([0]), sampler="ab2", n_steps=3, guidance=1.0, guidance_interval=None, eta=0.0,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    stack = torch.randn(2, C * T, *GRID, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0]).view(
+        2, 1, 1, 1, 1
+    )
+    latents = drawing.raw(drawing.standardised(stack))
+    torch.testing.assert_close(drawing.strength(latents), torch.tensor([1.0, 3.0]), rtol=0.05, atol=0)
+
+
 def test_a_window_sees_the_one_before(model):
     quiet = np.zeros((6, 2))
     seen = run_of(model, [quiet], [7])

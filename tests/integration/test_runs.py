@@ -110,7 +110,14 @@ def test_synthetic_runs_are_ordinary_ones(root):
         )
     sidecar = json.loads(runs[0].path.with_name(runs[0].path.name.replace(".nii.gz", ".json")).read_text())
     assert (sidecar["StartTime"], sidecar["WindowFrames"], sidecar["Synthetic"]) == (0.72, 12, True)
+    assert 0.5 < sidecar["StrongestWindow"] < 2.0  # a network that hardly learnt anything answers white noise
     assert validator_errors(root / "out") == []
+
+
+def test_who_makes_a_run_that_ran_away_is_told(root, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fmrisynth.sample.runs.TOO_STRONG", 0.5)
+    assert call("sample", tmp_path, *_sample(root), "--n", "1") == 0
+    assert "desc-preproc_bold.nii.gz: one of its windows varies" in caplog.text
 
 
 def test_nilearn_loads_synthetic_runs(root):
