@@ -66,7 +66,7 @@ def choose_subjects(root: Path, known: Iterable[str], labels: Sequence[str] | No
     known : iterable of str
         Its participants, without ``sub-``.
     labels : sequence of str or None
-        As a user writes them, with or without ``sub-``.
+        As a user writes them, with or without ``sub-``, or several with commas between them.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def choose_subjects(root: Path, known: Iterable[str], labels: Sequence[str] | No
     known = list(known)
     if not labels:
         return known
-    asked = {clean_label(label) for label in labels}
+    asked = {clean_label(label) for several in labels for label in several.split(",")}
     missing = sorted(asked - set(known))
     if missing:
         shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")

@@ -112,6 +112,7 @@ def test_sessions_and_participants(tmp_path: Path) -> None:
     with pytest.raises(FmrisynthError, match="participant 02 has no BOLD image in MNI space"):
         source.runs("02")
     assert choose_subjects(root, source.subjects(), ["sub-02", "02"]) == ["02"]
+    assert choose_subjects(root, ["01", "02", "03"], ["sub-03,01"]) == ["01", "03"]
     with pytest.raises(FmrisynthError, match="none of them in MNI space"):
         BidsSource(root, PrepareConfig(sessions=("ses-b",))).subjects()
 
