@@ -262,8 +262,15 @@ class Drawing:
         return latent_BCTXYZ * std_C11111 + mean_C11111
 
     def strength(self, latent_BCTXYZ: Tensor) -> Tensor:
-        """Root mean square of whole windows in the brain, in the units of the network: about 1 over its training data, (B,)."""
-        return self.stack(latent_BCTXYZ)[:, :, self.brain_XYZ.cpu()].square().mean(dim=(1, 2)).sqrt()
+        """Root mean square over the brain in units of its training data, each channel and cell in its own, (B,).
+
+        Courses are not whitened: that would make little of a slow pattern, which is what grows.
+        """
+        mean_C11111, std_C11111 = self._statistics()
+        units = (latent_BCTXYZ - mean_C11111) / std_C11111
+        if self.model.whitening is not None:
+            units = units / self.model.whitening.scale_CXYZ[:, None]
+        return units[..., self.brain_XYZ.cpu()].square().mean(dim=(1, 2, 3)).sqrt()
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         mean_C, std_C = self.model.latent_mean_C, self.model.latent_std_C

@@ -39,7 +39,7 @@ AFTER_LAST_EVENT_S = 16.0
 MAX_RUN_S = 4 * 3600.0
 
 TOO_STRONG = 2.0
-"""A run one of whose windows varies so many times as much as training people do has run away."""
+"""A run one of whose windows varies so many times as much as training people do has run away: about what their strongest window has."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,8 @@ class RunMaker:
             guidance=config.guidance, guidance_interval=config.guidance_interval, eta=config.eta, device=self.device,
         )  # fmt: skip
         for latent_BCTXYZ in roll_out(drawing, self.telling, design.on_TK[None], [seed]):
-            if latent_BCTXYZ.shape[2] == self.telling.window_frames:
-                strength = round(float(drawing.strength(latent_BCTXYZ)), 3)
-                sidecar["StrongestWindow"] = max(strength, sidecar.get("StrongestWindow", 0.0))
+            strength = round(float(drawing.strength(latent_BCTXYZ)), 3)
+            sidecar["StrongestWindow"] = max(strength, sidecar.get("StrongestWindow", 0.0))
             yield latent_BCTXYZ[0]
 
     def frames(self, design: Design, seed: int, anatomy: Anatomy, sidecar: dict[str, Any]) -> Iterator[np.ndarray]:
@@ -236,11 +235,10 @@ class RunMaker:
                 frames=self.frames(design, seed, anatomy, sidecar), n_frames=design.n_frames,
                 reference_is=anatomy.reference_is,
             )  # fmt: skip
-            strongest = sidecar.get("StrongestWindow", 0.0)
-            if strongest > TOO_STRONG:
+            if sidecar["StrongestWindow"] > TOO_STRONG:
                 log.warning(
                     "%s: one of its windows varies %.1f times as much as people in training do; the run has run away, leave it out.",
-                    run.path, strongest,
+                    run.path, sidecar["StrongestWindow"],
                 )  # fmt: skip
             write_bytes(run.events_path, design.path.read_bytes())  # the user's own, with all its columns
             runs.append(run)

@@ -114,10 +114,10 @@ def test_synthetic_runs_are_ordinary_ones(root):
     assert validator_errors(root / "out") == []
 
 
-def test_who_makes_a_run_that_ran_away_is_told(root, tmp_path, monkeypatch, caplog):
+def test_who_makes_a_run_that_ran_away_is_told(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fmrisynth.sample.runs.TOO_STRONG", 0.5)
     assert call("sample", tmp_path, *_sample(root), "--n", "1") == 0
-    assert "desc-preproc_bold.nii.gz: one of its windows varies" in caplog.text
+    assert "desc-preproc_bold.nii.gz: one of its windows varies" in capsys.readouterr().err
 
 
 def test_nilearn_loads_synthetic_runs(root):
