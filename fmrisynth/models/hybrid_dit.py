@@ -153,6 +153,7 @@ class HybridDiT(nn.Module):
         if config.skip:
             past_channels = 0 if events is None else events.past_channels
             self.skip = LinearSkip(channels + past_channels, channels, cond_width)
+            self.mean_skip = LinearSkip(channels + past_channels, channels, cond_width)
         self.norm_out = group_norm(widths[0])
         self.conv_out = zero_init(Conv3x3(widths[0], channels))
 
@@ -213,7 +214,9 @@ class HybridDiT(nn.Module):
         answer_BFXYZ = self.conv_out(x_BDXYZ)
         if self.skip is not None:
             given = stack_BFXYZ if past_BGXYZ is None else torch.cat([stack_BFXYZ, past_BGXYZ], dim=1)
-            answer_BFXYZ = answer_BFXYZ + self.skip(given, cond_BE)
+            # Normalisation over the grid takes most of the brain's mean away from the network.
+            mean_BG111 = given.mean(dim=(2, 3, 4), keepdim=True)
+            answer_BFXYZ = answer_BFXYZ + self.skip(given, cond_BE) + self.mean_skip(mean_BG111, cond_BE)
         if self.response is not None:
             answer_BFXYZ = answer_BFXYZ + self.response(x_BDXYZ, cond_BE, features_BSD)
         return answer_BFXYZ if self.brain_XYZ is None else answer_BFXYZ * self.brain_XYZ

@@ -121,6 +121,15 @@ def test_the_skip_passes_every_channel_on_its_own_at_first():
     torch.testing.assert_close(answer, stack * torch.arange(6.0)[:, None, None, None])
 
 
+def test_the_brains_mean_has_gains_of_its_own():
+    network = build_denoiser(TINY.model_copy(update={"skip": True}), 6, [3])
+    with torch.no_grad():
+        network.mean_skip.gain.bias[:6] = 2.0
+        stack = torch.randn(2, 6, 4, 4, 4)
+        answer = network(stack, torch.zeros(2), torch.zeros(2, 1, dtype=torch.long))
+    torch.testing.assert_close(answer, 2 * stack.mean(dim=(2, 3, 4), keepdim=True).expand_as(stack))
+
+
 def test_the_skip_can_be_the_best_answer_for_gaussian_data():
     draws = torch.Generator().manual_seed(0)
     basis_FF = torch.linalg.qr(torch.randn(6, 6, generator=draws)).Q
