@@ -45,12 +45,9 @@ def main() -> None:
         model, labels_A, sampler="ab2", n_steps=20, guidance=1.0, guidance_interval=None, eta=0.0, device=torch.device("cpu")
     )  # fmt: skip
     on_TK = occupancy(read_events(arguments.events).events, model.conditions, row.n_frames, row.tr_s)[:n_frames]
-    mean_C1111, std_C1111 = (part.reshape(-1, 1, 1, 1, 1) for part in (model.latent_mean_C, model.latent_std_C))
 
     def spread(raw_CTXYZ: Tensor) -> list[float]:
-        white = (raw_CTXYZ - mean_C1111[:, 0][:, None]) / std_C1111[:, 0][:, None] / whitening.scale_CXYZ[:, None]
-        white = white[:, :, drawing.brain_XYZ].numpy()
-        return [float(white[:, first : first + length].std()) for first in range(0, n_frames, length)]
+        return [float(drawing.strength(window_CTXYZ[None])) for window_CTXYZ in raw_CTXYZ.split(length, dim=1)]
 
     with torch.inference_mode():
         found = {

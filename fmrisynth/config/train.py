@@ -50,7 +50,10 @@ class HybridConfig(Config):
     )
     context_tokens: int = Field(8, ge=1, le=4096, description="Learned context tokens per condition.")
     mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the feed-forward layers in units of the level.")
-    skip: bool = Field(False, description="A linear path beside the network, for one that is narrower than its input.")
+    skip: bool = Field(
+        False,
+        description="Linear paths beside the network, of each cell and of the brain's mean, for one that is narrower than its input.",
+    )
     checkpoint_activations: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
 
     @model_validator(mode="after")

@@ -262,7 +262,7 @@ class Drawing:
         return latent_BCTXYZ * std_C11111 + mean_C11111
 
     def strength(self, latent_BCTXYZ: Tensor) -> Tensor:
-        """Root mean square over the brain in units of its training data, each channel and cell in its own, (B,).
+        """Standard deviation of latents over frames and brain in units of its training data, each channel and cell in its own, (B,).
 
         Courses are not whitened: that would make little of a slow pattern, which is what grows.
         """
@@ -270,7 +270,7 @@ class Drawing:
         units = (latent_BCTXYZ - mean_C11111) / std_C11111
         if self.model.whitening is not None:
             units = units / self.model.whitening.scale_CXYZ[:, None]
-        return units[..., self.brain_XYZ.cpu()].square().mean(dim=(1, 2, 3)).sqrt()
+        return units[..., self.brain_XYZ.cpu()].std(dim=(1, 2, 3), correction=0)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         mean_C, std_C = self.model.latent_mean_C, self.model.latent_std_C

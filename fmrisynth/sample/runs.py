@@ -201,7 +201,7 @@ class RunMaker:
         )  # fmt: skip
         for latent_BCTXYZ in roll_out(drawing, self.telling, design.on_TK[None], [seed]):
             strength = round(float(drawing.strength(latent_BCTXYZ)), 3)
-            sidecar["StrongestWindow"] = max(strength, sidecar.get("StrongestWindow", 0.0))
+            sidecar["StrongestWindow"] = max(sidecar.get("StrongestWindow", 0.0), strength)
             yield latent_BCTXYZ[0]
 
     def frames(self, design: Design, seed: int, anatomy: Anatomy, sidecar: dict[str, Any]) -> Iterator[np.ndarray]:
