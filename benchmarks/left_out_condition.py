@@ -92,7 +92,7 @@ def main() -> None:
             "report=false",
         )
         run("train", root / f"latents-{name}", root / f"model-{name}", "--preset", "runs", "--set", f"steps={arguments.steps}",
-            "--set", f"conditioning.descriptors={table}", "--set", "precision=bf16")  # fmt: skip
+            "--set", f"conditioning.descriptors={table}")  # fmt: skip
         run("sample", root / f"synthetic-{name}", "--events", events, "--n", arguments.fresh, "--checkpoint", root / f"model-{name}",
             "--set", f"descriptors={table}")  # fmt: skip
     print(report(root, table))

@@ -4,7 +4,8 @@
 
 Writes the designs, simulates two groups of people of the training's phantom who took part in nothing (`--seed` is the
 phantom's), samples as many synthetic people, and prints what `fmrisynth evaluate --unit run` says of the synthetic ones
-and, as the ceiling, of the second group. Everything goes through the command line and is continued where it stopped.
+and, as ceilings, of the second group and of the first after the tokenizer's encode and decode. Everything goes through
+the command line and is continued where it stopped.
 """
 
 from __future__ import annotations
@@ -71,13 +72,14 @@ def main() -> None:
             "--guidance", arguments.guidance)  # fmt: skip
         for group in (made, "others"):
             run("evaluate", root / f"evaluation-{group}-{name}", "--unit", "run", "--real", root / f"real-{name}",
-                "--synthetic", root / f"{group}-{name}", "--truth", root / f"real-{name}", "--set", "test_split=all")  # fmt: skip
+                "--synthetic", root / f"{group}-{name}", "--truth", root / f"real-{name}", "--set", "test_split=all",
+                *(("--set", f"tokenizer={arguments.checkpoint / 'tokenizer'}") if group == made else ()))  # fmt: skip
     if not arguments.simulate_only:
         print(table(root, list(found), made))
 
 
 def table(root: Path, names: list[str], made: str = "synthetic") -> str:
-    """All checks of all designs: synthetic (? cannot tell) and, in brackets, other real people."""
+    """All checks of all designs: synthetic (? cannot tell), and in brackets other real people and the real ones through the tokenizer."""
     both = {
         (group, name): json.loads((root / f"evaluation-{group}-{name}" / "metrics.json").read_text())
         for group in (made, "others")
@@ -88,9 +90,10 @@ def table(root: Path, names: list[str], made: str = "synthetic") -> str:
         cells = []
         for name in names:
             own, other = (both[group, name]["checks"][key] for group in (made, "others"))
+            through = both[made, name]["tokenizer"][key]
             low, high = own["interval"]
             answer = {"passes": "", "fails": " **fails**", "cannot tell": " ?"}[own["answer"]]
-            cells.append(f"{own['value']:.2f} [{low:.2f}, {high:.2f}]{answer} ({other['value']:.2f})")
+            cells.append(f"{own['value']:.2f} [{low:.2f}, {high:.2f}]{answer} ({other['value']:.2f}; {through:.2f})")
         lines.append(f"| {check['title']} | " + " | ".join(cells) + " |")
     for what in ("r", "slopes"):
         cells = []

@@ -16,8 +16,8 @@ class EvaluateConfig(StageConfig):
 
     unit: Literal["block", "run", "anatomy"] = Field(
         "block",
-        description="block: windows of blocks; run: whole runs of one experiment (of the other settings only test_split and truth apply); "
-        "anatomy: how people look, or will look if they are forecasts (tokenizer and inception apply to the former).",
+        description="block: windows of blocks; run: whole runs of one experiment (of the other settings only test_split, truth and "
+        "tokenizer apply); anatomy: how people look, or will look if they are forecasts (tokenizer and inception apply to the former).",
     )
     glm: GlmConfig = Field(GlmConfig(reports=False), description="The window GLM, the same for both datasets.")
     conditions: tuple[str, ...] = Field((), description="Conditions to compare; empty: all that were synthesised.")
@@ -47,7 +47,7 @@ class EvaluateConfig(StageConfig):
     roi_labels: Path | None = Field(None, description="TSV with columns index, label, task for roi_atlas.")
     tokenizer: Path | None = Field(
         None,
-        description="Tokenizer folder, or bundled: the compared real blocks are encoded and decoded with it, for its ceiling.",
+        description="Tokenizer folder, or bundled: the compared real blocks or runs are encoded and decoded with it, for its ceiling.",
     )
     inception: Path | None = Field(
         None,

@@ -1,8 +1,9 @@
-"""Real blocks after a tokenizer's encode and decode: the ceiling that no generator on it can pass."""
+"""Real blocks and runs after a tokenizer's encode and decode: the ceiling that no generator on it can pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,14 @@ import numpy as np
 from fmrisynth.config.glm import GlmConfig
 from fmrisynth.data.blocks import Block, BlockData
 from fmrisynth.data.grid import Grid
-from fmrisynth.data.normalisation import brain_of, denormalise, normalise
+from fmrisynth.data.normalisation import brain_of, normalise
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.glm.windows import Window, percent_signal, smooth_inside
 
 if TYPE_CHECKING:
     from fmrisynth.models.tokenizers.base import Tokenizer
+
+FRAMES_AT_A_TIME = 12
 
 
 def tokenizer_of(folder: Path, grid: Grid) -> Tokenizer:
@@ -64,19 +67,22 @@ def reconstructed_windows(
     FmrisynthError
         The tokenizer was made for another grid.
     """
-    import torch
-
     tokenizer = tokenizer_of(tokenizer_folder, grid)
-    kind = tokenizer.info.normalisation
     for block in blocks:
-        data = block.load()
-        values_XYZT = normalise(data.bold_XYZT, data.reference_XYZ, data.mask_XYZ, kind)
-        frames_NCXYZ = torch.from_numpy(np.ascontiguousarray(values_XYZT.transpose(3, 0, 1, 2)[:, None]))
-        with torch.no_grad():
-            back_NCXYZ = tokenizer.decode(tokenizer.encode(frames_NCXYZ))
-        back_XYZT = back_NCXYZ[:, 0].cpu().numpy().transpose(1, 2, 3, 0)
-        bold_XYZT = denormalise(back_XYZT, data.reference_XYZ, data.mask_XYZ, kind)
-        percent_TV = percent_signal(BlockData(bold_XYZT, data.reference_XYZ, data.mask_XYZ), mask_XYZ)
+        back = reconstructed(block.load(), tokenizer)
+        percent_TV = percent_signal(back, mask_XYZ)
         if config.resolved_smoothing_fwhm_mm > 0:
             percent_TV = smooth_inside(percent_TV, mask_XYZ, grid, config.resolved_smoothing_fwhm_mm)
-        yield Window(block, percent_TV, data.reference_XYZ[mask_XYZ])
+        yield Window(block, percent_TV, back.reference_XYZ[mask_XYZ])
+
+
+def reconstructed(data: BlockData, tokenizer: Tokenizer, noise_seed: int | None = None) -> BlockData:
+    """A block or run that went through a tokenizer, with the tokenizer's observation noise if a seed is given."""
+    import torch
+
+    values_XYZT = normalise(data.bold_XYZT, data.reference_XYZ, data.mask_XYZ, tokenizer.info.normalisation)
+    frames_TCXYZ = torch.from_numpy(np.ascontiguousarray(values_XYZT.transpose(3, 0, 1, 2)[:, None]))
+    with torch.no_grad():
+        windows = (tokenizer.encode(part).transpose(0, 1) for part in frames_TCXYZ.split(FRAMES_AT_A_TIME))
+        back = tokenizer.decode_run(windows, data.reference_XYZ, data.mask_XYZ, noise_seed=noise_seed)
+        return replace(data, bold_XYZT=np.stack(list(back), axis=-1))

@@ -9,7 +9,7 @@ B frequency bands, C cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from fmrisynth.conditions import load_table
 from fmrisynth.data.blocks import Block, common_grid, read_subject, subjects_of
 from fmrisynth.data.grid import Grid
 from fmrisynth.data.nifti import read_image
-from fmrisynth.data.percent import percent_change, usable_voxels
+from fmrisynth.data.percent import usable_voxels
 from fmrisynth.errors import FmrisynthError, UsageError
+from fmrisynth.glm.windows import percent_signal
 from fmrisynth.parse import read_json
 from fmrisynth.progress import log, track
 
@@ -191,8 +192,11 @@ def events_of(run: Block) -> list[Event]:
 
 def percent_of(run: Block, mask_XYZ: np.ndarray) -> np.ndarray:
     """A run in percent of its reference, (T, V) float32."""
-    data = run.load()
-    return percent_change(data.bold_XYZT[mask_XYZ], data.reference_XYZ[mask_XYZ][:, None]).T
+    return percent_signal(run.load(), mask_XYZ)
+
+
+Reader = Callable[[Block, np.ndarray], np.ndarray]
+"""Reads a run like `percent_of`."""
 
 
 def fir_design(
@@ -207,12 +211,12 @@ def fir_design(
     return np.concatenate(blocks, axis=1).astype(float)
 
 
-def measure_run(run: Block, plan: Plan, regions_RV: np.ndarray | None) -> RunNumbers:
+def measure_run(run: Block, plan: Plan, regions_RV: np.ndarray | None, read: Reader = percent_of) -> RunNumbers:
     """Read a run and measure it; without regions the finite impulse responses are empty."""
     import pandas as pd
     from nilearn.glm.first_level import make_first_level_design_matrix
 
-    y_TV = percent_of(run, plan.mask_XYZ)
+    y_TV = read(run, plan.mask_XYZ)
     times_s = (np.arange(len(y_TV)) + 0.5) * plan.tr_s
     events = events_of(run)
     rows = [
@@ -273,7 +277,9 @@ def measure_run(run: Block, plan: Plan, regions_RV: np.ndarray | None) -> RunNum
     )  # fmt: skip
 
 
-def measure(cohort: RunCohort, plan: Plan, regions_RV: np.ndarray | None, title: str) -> list[RunNumbers]:
+def measure(
+    cohort: RunCohort, plan: Plan, regions_RV: np.ndarray | None, title: str, read: Reader = percent_of
+) -> list[RunNumbers]:
     """The numbers of every person, runs averaged; who did not do every condition is left out, with a warning.
 
     Raises
@@ -288,7 +294,7 @@ def measure(cohort: RunCohort, plan: Plan, regions_RV: np.ndarray | None, title:
         if lacking:
             log.warning("%s: sub-%s is left out, it has no %s.", cohort.root, person, ", ".join(lacking))
             continue
-        own = [measure_run(run, plan, regions_RV) for run in runs]
+        own = [measure_run(run, plan, regions_RV, read) for run in runs]
         found.append(RunNumbers(**{f.name: _mean([getattr(one, f.name) for one in own]) for f in fields(RunNumbers)}))
     if not found:
         raise FmrisynthError(

@@ -206,9 +206,16 @@ def test_runs_are_analysed_and_compared(root, tmp_path):
     )
     assert list(tmp_path.rglob("group/*contrast-tapMotorRh*stat-effect_statmap.nii.gz"))
     words = ["--unit", "run", "--real", root / "real", "--synthetic", root / "out", "--truth", root / "real"]
-    assert call("evaluate", tmp_path / "report", *words, "--set", "test_split=all") == 0
+    words += ["--set", "test_split=all", "--set", f"tokenizer={root / 'latents' / 'tokenizer'}"]
+    assert call("evaluate", tmp_path / "report", *words) == 0
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["conditions"] == ["motor_lh", "motor_rh"]
     assert metrics["truth"]["real"]["r"][1] > 0.3
     assert metrics["checks"]["maps"]["answer"] == "cannot tell"  # three people
-    assert "phantom" in (tmp_path / "report" / "report.html").read_text()
+    # The same people through the tokenizer, whose noise gives back what decoding takes.
+    through = metrics["tokenizer"]
+    assert through["fir"] > 0.9
+    assert max(abs(through[key]) for key in ("sd", "power5", "lag1", "border")) < 0.1
+    report = (tmp_path / "report" / "report.html").read_text()
+    assert "phantom" in report
+    assert f"Real runs through the tokenizer: {through['sd']:.2f}." in report
