@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fmrisynth.bids.origin import read_origin
 from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import Block
+from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.reconstruct import reconstructed, tokenizer_of
 from fmrisynth.evaluate.run_checks import RunVerdict, judge, run_checks, slopes, slopes_on_truth
 from fmrisynth.evaluate.runs import BANDS_HZ, Plan, RunCohort, RunNumbers, measure, regions_of
@@ -27,6 +28,9 @@ from fmrisynth.report import Cards, Element, Figure, Page, Section, Table, Text,
 from fmrisynth.report import figures as draw
 from fmrisynth.report.brain import mosaic
 from fmrisynth.report.html import Card, Status, Verdict, banner_of
+
+if TYPE_CHECKING:
+    from fmrisynth.models.tokenizers.base import Tokenizer
 
 STATUS: dict[str, Status] = {"passes": "pass", "fails": "fail", "cannot tell": "warn"}
 
@@ -47,13 +51,14 @@ def evaluate_runs(
     """
     real, synthetic = RunCohort.open(real_root, config.test_split), RunCohort.open(synthetic_root)
     plan = Plan.of(real, synthetic)
+    tokenizer = None if config.tokenizer is None else _tokenizer(config.tokenizer, plan)
     # Regions are where the real group responds most, which takes a reading of its own.
     first = measure(real, plan, None, "Real runs, effects")
     regions_RV = regions_of(np.stack([person.effects_KV for person in first]))
     del first
     people = measure(real, plan, regions_RV, "Real runs"), measure(synthetic, plan, regions_RV, "Synthetic runs")
     verdicts = judge(run_checks(plan.tr_s), *people)
-    ceiling = None if config.tokenizer is None else _ceiling(config, real, plan, regions_RV, people[0])
+    ceiling = None if tokenizer is None else _ceiling(tokenizer, config.seed, real, plan, regions_RV, people[0])
     truth = None if config.truth is None else _truth(config.truth, plan, people)
     n_passed = sum(v.answer == "passes" for v in verdicts)
     n_failed = sum(v.answer == "fails" for v in verdicts)
@@ -97,13 +102,28 @@ def evaluate_runs(
     )
 
 
+def _tokenizer(folder: Path, plan: Plan) -> Tokenizer:
+    """The tokenizer of a folder.
+
+    Raises
+    ------
+    FmrisynthError
+        It was made for another grid or repetition time.
+    """
+    tokenizer = tokenizer_of(folder, plan.grid)
+    if abs(tokenizer.info.tr_s - plan.tr_s) > 1e-3:
+        raise FmrisynthError(
+            f"{folder}: its observation noise was measured every {tokenizer.info.tr_s:g} s, the runs have a volume every "
+            f"{plan.tr_s:g} s; give the tokenizer of the model that made them."
+        )
+    return tokenizer
+
+
 def _ceiling(
-    config: EvaluateConfig, real: RunCohort, plan: Plan, regions_RV: np.ndarray, people: Sequence[RunNumbers]
+    tokenizer: Tokenizer, seed: int, real: RunCohort, plan: Plan, regions_RV: np.ndarray, people: Sequence[RunNumbers]
 ) -> dict[str, float]:
     """Every check's number for the real runs after a tokenizer's encode and decode and with its observation noise."""
-    assert config.tokenizer is not None
-    tokenizer = tokenizer_of(config.tokenizer, plan.grid)
-    seeds = {run.path: config.seed + number for number, run in enumerate(real.runs)}
+    seeds = {run.path: seed + number for number, run in enumerate(real.runs)}
 
     def read(run: Block, mask_XYZ: np.ndarray) -> np.ndarray:
         return percent_signal(reconstructed(run.load(), tokenizer, seeds[run.path]), mask_XYZ)

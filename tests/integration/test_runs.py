@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ import pytest
 from fmrisynth.bids.events import Event, read_events, write_events
 from fmrisynth.cli.main import run
 from fmrisynth.data.blocks import read_blocks
+from fmrisynth.models.tokenizers import load_tokenizer
 
 from ..sample.test_run import validator_errors
 
@@ -219,3 +221,13 @@ def test_runs_are_analysed_and_compared(root, tmp_path):
     report = (tmp_path / "report" / "report.html").read_text()
     assert "phantom" in report
     assert f"Real runs through the tokenizer: {through['sd']:.2f}." in report
+
+
+def test_a_tokenizer_of_another_repetition_time_is_refused(root, tmp_path, capsys):
+    tokenizer = load_tokenizer(root / "latents" / "tokenizer")
+    tokenizer.info = replace(tokenizer.info, tr_s=2.0)
+    tokenizer.save(tmp_path / "tokenizer")
+    words = ["--unit", "run", "--real", root / "real", "--synthetic", root / "out", "--set", "test_split=all"]
+    assert call("evaluate", tmp_path / "report", *words, "--set", f"tokenizer={tmp_path / 'tokenizer'}") == 1
+    assert "every 2 s, the runs have a volume every 1.44 s" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "report").exists()
