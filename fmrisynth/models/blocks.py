@@ -118,26 +118,26 @@ class LinearSkip(nn.Module):
 
     Parameters
     ----------
-    channels_in, channels_out : int
-        The first ``channels_out`` of ``channels_in`` are the noisy data.
+    channels : int
+        Numbers of a cell (F).
     cond_width : int
         Width of the conditioning vector (E).
     """
 
-    def __init__(self, channels_in: int, channels_out: int, cond_width: int) -> None:
+    def __init__(self, channels: int, cond_width: int) -> None:
         super().__init__()
-        n_directions = 2 * channels_out
-        self.inward, self.outward = Conv1x1(channels_in, n_directions), Conv1x1(n_directions, channels_out)
+        n_directions = 2 * channels
+        self.inward, self.outward = Conv1x1(channels, n_directions), Conv1x1(n_directions, channels)
         self.gain = zero_init(nn.Linear(cond_width, n_directions))
         with torch.no_grad():
-            self.inward.weight[:channels_out, :, 0, 0, 0] = torch.eye(channels_out, channels_in)
-            self.outward.weight[:, :channels_out, 0, 0, 0] = torch.eye(channels_out)
+            self.inward.weight[:channels, :, 0, 0, 0] = torch.eye(channels)
+            self.outward.weight[:, :channels, 0, 0, 0] = torch.eye(channels)
         for layer in (self.inward, self.outward):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x_BGXYZ: Tensor, cond_BE: Tensor) -> Tensor:
-        return self.outward(self.gain(cond_BE)[:, :, None, None, None] * self.inward(x_BGXYZ))
+    def forward(self, x_BFXYZ: Tensor, cond_BE: Tensor) -> Tensor:
+        return self.outward(self.gain(cond_BE)[:, :, None, None, None] * self.inward(x_BFXYZ))
 
 
 class FilmConvBlock(nn.Module):

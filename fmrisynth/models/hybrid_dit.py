@@ -151,9 +151,8 @@ class HybridDiT(nn.Module):
         self.bottleneck = Stage(config.stages[-1], config.bottleneck_blocks, widths[-1], config, brain_of[-1])
         self.skip: LinearSkip | None = None
         if config.skip:
-            past_channels = 0 if events is None else events.past_channels
-            self.skip = LinearSkip(channels + past_channels, channels, cond_width)
-            self.mean_skip = LinearSkip(channels + past_channels, channels, cond_width)
+            self.skip = LinearSkip(channels, cond_width)
+            self.mean_skip = LinearSkip(channels, cond_width)
         self.norm_out = group_norm(widths[0])
         self.conv_out = zero_init(Conv3x3(widths[0], channels))
 
@@ -213,10 +212,9 @@ class HybridDiT(nn.Module):
         x_BDXYZ = F.silu(self.norm_out(x_BDXYZ))
         answer_BFXYZ = self.conv_out(x_BDXYZ)
         if self.skip is not None:
-            given = stack_BFXYZ if past_BGXYZ is None else torch.cat([stack_BFXYZ, past_BGXYZ], dim=1)
             # Normalisation over the grid takes most of the brain's mean away from the network.
-            mean_BG111 = given.mean(dim=(2, 3, 4), keepdim=True)
-            answer_BFXYZ = answer_BFXYZ + self.skip(given, cond_BE) + self.mean_skip(mean_BG111, cond_BE)
+            mean_BF111 = stack_BFXYZ.mean(dim=(2, 3, 4), keepdim=True)
+            answer_BFXYZ = answer_BFXYZ + self.skip(stack_BFXYZ, cond_BE) + self.mean_skip(mean_BF111, cond_BE)
         if self.response is not None:
             answer_BFXYZ = answer_BFXYZ + self.response(x_BDXYZ, cond_BE, features_BSD)
         return answer_BFXYZ if self.brain_XYZ is None else answer_BFXYZ * self.brain_XYZ

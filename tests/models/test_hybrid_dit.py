@@ -3,17 +3,18 @@
 import pytest
 import torch
 
-from fmrisynth.config.train import HybridConfig, UNetConfig
+from fmrisynth.config.train import EventTelling, HybridConfig, UNetConfig
 from fmrisynth.errors import FmrisynthError, UsageError
 from fmrisynth.models.blocks import FilmConvBlock, LinearSkip, TransformerBlock
 from fmrisynth.models.build import build_denoiser, check_grid
+from fmrisynth.models.whitening import Whitening
 
 TINY = HybridConfig(base_ch=8, num_heads=2, encoder_blocks=(1, 1), bottleneck_blocks=1, decoder_blocks=(1, 1))
 
 
-def randomised(config, channels=6, n_labels=(3,)):
+def randomised(config, channels=6, n_labels=(3,), **events):
     torch.manual_seed(0)
-    network = build_denoiser(config, channels, n_labels)
+    network = build_denoiser(config, channels, n_labels, **events)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return network.eval()
@@ -130,12 +131,30 @@ def test_the_brains_mean_has_gains_of_its_own():
     torch.testing.assert_close(answer, 2 * stack.mean(dim=(2, 3, 4), keepdim=True).expand_as(stack))
 
 
+def test_the_answer_to_an_ever_stronger_past_is_bounded():
+    """A run is fed its own end: what answers in proportion can grow from window to window without end."""
+    telling = EventTelling(window_frames=2, history_frames=1, past_frames=1, past_channels=4, grid=(4, 4, 4))
+    config = TINY.model_copy(update={"skip": True, "cond_width": 16})
+    network = randomised(config, events=telling, whitening=Whitening(torch.ones(3, 4, 4, 4), torch.eye(6)))
+    stack, past, on = torch.randn(1, 6, 4, 4, 4), torch.randn(1, 4, 4, 4, 4), torch.rand(1, 3, 3)
+    past[:, -1] = 1
+    with torch.no_grad():
+        labels = torch.zeros(1, 1, dtype=torch.long)
+        answers = []
+        for times in (0.0, 1e2, 1e4):
+            told = torch.cat([times * past[:, :-1], past[:, -1:]], dim=1)
+            answers.append(network(stack, torch.full((1,), 500.0), labels, on, told))
+    none, strong, stronger = (float(answer.norm()) for answer in answers)
+    assert not torch.allclose(answers[0], answers[1], rtol=0.05)
+    assert stronger < 1.1 * strong < 10 * none
+
+
 def test_the_skip_can_be_the_best_answer_for_gaussian_data():
     draws = torch.Generator().manual_seed(0)
     basis_FF = torch.linalg.qr(torch.randn(6, 6, generator=draws)).Q
     variance_F, alpha, sigma = torch.linspace(0.1, 2.0, 6), 0.6, 0.8
     gain_F = alpha * variance_F / (alpha**2 * variance_F + sigma**2)
-    skip = LinearSkip(6, 6, 4)
+    skip = LinearSkip(6, 4)
     with torch.no_grad():
         skip.inward.weight[:6, :, 0, 0, 0] = basis_FF.T
         skip.outward.weight[:, :6, 0, 0, 0] = basis_FF
