@@ -5,6 +5,7 @@ Axis legend: K conditions, V voxels of the common mask.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from fmrisynth.config.evaluate import EvaluateConfig
 from fmrisynth.data.blocks import Block
 from fmrisynth.errors import FmrisynthError
 from fmrisynth.evaluate.reconstruct import reconstructed, tokenizer_of
-from fmrisynth.evaluate.run_checks import RunVerdict, judge, run_checks, slopes, slopes_on_truth
+from fmrisynth.evaluate.run_checks import MIN_PEOPLE, RunVerdict, judge, run_checks, slopes, slopes_on_truth
 from fmrisynth.evaluate.runs import BANDS_HZ, Plan, RunCohort, RunNumbers, measure, regions_of
 from fmrisynth.evaluate.truth import read_truth
 from fmrisynth.glm.map_scores import pearson
@@ -158,14 +159,20 @@ def _truth(root: Path, plan: Plan, people: tuple[Sequence[RunNumbers], Sequence[
 
 
 def _number(verdict: RunVerdict) -> str:
-    unit = f" {verdict.check.unit}" if verdict.check.unit else ""
-    return f"{verdict.value:.2f} [{verdict.low:.2f}, {verdict.high:.2f}]{unit}"
+    if not math.isfinite(verdict.value):
+        return "not to be had from runs like these"
+    return f"{verdict.value:.2f}{f' {verdict.check.unit}' if verdict.check.unit else ''} ({_interval(verdict)})"
+
+
+def _interval(verdict: RunVerdict) -> str:
+    if not math.isfinite(verdict.low):
+        return f"no interval, fewer than {MIN_PEOPLE} people"
+    return f"95 %: {verdict.low:.2f} to {verdict.high:.2f}"
 
 
 def _checks(verdicts: Sequence[RunVerdict], ceiling: Mapping[str, float]) -> list[Element]:
     cards = [
-        Card(v.check.title.partition(",")[0], f"{v.value:.2f}", f"95 %: {v.low:.2f} to {v.high:.2f}", STATUS[v.answer])
-        for v in verdicts[:4]
+        Card(v.check.title.partition(",")[0], f"{v.value:.2f}", _interval(v), STATUS[v.answer]) for v in verdicts[:4]
     ]
     told = [
         Verdict(
