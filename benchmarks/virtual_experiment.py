@@ -4,7 +4,7 @@
 
 Writes the designs, simulates two groups of people of the training's phantom who took part in nothing (`--seed` is the
 phantom's), samples as many synthetic people, and prints what `fmrisynth evaluate --unit run` says of the synthetic ones
-and, as ceilings, of the second group and of the first after the tokenizer's encode and decode. Everything goes through
+and, as ceilings, of the second group and of real people after the tokenizer's encode and decode. Everything goes through
 the command line and is continued where it stopped.
 """
 
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def table(root: Path, names: list[str], made: str = "synthetic") -> str:
-    """All checks of all designs: synthetic (? cannot tell), and in brackets other real people and the real ones through the tokenizer."""
+    """All checks of all designs: synthetic (? cannot tell), and in brackets other real people and real ones through the tokenizer."""
     both = {
         (group, name): json.loads((root / f"evaluation-{group}-{name}" / "metrics.json").read_text())
         for group in (made, "others")

@@ -214,9 +214,8 @@ def test_runs_are_analysed_and_compared(root, tmp_path):
     assert metrics["conditions"] == ["motor_lh", "motor_rh"]
     assert metrics["truth"]["real"]["r"][1] > 0.3
     assert metrics["checks"]["maps"]["answer"] == "cannot tell"  # three people
-    # The same people through the tokenizer, whose noise gives back what decoding takes.
+    # Real people through the tokenizer, whose noise gives back what decoding takes.
     through = metrics["tokenizer"]
-    assert through["fir"] > 0.9
     assert max(abs(through[key]) for key in ("sd", "power5", "lag1", "border")) < 0.1
     report = (tmp_path / "report" / "report.html").read_text()
     assert "phantom" in report
