@@ -53,16 +53,16 @@ def evaluate_runs(
     real, synthetic = RunCohort.open(real_root, config.test_split), RunCohort.open(synthetic_root)
     plan = Plan.of(real, synthetic)
     tokenizer = None if config.tokenizer is None else _tokenizer(config.tokenizer, plan)
-    if tokenizer is not None and len(real.people) < 4:
-        log.warning(
-            "%s: has fewer than four people, two for each half, so nothing is said of the tokenizer.", real_root
-        )
-        tokenizer = None
     # Regions are where the real group responds most, which takes a reading of its own.
     first = measure(real, plan, None, "Real runs, effects")
     regions_RV = regions_of(np.stack([person.effects_KV for person in first]))
     del first
     people = measure(real, plan, regions_RV, "Real runs"), measure(synthetic, plan, regions_RV, "Synthetic runs")
+    if tokenizer is not None and len(people[0]) < 4:
+        log.warning(
+            "%s: has fewer than four people, two for each half, so nothing is said of the tokenizer.", real_root
+        )
+        tokenizer = None
     verdicts = judge(run_checks(plan.tr_s), *people)
     ceiling = None if tokenizer is None else _ceiling(tokenizer, config.seed, real, plan, regions_RV, people[0])
     truth = None if config.truth is None else _truth(config.truth, plan, people)
@@ -192,7 +192,11 @@ def _checks(verdicts: Sequence[RunVerdict], ceiling: Mapping[str, float]) -> lis
             STATUS[v.answer],
             v.check.title,
             f"{_number(v)}; passes between {v.check.least:.2f} and {v.check.most:.2f}: {v.answer}."
-            + (f" Real runs through the tokenizer: {ceiling[v.check.key]:.2f}." if ceiling else ""),
+            + (
+                f" Real runs through the tokenizer: {ceiling[v.check.key]:.2f}."
+                if math.isfinite(ceiling.get(v.check.key, math.nan))
+                else ""
+            ),
         )
         for v in verdicts
     ]
