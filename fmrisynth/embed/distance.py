@@ -113,11 +113,18 @@ def kernel(a: Rows, b: Rows, conditions: list[str]) -> float:
     found = []
     for condition in conditions:
         x, y = (rows.features_ND[rows.conditions_N == condition] for rows in (a, b))
-        xx, yy, xy = ((p @ q.T / x.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
-        n, m = len(x), len(y)
-        within = (xx.sum() - np.trace(xx)) / max(1, n * (n - 1)) + (yy.sum() - np.trace(yy)) / max(1, m * (m - 1))
-        found.append(within - 2 * xy.mean())
+        within = sum(np.subtract(*_cubes(own, own)) / max(1, len(own) * (len(own) - 1)) for own in (x, y))
+        found.append(within - 2 * _cubes(x, y)[0] / (len(x) * len(y)))
     return float(np.mean(found))
+
+
+def _cubes(x_ND: np.ndarray, y_MD: np.ndarray) -> tuple[float, float]:
+    """Sum of ``(x·y / D + 1)³`` over all pairs of rows, and over those of equal index. `k**3` takes ten times as long as `k*k*k`."""
+    k_NM = x_ND @ y_MD.T
+    k_NM /= x_ND.shape[1]
+    k_NM += 1
+    own = np.diagonal(k_NM)
+    return float(np.vdot(k_NM * k_NM, k_NM)), float(np.vdot(own * own, own))
 
 
 def measure(

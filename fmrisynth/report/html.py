@@ -82,6 +82,8 @@ class Figure:
         cls, figure, caption: str, *, width: Literal["full", "half"] = "full", vector: bool = False, name: str = ""
     ) -> Figure:
         """Embed a matplotlib figure, shown at its own size at most; `vector` for line drawings."""
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not again for each file
         uri = embed_svg(figure) if vector else embed(figure)
         max_px = round(figure.get_size_inches()[0] * 100)
         return cls(uri, caption, width, max_px, name, figure if name else None)
