@@ -1,12 +1,13 @@
 """A condition that training never saw, asked for by its descriptors, on a phantom whose conditions share networks.
 
-    python benchmarks/left_out_condition.py FOLDER [--people 32] [--steps 3000] [--first-subject 43000] [--simulate-only]
+    python benchmarks/left_out_condition.py FOLDER [--people 32] [--steps 2000] [--first-subject 43000] [--simulate-only]
 
 Two models hear descriptors of the twelve or thirteen working-memory and motor conditions: one was trained on runs
 without 2-back faces, the other on as many runs with them. Both make runs of 2-back faces; their group maps stand beside
 those of as many real people, of the mean of the other conditions' maps, of the nearest conditions and of a linear fit
-of the training maps to the descriptors. Correlations with the real group's map, and of what is left of both maps when the mean of the
-other conditions is taken out; intervals by leaving out people.
+of the training maps to the descriptors. Correlations with the real group's map, by how much the never trained one is
+better, and correlations of what is left of both maps when the mean of the other conditions is taken out; intervals by
+leaving out people, real and synthetic ones.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fmrisynth.evaluate.runs import Plan, RunCohort, RunNumbers, measure
 from fmrisynth.simulate.paradigms import CONDITIONS_BY_TASK
 
 Pair = tuple[np.ndarray, np.ndarray]
+Sides = dict[str, Sequence[RunNumbers]]
 LEFT_OUT = "wm_2bk_faces"
 CONDITIONS = [*CONDITIONS_BY_TASK["WM"], *CONDITIONS_BY_TASK["MOTOR"]]
 COLUMNS = ("wm", "load", "body", "faces", "places", "tools", "hand", "foot", "tongue", "left", "right")
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--people", type=int, default=32)
     parser.add_argument("--fresh", type=int, default=16, help="real and synthetic people who are compared")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=2028)
     parser.add_argument("--first-subject", type=int, default=43_000, help="take people whom nobody has looked at")
     parser.add_argument("--simulate-only", action="store_true")
@@ -114,39 +116,51 @@ def report(root: Path, table: Path) -> str:
     distance_K = np.abs(x_KD - wanted_D).sum(axis=1)
     one_KD = np.column_stack([np.ones(len(x_KD)), x_KD])
     linear_V = np.append(1.0, wanted_D) @ np.linalg.pinv(one_KD) @ trained_KV
-    half = len(real_people) // 2
-
-    def group(people: Sequence[RunNumbers]) -> np.ndarray:
-        return np.mean([p.effects_KV[0] for p in people], axis=0)
-
-    people = {name: measure(cohort, plan, None, f"Synthetic people ({name})") for name, cohort in own.items()}
     mean_V = trained_KV.mean(axis=0)
-    found: list[tuple[str, Callable[[Sequence[RunNumbers]], Pair]]] = [
-        ("asked for by descriptors, never trained", lambda real: (group(people["without"]), group(real))),
-        ("trained", lambda real: (group(people["with"]), group(real))),
-        ("mean of the other conditions' training maps", lambda real: (mean_V, group(real))),
-        ("nearest conditions' training maps", lambda real: (trained_KV[distance_K == distance_K.min()].mean(axis=0), group(real))),
-        ("linear fit of the training maps to the descriptors", lambda real: (linear_V, group(real))),
-        ("half of the real people against the other half", lambda real: (group(real[:half]), group(real[half:]))),
-    ]  # fmt: skip
-    lines = ["| map of 2-back faces | r with real people | r of what is its own |", "| --- | --- | --- |"]
-    for name, maps in found:
-        cells = []
-        for common_V in (np.zeros_like(mean_V), mean_V):
-            if np.array_equal(maps(real_people)[0], common_V):
-                cells.append("")
-                continue
-            value = _r(*maps(real_people), common_V)
-            parts = [_r(*maps([*real_people[:i], *real_people[i + 1 :]]), common_V) for i in range(len(real_people))]
-            error = np.sqrt((len(parts) - 1) * np.var(parts))
-            cells.append(f"{value:.3f} [{value - 2.13 * error:.3f}, {value + 2.13 * error:.3f}]")
+    nearest_V = trained_KV[distance_K == distance_K.min()].mean(axis=0)
+    half = len(real_people) // 2
+    sides = {"first": real_people[:half], "second": real_people[half:]}
+    sides |= {name: measure(cohort, plan, None, f"Synthetic people ({name})") for name, cohort in own.items()}
+
+    def group(sides: Sides, *names: str) -> np.ndarray:
+        return np.mean([p.effects_KV[0] for name in names for p in sides[name]], axis=0)
+
+    found: dict[str, Callable[[Sides], Pair]] = {
+        "asked for by descriptors, never trained": lambda s: (group(s, "without"), group(s, "first", "second")),
+        "trained": lambda s: (group(s, "with"), group(s, "first", "second")),
+        "mean of the other conditions' training maps": lambda s: (mean_V, group(s, "first", "second")),
+        "nearest conditions' training maps": lambda s: (nearest_V, group(s, "first", "second")),
+        "linear fit of the training maps to the descriptors": lambda s: (linear_V, group(s, "first", "second")),
+        "half of the real people against the other half": lambda s: (group(s, "first"), group(s, "second")),
+    }
+    own_maps, *_ = found.values()
+    lines = [
+        "| map of 2-back faces | r with real people | never trained is better by | r of what is its own |",
+        "| --- " * 4 + "|",
+    ]
+    for name, maps in found.items():
+        cells = [_interval(lambda s, maps=maps: _r(*maps(s)), sides), "", ""]
+        if maps is not own_maps and not name.startswith("half"):  # half as many people are no match for all
+            cells[1] = _interval(lambda s, maps=maps: _r(*own_maps(s)) - _r(*maps(s)), sides)
+        if not name.startswith("mean"):  # of which nothing is left
+            cells[2] = _interval(lambda s, maps=maps: _r(*maps(s), mean_V), sides)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _r(one_V: np.ndarray, other_V: np.ndarray, common_V: np.ndarray) -> float:
-    """Correlation of what two maps have beside a common one, which is taken out of each by least squares."""
-    if common_V.any():
+def _interval(value: Callable[[Sides], float], sides: Sides) -> str:
+    """A number and its 95 % interval over the people of every side (delete-one jackknife)."""
+    variance = 0.0
+    for name, people in sides.items():
+        parts = [value(sides | {name: [*people[:i], *people[i + 1 :]]}) for i in range(len(people))]
+        variance += (len(parts) - 1) * np.var(parts)
+    middle, width = value(sides), 2.13 * np.sqrt(variance)
+    return f"{middle:.3f} [{middle - width:.3f}, {middle + width:.3f}]"
+
+
+def _r(one_V: np.ndarray, other_V: np.ndarray, common_V: np.ndarray | None = None) -> float:
+    """Correlation of two maps, or of what they have beside a common one, which is taken out of each by least squares."""
+    if common_V is not None:
         one_V, other_V = (m_V - (m_V @ common_V) / (common_V @ common_V) * common_V for m_V in (one_V, other_V))
     return float(np.corrcoef(one_V, other_V)[0, 1])
 
