@@ -101,7 +101,16 @@ def test_same_bytes_for_any_batch_size_shard_and_interruption(tmp_path):
 def test_same_bytes_for_any_number_of_arithmetic_threads(tmp_path):
     for threads in ("1", "2"):
         subprocess.run(
-            [sys.executable, "-m", "fmrisynth", "sample", "--condition", "gambling_loss", *FAST, str(tmp_path / threads)],
+            [
+                sys.executable,
+                "-m",
+                "fmrisynth",
+                "sample",
+                "--condition",
+                "gambling_loss",
+                *FAST,
+                str(tmp_path / threads),
+            ],
             env={**os.environ, "OMP_NUM_THREADS": threads},
             check=True,
         )
