@@ -60,14 +60,13 @@ def test_the_kernel_distance_is_unbiased_and_sees_labels(rng):
 def test_faults_are_ranked_with_intervals(rng):
     real, scale = rows_of(rng, between=2.0), Scale(rows_of(rng, between=2.0).features_ND)
     own = rows_of(rng, between=2.0)
-    found = [
-        measure(real, own, CONDITIONS, scale, resamples=50),
-        measure(real, rows_of(rng, between=1.6, scale=0.9), CONDITIONS, scale, resamples=50),
-        measure(
-            real, Rows(own.features_ND, np.roll(own.conditions_N, 400), own.people_N), CONDITIONS, scale, resamples=50
-        ),
-        measure(real, rows_of(rng, shift=6.0, scale=3.0), CONDITIONS, scale, resamples=50),
+    others = [
+        own,
+        rows_of(rng, between=1.6, scale=0.9),
+        Rows(own.features_ND, np.roll(own.conditions_N, 400), own.people_N),
+        rows_of(rng, shift=6.0, scale=3.0),
     ]
+    found = [measure(real, other, CONDITIONS, scale, resamples=50) for other in others]
     for better, worse in pairwise(found):
         assert better.frechet_high < worse.frechet_low
         assert better.kernel < worse.kernel

@@ -152,18 +152,8 @@ def test_batches_of_many_people_are_the_same_dataset(people, looks, tmp_path, mo
         return self.on_gpu(subjects, torch.device("cpu"))
 
     monkeypatch.setattr(sample_run.SampleMaker, "on_cpu", in_batches)
-    ask = [
-        *ASK,
-        "--subjects",
-        "3",
-        "--blocks",
-        "2",
-        "--anatomy",
-        str(looks),
-        "--save-latents",
-        "--set",
-        "preview=false",
-    ]
+    ask = [*ASK, "--subjects", "3", "--blocks", "2", "--anatomy", str(looks), "--save-latents"]
+    ask += ["--set", "preview=false"]
     assert run([*ask, "--batch-size", "2", str(tmp_path / "out")]) == 0
     one, other = digest_tree(tmp_path / "out"), digest_tree(people)
     tables = [name for name in other if name.endswith((".tsv", "bold.json"))]

@@ -57,14 +57,8 @@ def latents(tmp_path):
 @pytest.fixture
 def make_config():
     def make(*overrides, **flags):
-        common = {
-            "log_every": 1,
-            "steps": 6,
-            "checkpoint_every": 2,
-            "val_every": 3,
-            "batch_size": 4,
-            "precision": "fp32",
-        }
+        common = {"log_every": 1, "steps": 6, "checkpoint_every": 2, "val_every": 3, "batch_size": 4}
+        common["precision"] = "fp32"  # runs are compared: a busy machine may choose another one for one of them
         return load_config(TrainConfig, "train", preset="smoke", overrides=overrides, flags=common | flags)
 
     return make
